@@ -1,0 +1,311 @@
+"""The recipe: one frozen typed tree that names everything a run does. A choice among methods is a union by `kind`.
+
+Every field is described once, here; `docs/recipe.md` is generated from these descriptions.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---- teacher ---------------------------------------------------------------------------------------------------------
+
+
+class HfTeacher(Section):
+    """A local causal language model: a hub id, a folder (safetensors), or a .gguf file."""
+
+    kind: Literal["hf"] = "hf"
+    path: str = Field(description="hub id, folder, .gguf file, or `smollm2-135m` for the demo teacher")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="`auto` measures which is fastest on this machine"
+    )
+    trust_remote_code: bool = Field(False, description="run code that the model's authors ship; shown in the report")
+    licence: str | None = Field(None, description="licence of the teacher, for the model card; read from its card if absent")
+
+
+Teacher = HfTeacher
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+
+class StdlibSource(Section):
+    """Documented functions of the running interpreter's own standard library (topic: the module)."""
+
+    kind: Literal["stdlib"] = "stdlib"
+
+
+class FileSource(Section):
+    """JSONL, Parquet, CSV or plain text: a file, a folder, or a glob. The format is read from the extension."""
+
+    kind: Literal["files"] = "files"
+    path: str = Field(description="file, folder or glob of .jsonl, .parquet, .csv, .txt or .md files")
+    text: str | None = Field(None, description="column of plain text")
+    prompt: str | None = Field(None, description="column of the prompt (with `completion`)")
+    completion: str | None = Field(None, description="column of the completion (may be absent in generate mode)")
+    messages: str | None = Field(None, description="column of chat messages: a list of {role, content}")
+    topic: str | None = Field(None, description="column by which results are also reported")
+
+
+class DatasetSource(Section):
+    """A `datasets` name (hub id or a local folder that `datasets.load_dataset` opens)."""
+
+    kind: Literal["datasets"] = "datasets"
+    path: str = Field(description="name given to datasets.load_dataset")
+    name: str | None = Field(None, description="configuration of the dataset")
+    split: str = Field("train", description="split to read")
+    text: str | None = Field(None, description="column of plain text")
+    prompt: str | None = Field(None, description="column of the prompt (with `completion`)")
+    completion: str | None = Field(None, description="column of the completion")
+    messages: str | None = Field(None, description="column of chat messages: a list of {role, content}")
+    topic: str | None = Field(None, description="column by which results are also reported")
+
+
+class Data(Section):
+    """The transfer set: what is read, how long a row may be, and how much of it is held out."""
+
+    source: StdlibSource | FileSource | DatasetSource = Field(discriminator="kind")
+    max_length: Annotated[int, Field(ge=2)] = Field(512, description="longest row in tokens")
+    long_rows: Literal["stop", "skip", "truncate"] = Field("truncate", description="what to do with longer rows")
+    bad_rows: Literal["stop", "skip"] = Field("stop", description="what to do with empty or malformed rows")
+    chat_template: bool = Field(
+        True, description="render prompt/completion pairs as a chat; false joins them as plain text"
+    )
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="share of rows held out, by content hash")
+    limit: Positive | None = Field(None, description="use at most this many training rows (a seeded sample)")
+    limit_heldout: Positive | None = Field(256, description="use at most this many held-out rows")
+
+
+# ---- trace: what is kept of what the teacher says --------------------------------------------------------------------
+
+
+class ScoreMode(Section):
+    """The teacher reads the given text (teacher forcing)."""
+
+    kind: Literal["score"] = "score"
+
+
+class GenerateMode(Section):
+    """The teacher writes replies to the prompts, and its distributions on them are kept."""
+
+    kind: Literal["generate"] = "generate"
+    temperature: Annotated[float, Field(ge=0.0)] = Field(1.0, description="sampling temperature; 0 is greedy")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="nucleus sampling")
+    n: Positive = Field(1, description="replies per prompt")
+    max_tokens: Positive = Field(128, description="longest reply in tokens")
+    stop: tuple[str, ...] = Field((), description="strings that end a reply")
+
+
+class TopK(Section):
+    """The k most probable tokens and the mass of the rest. Small k is biased; the tail cell bounds the bias."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: Annotated[int, Field(ge=1, le=255)] = Field(32, description="tokens kept per position")
+
+
+class Sampled(Section):
+    """Draws from the teacher: unbiased (Sparse Logit Sampling, arXiv 2503.16870)."""
+
+    kind: Literal["sampled"] = "sampled"
+    draws: Annotated[int, Field(ge=1, le=127)] = Field(50, description="draws per position")
+
+
+class Hybrid(Section):
+    """Exact head and sampled tail with importance weights: unbiased at a fraction of the variance."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    head: Annotated[int, Field(ge=1, le=128)] = Field(12, description="most tokens kept exactly")
+    min_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        0.004, description="tokens below this are left to the tail: certain positions store few tokens"
+    )
+    draws: Annotated[int, Field(ge=1, le=127)] = Field(
+        32, description="draws for a tail of mass 1; a position's tail gets draws in proportion to its mass, at least 1"
+    )
+
+
+class Live(Section):
+    """Nothing is stored: the teacher runs beside the student and its full distribution is used."""
+
+    kind: Literal["full"] = "full"
+
+
+class TraceSection(Section):
+    """What the teacher does with each row, and what is kept of it."""
+
+    mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
+    target: TopK | Sampled | Hybrid | Live = Field(default_factory=Hybrid, discriminator="kind")
+    batch_tokens: Positive = Field(4096, description="tokens of one teacher forward")
+    shard_tokens: Positive = Field(65536, description="tokens of one shard: what a kill can cost")
+
+
+# ---- student ---------------------------------------------------------------------------------------------------------
+
+
+class PretrainedStudent(Section):
+    """Start from a model that exists."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str = Field(description="hub id or folder")
+    trust_remote_code: bool = Field(False, description="run code that the model's authors ship")
+
+
+class PruneStudent(Section):
+    """The teacher with fewer layers: those of least block influence are removed (ShortGPT, arXiv 2403.03853)."""
+
+    kind: Literal["prune"] = "prune"
+    layers: Positive | None = Field(None, description="number of layers to keep, chosen by measured block influence")
+    keep: tuple[int, ...] | None = Field(None, description="explicit layers to keep, instead of `layers`")
+    probe_rows: Positive = Field(16, description="training rows on which block influence is measured")
+
+
+class ScratchStudent(Section):
+    """A new model of the teacher's architecture and tokenizer, sized by a parameter budget or explicit sizes."""
+
+    kind: Literal["scratch"] = "scratch"
+    parameters: str | None = Field(None, description="budget such as `17M`: width and depth are chosen")
+    hidden_size: Positive | None = Field(None, description="explicit width (with `layers` and `heads`)")
+    layers: Positive | None = Field(None, description="explicit depth")
+    heads: Positive | None = Field(None, description="explicit number of attention heads")
+    teacher_embeddings: bool = Field(
+        False, description="start from the teacher's embeddings, projected to the student's width where it differs"
+    )
+
+
+# ---- objective -------------------------------------------------------------------------------------------------------
+
+
+class ForwardKL(Section):
+    """KL(teacher || student)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+
+class ReverseKL(Section):
+    """KL(student || teacher); needs the teacher's full distribution."""
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+
+class JSD(Section):
+    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649, eq. 1): `beta` weighs the teacher."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: Fraction = Field(0.5, description="0 is forward KL, 1 is reverse KL (GKD's limits)")
+
+
+class Objective(Section):
+    """loss = (1 - ce_weight) * T^2 * divergence(teacher, student at temperature T) + ce_weight * CE(ground truth)."""
+
+    divergence: ForwardKL | ReverseKL | JSD = Field(default_factory=ForwardKL, discriminator="kind")
+    temperature: Annotated[float, Field(gt=0.0)] = Field(1.0, description="T, on both sides; the student is used at 1")
+    ce_weight: Fraction = Field(0.0, description="share of cross-entropy on ground truth; 1 is plain training")
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+
+
+class Steps(Section):
+    kind: Literal["steps"] = "steps"
+    steps: Positive = Field(description="optimizer steps")
+
+
+class Tokens(Section):
+    kind: Literal["tokens"] = "tokens"
+    tokens: Positive = Field(description="tokens seen (all tokens of packed rows), rounded up to whole steps")
+
+
+class Epochs(Section):
+    kind: Literal["epochs"] = "epochs"
+    epochs: Annotated[float, Field(gt=0.0)] = Field(description="passes over the transfer set")
+
+
+class Minutes(Section):
+    kind: Literal["minutes"] = "minutes"
+    minutes: Annotated[float, Field(gt=0.0)] = Field(description="wall-clock minutes of training; not reproducible")
+
+
+class Constant(Section):
+    kind: Literal["constant"] = "constant"
+    warmup: Fraction = Field(0.0, description="share of the budget over which the rate rises from 0")
+
+
+class Cosine(Section):
+    kind: Literal["cosine"] = "cosine"
+    warmup: Fraction = Field(0.03, description="share of the budget over which the rate rises from 0")
+    floor: Fraction = Field(0.1, description="share of the rate at the end")
+
+
+class WSD(Section):
+    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395)."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup: Fraction = Field(0.03, description="share of the budget over which the rate rises from 0")
+    decay: Fraction = Field(0.2, description="share of the budget over which the rate falls")
+    floor: Fraction = Field(0.0, description="share of the rate at the end")
+
+
+class Optimizer(Section):
+    """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
+
+    lr: Annotated[float, Field(gt=0.0)] = Field(3e-4, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay rates of the moments")
+    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="added to the denominator")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="decoupled weight decay")
+
+
+class Train(Section):
+    """One loop for stored and live teachers."""
+
+    budget: Steps | Tokens | Epochs | Minutes = Field(discriminator="kind")
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Constant | Cosine | WSD = Field(default_factory=Cosine, discriminator="kind")
+    batch_tokens: Positive = Field(2048, description="most tokens of one packed micro-batch")
+    accumulate: Positive = Field(1, description="micro-batches per step, over all ranks together")
+    clip: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="largest gradient norm; null never clips")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of the forward and backward pass; weights and moments stay float32"
+    )
+    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
+    compile: bool = Field(False, description="torch.compile the student's body")
+    parallel: Literal["none", "ddp", "fsdp2"] = Field("none", description="under torchrun: how ranks share the work")
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(5.0, description="minutes between checkpoints")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="newest checkpoints kept")
+    tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
+    twin: bool = Field(False, description="also train the hard-label twin: same student, rows and steps, CE only")
+
+
+# ---- evaluate --------------------------------------------------------------------------------------------------------
+
+
+class Evaluate(Section):
+    """Fidelity on held-out rows against the live teacher, calibration, speed, and side-by-side answers."""
+
+    batch_tokens: Positive = Field(2048, description="tokens of one forward")
+    bootstrap: Positive = Field(2000, description="resamples of the paired bootstrap over held-out rows")
+    answers: Annotated[int, Field(ge=0)] = Field(4, description="held-out prompts answered side by side in the report")
+    answer_tokens: Positive = Field(48, description="tokens of each answer")
+
+
+class Recipe(Section):
+    """Everything a run does. `limbeck check RECIPE` proves it before any work is done."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(description="name of the run's folder and model")
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything that is random")
+    scope: str = Field("", description="what the student is for, in a sentence; goes into its card")
+    teacher: Teacher
+    data: Data
+    trace: TraceSection = Field(default_factory=TraceSection)
+    student: PretrainedStudent | PruneStudent | ScratchStudent = Field(discriminator="kind")
+    objective: Objective = Field(default_factory=Objective)
+    train: Train
+    evaluate: Evaluate = Field(default_factory=Evaluate)

@@ -1,0 +1,209 @@
+"""The run folder: one process at a time, stages that are skipped when nothing they depend on changed, atomic writes.
+
+    RUN/recipe.yaml            the resolved recipe of the last run
+    RUN/.lock                  held (flock) by the running process: pid and host
+    RUN/stages/NAME.json       written last by a finished stage: fingerprint, seconds, peak memory, disk
+    RUN/data/                  encoded rows
+    RUN/traces/                the trace store
+    RUN/student/               the student before training
+    RUN/train/{student,twin}/  checkpoints, metrics.jsonl, artifact
+    RUN/evaluate/              per-row scores
+    RUN/summary.json RUN/report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import BudgetError, RunDirError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits over JSON-able parts; the same on every machine."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def sha256_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_dir(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is fsynced and renamed over it, on failure removed.
+
+    Raises BudgetError when the disk is full, naming what is free.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield tmp
+        with tmp.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        raise_if_full(error, path)
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def raise_if_full(error: OSError, path: Path) -> None:
+    """Turn "no space left" (or a quota or file-size limit) into an error that says what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise BudgetError(
+            f"the disk is full: writing {path} failed ({error.strerror}; {free:.0f} MiB free). "
+            "Nothing finished was lost. Free some space and run the same command again; it resumes."
+        ) from error
+
+
+def atomic_write(path: Path, data: str | bytes) -> None:
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success every file is fsynced, MANIFEST.json (sizes, SHA-256) is written last, and
+    the folder is renamed to `path`, replacing an older one. On failure or kill nothing under the final name changes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path.parent, path.name)
+    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield tmp
+        files = sorted(p for p in tmp.rglob("*") if p.is_file() and p.name != "MANIFEST.json")
+        manifest = {str(p.relative_to(tmp)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
+        (tmp / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+        for file in [*files, tmp / "MANIFEST.json"]:
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        tmp.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.rename(path, old / "replaced")
+            os.rename(tmp, path)
+            shutil.rmtree(old)
+        else:
+            os.rename(tmp, path)
+        fsync_dir(path.parent)
+    except OSError as error:
+        raise_if_full(error, path)
+        raise
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def sweep(folder: Path, name: str) -> None:
+    """Remove what killed writers left of `name` in `folder`; put back a folder whose replacement was cut short."""
+    for old in folder.glob(f".{name}.*.old"):
+        if not (folder / name).exists() and (old / "replaced").exists():
+            os.rename(old / "replaced", folder / name)
+        shutil.rmtree(old, ignore_errors=True)
+    for tmp in folder.glob(f".{name}.*.tmp"):
+        shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
+
+
+def verify_dir(path: Path) -> str | None:
+    """None when every file of an atomic folder is as it was written; else a sentence naming what is wrong."""
+    manifest_path = path / "MANIFEST.json"
+    if not manifest_path.exists():
+        return f"{path} has no MANIFEST.json (its writing was cut short)"
+    try:
+        manifest = json.loads(manifest_path.read_text())
+    except ValueError:
+        return f"{manifest_path} is not readable JSON"
+    for name, entry in manifest.items():
+        file = path / name
+        if not file.exists():
+            return f"{file} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{file} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+        if sha256_file(file) != entry["sha256"]:
+            return f"{file} is damaged (its SHA-256 changed)"
+    return None
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a finished stage leaves behind: `fingerprint` of its inputs, and what it cost."""
+
+    name: str
+    fingerprint: str
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run folder, opened with `RunDir.open`, which locks it for the life of the context."""
+
+    path: Path
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, path: Path) -> Iterator[RunDir]:
+        """Create and lock the folder. Raises RunDirError when another process holds it or it cannot be written."""
+        import fcntl
+
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            lock = (path / ".lock").open("a+")
+        except OSError as error:
+            raise RunDirError(f"the run folder {path} cannot be written: {error.strerror}. Choose another with --run-dir.") from error
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise RunDirError(
+                    f"the run folder {path} is in use by {holder}. Wait for it, stop it, or choose another with --run-dir."
+                ) from error
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            lock.flush()
+            yield cls(path)
+        finally:
+            lock.close()
+
+    def record(self, stage: str) -> StageRecord | None:
+        path = self.path / "stages" / f"{stage}.json"
+        if not path.exists():
+            return None
+        try:
+            return StageRecord(**json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            return None
+
+    def is_current(self, stage: str, fingerprint: str) -> bool:
+        """True when the stage finished with exactly these inputs."""
+        record = self.record(stage)
+        return record is not None and record.fingerprint == fingerprint
+
+    def finish(self, record: StageRecord) -> None:
+        atomic_write(self.path / "stages" / f"{record.name}.json", json.dumps(asdict(record), indent=1))

@@ -1,0 +1,228 @@
+"""The types that travel between rooms.
+
+Shape letters used in every tensor name of the project:
+`T` tokens of a packed row, `N` supervised positions, `K` support of a stored distribution, `V` vocabulary, `D` hidden.
+
+Only supervised positions exist below `Batch`: hidden rows, targets, labels and weights are all (N, ...). There are no
+masks, no padding, no shift and no ignore index in any loss or metric.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    import numpy as np
+    import torch
+    from torch import Tensor
+
+Span = tuple[int, int]
+"""Half-open range [start, end) of token indices that are *predicted*: token j is predicted from hidden row j - 1."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example of the transfer set, made tokens by `text.encode`: the input of labelling, training and evaluation.
+
+    `ids` are all token ids of the row; `spans` are the ranges of tokens that are supervised (start >= 1);
+    `split` is "train" or "heldout". `id` is a hash of the content, so duplicates share it. `source` says where it came
+    from ("file.jsonl:17") for error messages. `text` is the rendered text.
+    """
+
+    id: str
+    split: str
+    topic: str
+    text: str
+    ids: np.ndarray  # int32 [T]
+    spans: tuple[Span, ...]
+    source: str
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One example as one LM saw it: one row of a store.
+
+    `id` hashes (row id, LM, sampling, draw). `context_hash` hashes exactly the token ids and spans that the stored
+    distributions were computed on; a reader refuses to apply them to anything else.
+    """
+
+    id: str
+    row_id: str
+    split: str
+    topic: str
+    text: str
+    ids: np.ndarray  # int32 [T]: prompt and reply
+    spans: tuple[Span, ...]
+    lm: str  # fingerprint of the LM
+    tokenizer: str  # hash of its tokenizer
+    context_hash: str
+    meta: dict[str, Any] = field(default_factory=dict)  # draw, finish_reason, sampling ...
+
+    @property
+    def num_supervised(self) -> int:
+        return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True)
+class Dist:
+    """Next-token distributions for N supervised positions, on a support of at most K tokens each.
+
+    `ids_NK` int64, -1 marks padding of the support; `logp_NK` fp32 log-probabilities (minus infinity on padding);
+    `tail_N` fp32 log mass of all tokens outside the support together (minus infinity when the support is complete).
+    exp(logp).sum(-1) + exp(tail) == 1. `entropy_N` is the teacher's full entropy in nats where the support is a random
+    sample: it makes the reported divergence unbiased, and never touches a gradient.
+    """
+
+    ids_NK: Tensor
+    logp_NK: Tensor
+    tail_N: Tensor
+    entropy_N: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Dist:
+        entropy = None if self.entropy_N is None else self.entropy_N.to(device)
+        return Dist(self.ids_NK.to(device), self.logp_NK.to(device), self.tail_N.to(device), entropy)
+
+
+@dataclass(frozen=True)
+class Head:
+    """How hidden rows become logits: `softcap(scale * (hidden @ weight.T + bias))`, cut to the first `vocab` columns.
+
+    `softcap` c means c * tanh(z / c) (Gemma 2); `scale` multiplies (Cohere) or is 1/divisor (Granite).
+    """
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class LiveTarget:
+    """The teacher's full distribution, as hidden rows and a head: logits exist only a chunk at a time."""
+
+    hidden_ND: Tensor
+    head: Head
+
+
+Target = Dist | LiveTarget
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward consumes: several documents packed into one row, with boundaries.
+
+    `ids_T`, `positions_T` (restart at 0 in every document); `lengths` of the documents, in order, summing to T;
+    `rows_N` indices into T of the hidden rows that predict; `labels_N` the tokens that really follow (ground truth);
+    `weights_N` per-position weights or None for all ones; `target` the teacher's distributions or None (CE only).
+    """
+
+    ids_T: Tensor
+    positions_T: Tensor
+    lengths: tuple[int, ...]
+    rows_N: Tensor
+    labels_N: Tensor
+    target: Target | None = None
+    weights_N: Tensor | None = None
+    trace_ids: tuple[str, ...] = ()
+
+    @property
+    def num_supervised(self) -> int:
+        return self.rows_N.numel()
+
+
+@dataclass(frozen=True)
+class LossOut:
+    """Sums over the N supervised positions of one batch; `loss` carries the gradient, the others do not.
+
+    `kl` is the divergence without the T^2 factor and before mixing, in nats; None without a teacher.
+    """
+
+    loss: Tensor
+    ce: Tensor
+    kl: Tensor | None
+    num: int
+
+
+class Cap(StrEnum):
+    """What a kind of LM can do. A recipe's parts declare needs; `check` is one set difference."""
+
+    GENERATE = "generate"
+    REPLY_LOGP = "reply_logp"
+    TOP_LOGP = "top_logp"
+    FULL_LOGITS = "full_logits"
+    HIDDEN_STATES = "hidden_states"
+    HOT_WEIGHTS = "hot_weights"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How replies are drawn. `temperature` 0 is greedy."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    n: int = 1
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One generated reply: token ids after the prompt (the end token included when it was produced)."""
+
+    ids: np.ndarray  # int32
+    text: str
+    finish_reason: str  # "stop" or "length"
+
+
+class LM(Protocol):
+    """Everything that speaks: teacher, student while sampling, judge, exported file, expert."""
+
+    name: str
+    fingerprint: str
+    tokenizer_hash: str
+    caps: frozenset[Cap]
+
+    def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
+        """`sampling.n` replies for each prompt (token ids). Deterministic given `sampling.seed`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that is a model, with a card. `limbeck.open_lm(path)` opens it."""
+
+    path: Path
+    format: str  # "safetensors"
+    lineage: tuple[str, ...]
+    recipe_fingerprint: str
+    scores: dict[str, float]
+    scope: str
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report of a running job. `done` and `total` are in `unit`; `rate` is per second; `eta` in seconds."""
+
+    stage: str
+    done: float
+    total: float
+    unit: str
+    rate: float
+    eta: float
+    values: dict[str, float] = field(default_factory=dict)
+
+
+if TYPE_CHECKING:
+    OnProgress = Callable[[Progress], None]
+    Rows = Iterable[Row]
+    Batches = Iterator[Batch]
