@@ -256,7 +256,7 @@ def _chunk(
     num, temperature = z_nV.shape[0], terms.temperature
     slope_nV = None
     if softcap is not None:  # d softcap(x) / dx = 1 - (z / c)^2
-        slope_nV = torch.sub(1.0, (z_nV / softcap).square_())
+        slope_nV = (z_nV / softcap).square_().neg_().add_(1.0)
     ce_n = torch.zeros(num, dtype=z_nV.dtype, device=z_nV.device)
     kl_n = torch.zeros_like(ce_n)
     kd_weight = 1.0 - terms.ce_weight

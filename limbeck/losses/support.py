@@ -1,0 +1,112 @@
+"""From a teacher's logits to a small target: exact head, unbiased sampled tail, or both.
+
+One form covers all kinds: a head of tokens with their exact probability, the mass of the rest (the tail), and draws
+from the tail. top_k has no draws, sampled has no head, hybrid has both. Every kind conserves mass, and with draws the
+target's expectation is the teacher's distribution exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BLOCK = 128
+
+
+@dataclass(frozen=True)
+class SupportSpec:
+    """`head` most tokens kept exactly, those below `min_prob` left to the tail; `draws` for a tail of mass 1 (a
+    position gets draws in proportion to its tail's mass, at least 1), 0 for a tail cell instead of draws."""
+
+    head: int
+    draws: int
+    min_prob: float = 0.0
+
+
+@dataclass(frozen=True)
+class Support:
+    """Selected distributions of n positions.
+
+    head_ids_nH int64 (-1 where the head is shorter), head_p_nH their probabilities (0 there), tail_n the mass outside
+    the head; draws as three flat arrays in order of position: draw_rows_Q, draw_ids_Q, draw_counts_Q (all int64);
+    entropy_n the full entropy in nats.
+    """
+
+    head_ids_nH: Tensor
+    head_p_nH: Tensor
+    tail_n: Tensor
+    draw_rows_Q: Tensor
+    draw_ids_Q: Tensor
+    draw_counts_Q: Tensor
+    entropy_n: Tensor
+
+
+def select(logits_nV: Tensor, spec: SupportSpec, temperature: float, generator: torch.Generator) -> Support:
+    """Select the support of softmax(logits / temperature). Overwrites `logits_nV` (float32).
+
+    Draws are systematic: one uniform number places `m` equally spaced points on the cumulative tail, so a token of
+    tail probability t is drawn floor(m t) or ceil(m t) times, m t on average. That is unbiased like independent draws
+    (Sparse Logit Sampling, arXiv 2503.16870) and its variance is never larger.
+    """
+    num, vocab = logits_nV.shape
+    if temperature != 1.0:
+        logits_nV.div_(temperature)
+    z_nV = logits_nV.sub_(logits_nV.amax(1, keepdim=True))
+    head_z_nH, head_ids_nH = z_nV.topk(min(spec.head, vocab), dim=1) if spec.head else _empty_head(z_nV)
+    p_nV = torch.exp(z_nV)
+    total_n = p_nV.sum(1)
+    entropy_n = total_n.log() - torch.linalg.vecdot(p_nV, z_nV) / total_n
+    head_p_nH = head_z_nH.exp() / total_n[:, None]
+    dropped_nH = head_p_nH < spec.min_prob
+    if spec.head:
+        dropped_nH[:, 0] = False  # the most probable token is always kept
+        kept_nH = head_ids_nH.masked_fill(dropped_nH, -1)
+        p_nV.scatter_(1, head_ids_nH.where(~dropped_nH, head_ids_nH[:, :1]), 0.0)
+        head_ids_nH, head_p_nH = kept_nH, head_p_nH.masked_fill(dropped_nH, 0.0)
+    blocks_nB = _block_sums(p_nV)
+    tail_n = (blocks_nB.sum(1) / total_n).clamp(0.0, 1.0)
+    if spec.draws:
+        rows_Q, ids_Q, counts_Q = _draw(p_nV, blocks_nB, tail_n, spec.draws, generator)
+    else:
+        rows_Q = ids_Q = counts_Q = torch.zeros(0, dtype=torch.int64, device=z_nV.device)
+    return Support(head_ids_nH, head_p_nH, tail_n, rows_Q, ids_Q, counts_Q, entropy_n.clamp_min(0.0))
+
+
+def _empty_head(z_nV: Tensor) -> tuple[Tensor, Tensor]:
+    return z_nV[:, :0], torch.zeros(z_nV.shape[0], 0, dtype=torch.int64, device=z_nV.device)
+
+
+def _block_sums(p_nV: Tensor) -> Tensor:
+    """Mass of each run of BLOCK tokens, the last one shorter: a coarse level for the inverse-CDF search."""
+    num, vocab = p_nV.shape
+    whole = vocab // BLOCK * BLOCK
+    sums_nB = p_nV[:, :whole].view(num, -1, BLOCK).sum(2)
+    return torch.cat([sums_nB, p_nV[:, whole:].sum(1, keepdim=True)], 1)
+
+
+def _draw(
+    p_nV: Tensor, blocks_nB: Tensor, tail_n: Tensor, draws: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Systematic draws in two levels (block, then token): (row, id, count) of every drawn token, in order of row."""
+    num, vocab = p_nV.shape
+    cdf_nB = blocks_nB.double().cumsum(1)
+    m_n = torch.where(cdf_nB[:, -1] > 0, (draws * tail_n - 1e-4).ceil().clamp(1, draws), 0.0)
+    u_n = torch.rand(num, generator=generator, dtype=torch.float64).to(p_nV.device)
+    j_M = torch.arange(draws, device=p_nV.device)
+    wanted_nM = j_M < m_n[:, None]
+    points_nM = (u_n[:, None] + j_M) / m_n.clamp_min(1)[:, None] * cdf_nB[:, -1:]
+    block_nM = torch.searchsorted(cdf_nB, points_nM, right=True).clamp_max(cdf_nB.shape[1] - 1)
+    rows_Q = torch.arange(num, device=p_nV.device)[:, None].expand_as(wanted_nM)[wanted_nM]
+    block_Q, point_Q = block_nM[wanted_nM], points_nM[wanted_nM]
+    below_Q = torch.where(block_Q > 0, cdf_nB[rows_Q, (block_Q - 1).clamp_min(0)], 0.0)
+    columns_QK = block_Q[:, None] * BLOCK + torch.arange(BLOCK, device=p_nV.device)
+    inside_QK = p_nV[rows_Q[:, None], columns_QK.clamp_max(vocab - 1)].masked_fill(columns_QK >= vocab, 0.0)
+    index_Q = (inside_QK.double().cumsum(1) <= (point_Q - below_Q)[:, None]).sum(1).clamp_max(BLOCK - 1)
+    # Rounding can point past the last token with mass: take the block's most probable token there.
+    hit_Q = inside_QK.gather(1, index_Q[:, None])[:, 0] > 0
+    index_Q = torch.where(hit_Q, index_Q, inside_QK.argmax(1))
+    keys_Q = rows_Q * vocab + block_Q * BLOCK + index_Q
+    keys_Q, counts_Q = torch.unique_consecutive(keys_Q, return_counts=True)
+    return keys_Q // vocab, keys_Q % vocab, counts_Q

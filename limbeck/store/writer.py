@@ -1,0 +1,186 @@
+"""Writing a store: whole shards or nothing, and a manifest line last.
+
+    STORE/store.json           the header
+    STORE/plan.json            which rows go into which shard, fixed once: a resumed job makes the same shards
+    STORE/shard-00000.parquet  text, tokens and metadata, one row per trace (page checksums)
+    STORE/shard-00000.targets  the records of those traces, one after the other; read through a memory map
+    STORE/manifest.jsonl       one line per finished shard: counts, sizes, SHA-256
+
+A shard exists when its manifest line does. What a kill leaves besides is swept at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from limbeck.errors import StoreError
+from limbeck.rundir import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
+from limbeck.store.schema import SCHEMA, VERSION, StoreHeader
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from limbeck.types import Trace
+
+
+def read_header(path: Path) -> StoreHeader:
+    """Raises StoreError when there is no store or one of another version."""
+    file = path / "store.json"
+    if not file.exists():
+        raise StoreError(f"there is no trace store at {path} (store.json is missing). Make one with `limbeck label`.")
+    try:
+        header = StoreHeader(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{file} is not a store header: {error}. Move {path} away and label again.") from error
+    if header.version != VERSION:
+        raise StoreError(f"{path} is a store of version {header.version}; this Limbeck reads version {VERSION}.")
+    return header
+
+
+def read_manifest(path: Path) -> list[dict[str, Any]]:
+    """Finished shards, in order of their number. A last line that a kill cut short does not count."""
+    file = path / "manifest.jsonl"
+    entries: dict[int, dict[str, Any]] = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        entries[entry["shard"]] = entry
+    return [entries[shard] for shard in sorted(entries)]
+
+
+def damaged_shards(path: Path, entries: Sequence[dict[str, Any]]) -> dict[int, str]:
+    """Shard number -> what is wrong with it, for every finished shard whose files are not as they were written."""
+    wrong: dict[int, str] = {}
+    for entry in entries:
+        for name, facts in entry["files"].items():
+            file = path / name
+            if not file.exists():
+                wrong[entry["shard"]] = f"{name} is missing"
+            elif file.stat().st_size != facts["bytes"]:
+                wrong[entry["shard"]] = f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
+            elif sha256_file(file) != facts["sha256"]:
+                wrong[entry["shard"]] = f"{name} is damaged (its SHA-256 changed)"
+    return wrong
+
+
+class StoreWriter:
+    """A store being filled. `open` creates it, or continues one with the same header.
+
+    `pending()` are the shards still to be made, as lists of row ids; `commit` makes one of them real.
+    """
+
+    def __init__(self, path: Path, header: StoreHeader, plan: list[list[str]], done: set[int]) -> None:
+        self.path, self.header, self.plan, self.done = path, header, plan, done
+
+    @classmethod
+    def open(cls, path: Path, header: StoreHeader, shards: Sequence[Sequence[str]]) -> StoreWriter:
+        """`shards` says which rows belong together in a new store. In a store that exists, the old plan stays and rows
+        that are not in it yet are appended in the given grouping. Raises StoreError when the header differs."""
+        path.mkdir(parents=True, exist_ok=True)
+        if not (path / "store.json").exists():
+            atomic_write(path / "store.json", json.dumps(asdict(header), indent=1))
+        elif read_header(path).fingerprint != header.fingerprint:
+            raise StoreError(f"{path} holds traces of another teacher, target or sampling; they cannot be mixed.")
+        plan_file = path / "plan.json"
+        plan: list[list[str]] = json.loads(plan_file.read_text()) if plan_file.exists() else []
+        known = {row for shard in plan for row in shard}
+        fresh = [[row for row in shard if row not in known] for shard in shards]
+        fresh = [shard for shard in fresh if shard]
+        if fresh or not plan_file.exists():
+            plan += fresh
+            atomic_write(plan_file, json.dumps(plan))
+        writer = cls(path, header, plan, {entry["shard"] for entry in read_manifest(path)})
+        writer._sweep()
+        return writer
+
+    def _sweep(self) -> None:
+        for file in self.path.glob(".*.tmp"):
+            file.unlink(missing_ok=True)
+        for file in self.path.glob("shard-*"):
+            if int(file.name[6:11]) not in self.done:
+                file.unlink(missing_ok=True)
+
+    def drop_damaged(self) -> dict[int, str]:
+        """Forget shards whose files changed, so that they are labelled again; returns what was wrong with each."""
+        entries = read_manifest(self.path)
+        wrong = damaged_shards(self.path, entries)
+        if wrong:
+            kept = [entry for entry in entries if entry["shard"] not in wrong]
+            atomic_write(self.path / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            self.done -= set(wrong)
+            self._sweep()
+        return wrong
+
+    def pending(self) -> list[tuple[int, list[str]]]:
+        return [(shard, rows) for shard, rows in enumerate(self.plan) if shard not in self.done]
+
+    def commit(self, shard: int, traces: Sequence[Trace], records: Sequence[bytes]) -> None:
+        """Make a shard real: both files are written, fsynced and renamed, then its manifest line is appended."""
+        stem = f"shard-{shard:05d}"
+        offsets = [0]
+        for record in records:
+            offsets.append(offsets[-1] + len(record))
+        with atomic_path(self.path / f"{stem}.targets") as tmp, tmp.open("wb") as file:
+            file.writelines(records)
+        table = pa.Table.from_pylist(
+            [
+                _to_row(trace, offset, len(record))
+                for trace, offset, record in zip(traces, offsets[:-1], records, strict=True)
+            ],
+            schema=SCHEMA,
+        )
+        with atomic_path(self.path / f"{stem}.parquet") as tmp:
+            pq.write_table(table, tmp, compression="zstd", write_page_checksum=True)
+        files = [self.path / f"{stem}.parquet", self.path / f"{stem}.targets"]
+        entry = {
+            "shard": shard,
+            "traces": len(traces),
+            "positions": sum(trace.num_supervised for trace in traces),
+            "tokens": sum(len(trace.ids) for trace in traces),
+            "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files},
+        }
+        self._append(json.dumps(entry) + "\n")
+        self.done.add(shard)
+
+    def _append(self, line: str) -> None:
+        file = self.path / "manifest.jsonl"
+        try:
+            with file.open("a+b") as handle:
+                # A kill can leave half a line; the next one must not be glued to it.
+                end = handle.seek(0, os.SEEK_END)
+                if end:
+                    handle.seek(end - 1)
+                    if handle.read(1) != b"\n":
+                        handle.write(b"\n")
+                handle.write(line.encode())
+                handle.flush()
+                os.fsync(handle.fileno())
+        except OSError as error:
+            raise_if_full(error, file)
+            raise
+        fsync_dir(self.path)
+
+
+def _to_row(trace: Trace, offset: int, size: int) -> dict[str, Any]:
+    return {
+        "id": trace.id,
+        "row_id": trace.row_id,
+        "split": trace.split,
+        "topic": trace.topic,
+        "text": trace.text,
+        "ids": trace.ids,
+        "spans": [index for span in trace.spans for index in span],
+        "context_hash": trace.context_hash,
+        "meta": json.dumps(trace.meta),
+        "offset": offset,
+        "size": size,
+    }
