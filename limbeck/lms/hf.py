@@ -21,7 +21,7 @@ from limbeck.device import pick_device, resolve_dtype
 from limbeck.errors import TeacherError
 from limbeck.lms import segments
 from limbeck.lms.gguf import resolve_model
-from limbeck.losses.chunked import iter_logits
+from limbeck.losses.chunked import cut_head, iter_logits
 from limbeck.packing import pack
 from limbeck.text import load_tokenizer, tokenizer_hash
 from limbeck.types import Batch, Cap, Head, Reply, Row, Sampling
@@ -64,6 +64,8 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
         return
     segments.register()
     model.set_attn_implementation(segments.NAME)
+    if model.config._attn_implementation != segments.NAME:
+        raise ValueError("its attention cannot be replaced")
     try:
         yield
     finally:
@@ -128,8 +130,14 @@ class HfLM:
         return self.model.dtype
 
     @property
+    def vocab(self) -> int:
+        """Real tokens: heads are often padded beyond the tokenizer (Qwen2.5: 151,936 or 152,064 rows for 151,665)."""
+        return min(self.model.get_output_embeddings().weight.shape[0], len(self.tokenizer))
+
+    @property
     def head(self) -> Head:
-        return head_of(self.model)
+        """The head, cut to the real tokens."""
+        return cut_head(head_of(self.model), self.vocab)
 
     @property
     def max_context(self) -> int | None:

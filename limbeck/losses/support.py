@@ -110,3 +110,42 @@ def _draw(
     keys_Q = rows_Q * vocab + block_Q * BLOCK + index_Q
     keys_Q, counts_Q = torch.unique_consecutive(keys_Q, return_counts=True)
     return keys_Q // vocab, keys_Q % vocab, counts_Q
+
+
+def join(parts: list[Support]) -> Support:
+    """Supports of consecutive runs of positions as one. All must have the same head width."""
+    shifts, shift = [], 0
+    for part in parts:
+        shifts.append(part.draw_rows_Q + shift)
+        shift += len(part.tail_n)
+    return Support(
+        torch.cat([part.head_ids_nH for part in parts]),
+        torch.cat([part.head_p_nH for part in parts]),
+        torch.cat([part.tail_n for part in parts]),
+        torch.cat(shifts),
+        torch.cat([part.draw_ids_Q for part in parts]),
+        torch.cat([part.draw_counts_Q for part in parts]),
+        torch.cat([part.entropy_n for part in parts]),
+    )
+
+
+def split(support: Support, sizes: list[int]) -> list[Support]:
+    """The inverse of `join`, for runs of the given numbers of positions."""
+    ends = torch.tensor(sizes).cumsum(0)
+    cuts = torch.searchsorted(support.draw_rows_Q.cpu(), ends).tolist()
+    parts, start, cut_before = [], 0, 0
+    for end, cut in zip(ends.tolist(), cuts, strict=True):
+        drawn = slice(cut_before, cut)
+        parts.append(
+            Support(
+                support.head_ids_nH[start:end],
+                support.head_p_nH[start:end],
+                support.tail_n[start:end],
+                support.draw_rows_Q[drawn] - start,
+                support.draw_ids_Q[drawn],
+                support.draw_counts_Q[drawn],
+                support.entropy_n[start:end],
+            )
+        )
+        start, cut_before = end, cut
+    return parts

@@ -1,0 +1,200 @@
+"""The label stage: the teacher reads or writes every row, and what it says goes into the trace store."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from limbeck.errors import DataError, Stopped
+from limbeck.losses.chunked import iter_logits
+from limbeck.losses.support import Support, SupportSpec, join, select, split
+from limbeck.packing import pack, plan_batches
+from limbeck.recipe import GenerateMode, Hybrid, Live, Recipe, Sampled, TopK
+from limbeck.rundir import fingerprint
+from limbeck.store import StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
+from limbeck.text import template_hash
+from limbeck.types import Progress, Row, Sampling, Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from limbeck.lms.hf import HfLM
+    from limbeck.types import OnProgress
+
+
+def support_spec(target: TopK | Sampled | Hybrid) -> SupportSpec:
+    if isinstance(target, TopK):
+        return SupportSpec(head=target.k, draws=0)
+    if isinstance(target, Sampled):
+        return SupportSpec(head=0, draws=target.draws)
+    return SupportSpec(head=target.head, draws=target.draws, min_prob=target.min_prob)
+
+
+def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:
+    """The identity of the store that this recipe and teacher make."""
+    target = recipe.trace.target
+    assert not isinstance(target, Live)
+    spec = support_spec(target)
+    return StoreHeader(
+        version=1,
+        kind=target.kind,
+        head=min(spec.head, teacher.vocab),
+        draws=spec.draws,
+        min_prob=spec.min_prob,
+        vocab=teacher.vocab,
+        temperature=recipe.objective.temperature,
+        dtype=str(teacher.dtype).removeprefix("torch."),
+        lm=teacher.fingerprint,
+        lm_name=teacher.name,
+        tokenizer_hash=teacher.tokenizer_hash,
+        template_hash=template_hash(teacher.tokenizer),
+        mode=recipe.trace.mode.model_dump(),
+        seed=recipe.seed,
+    )
+
+
+def plan_shards(recipe: Recipe, rows: Sequence[Row]) -> list[list[str]]:
+    """Rows grouped into shards. Prompts of one length go together when replies are generated (less padding)."""
+    mode = recipe.trace.mode
+    lengths = [len(row.ids) for row in rows]
+    order = list(range(len(rows)))
+    if isinstance(mode, GenerateMode):
+        order.sort(key=lambda index: lengths[index])
+        lengths = [(length + mode.max_tokens) * mode.n for length in lengths]
+    return [[rows[i].id for i in shard] for shard in plan_batches(lengths, recipe.trace.shard_tokens, order=order)]
+
+
+@dataclass
+class _Meter:
+    """Progress over tokens, with the rate of this process only."""
+
+    total: int
+    done: int
+    on_progress: OnProgress
+    begun: float
+    fresh: int = 0
+
+    def add(self, tokens: int, estimate: int) -> None:
+        """`tokens` really processed, for `estimate` of the planned total."""
+        self.done += estimate
+        self.fresh += tokens
+        rate = self.fresh / max(time.monotonic() - self.begun, 1e-9)
+        left = (self.total - self.done) * (self.fresh / max(self.fresh, 1))
+        self.on_progress(Progress("label", self.done, self.total, "tokens", rate, left / max(rate, 1e-9)))
+
+
+def run_label(
+    recipe: Recipe,
+    path: Path,
+    teacher: HfLM,
+    rows: Sequence[Row],
+    *,
+    on_progress: OnProgress,
+    on_message: Callable[[str], None],
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> TraceStore:
+    """Fill the store at `path` with the traces of `rows`; what is there already is verified and kept.
+
+    Damaged shards are named and labelled anew, alone. Raises Stopped when a stop was asked for (finished shards are
+    kept), StoreError when `path` holds another teacher's traces.
+    """
+    writer = StoreWriter.open(path, store_header(recipe, teacher), plan_shards(recipe, rows))
+    for shard, why in writer.drop_damaged().items():
+        on_message(f"shard {shard} of {path.name} is labelled again: {why}")
+    by_id = {row.id: row for row in rows}
+    cost = {row.id: _cost(recipe, row) for row in rows}
+    pending = [(shard, [by_id[i] for i in ids if i in by_id]) for shard, ids in writer.pending()]
+    total = sum(cost.values())
+    left = sum(cost[row.id] for _, shard_rows in pending for row in shard_rows)
+    meter = _Meter(total, total - left, on_progress, time.monotonic())
+    for shard, shard_rows in pending:
+        if not shard_rows:
+            continue
+        seed = int(fingerprint(recipe.seed, [row.id for row in shard_rows])[:15], 16)
+        traces, records = label_rows(recipe, writer.header, teacher, shard_rows, seed, meter=meter, stop_asked=stop_asked)
+        writer.commit(shard, traces, records)
+    return TraceStore.open(path, verify=False)
+
+
+def _cost(recipe: Recipe, row: Row) -> int:
+    mode = recipe.trace.mode
+    return (len(row.ids) + mode.max_tokens) * mode.n if isinstance(mode, GenerateMode) else len(row.ids)
+
+
+def label_rows(
+    recipe: Recipe,
+    header: StoreHeader,
+    teacher: HfLM,
+    rows: Sequence[Row],
+    seed: int,
+    *,
+    meter: _Meter | None = None,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> tuple[list[Trace], list[bytes]]:
+    """Traces and encoded records of one shard's rows: a pure function of teacher, rows and seed."""
+    draws = torch.Generator().manual_seed(seed)
+    rounding = np.random.default_rng(seed)
+    spec = SupportSpec(header.head, header.draws, header.min_prob)
+    traces: list[Trace] = []
+    records: list[bytes] = []
+    lengths = [_cost(recipe, row) for row in rows]
+    for number, indices in enumerate(plan_batches(lengths, recipe.trace.batch_tokens)):
+        if stop_asked():
+            raise Stopped("stopped while labelling; finished shards are kept. Run the same command again to go on.")
+        batch_rows = [rows[index] for index in indices]
+        fresh = _speak(recipe, header, teacher, batch_rows, seed + number)
+        supports = score(teacher, fresh, spec, header.temperature, draws)
+        for trace, support in zip(fresh, supports, strict=True):
+            records.append(header.codec.encode(support, trace.context_hash, rounding))
+        traces += fresh
+        if meter is not None:
+            meter.add(sum(len(trace.ids) for trace in fresh), sum(lengths[index] for index in indices))
+    return traces, records
+
+
+def score(
+    teacher: HfLM, traces: Sequence[Trace], spec: SupportSpec, temperature: float, generator: torch.Generator
+) -> list[Support]:
+    """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
+    raw: before temperature of sampling, top-p or penalties."""
+    hidden_ND = teacher.hidden(pack(traces, device=teacher.device))
+    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head)]
+    return split(join(parts), [trace.num_supervised for trace in traces])
+
+
+def _speak(recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Row], seed: int) -> list[Trace]:
+    """Traces without distributions: the rows themselves, or the teacher's replies to them."""
+    mode = recipe.trace.mode
+    if not isinstance(mode, GenerateMode):
+        return [_trace(row, header, row.ids, row.spans, row.text, 0, {}) for row in rows]
+    sampling = Sampling(mode.temperature, mode.top_p, mode.n, mode.max_tokens, mode.stop, seed)
+    traces = []
+    for row, replies in zip(rows, teacher.generate([row.ids for row in rows], sampling), strict=True):
+        for draw, reply in enumerate(replies):
+            if not len(reply.ids):
+                raise DataError(f"{row.source}: the teacher answered with no token at all; remove the row.")
+            ids = np.concatenate([row.ids, reply.ids]).astype(np.int32)
+            meta = {"draw": draw, "finish_reason": reply.finish_reason, "reply": reply.text}
+            traces.append(_trace(row, header, ids, ((len(row.ids), len(ids)),), row.text + reply.text, draw, meta))
+    return traces
+
+
+def _trace(row: Row, header: StoreHeader, ids: np.ndarray, spans: tuple, text: str, draw: int, meta: dict) -> Trace:
+    return Trace(
+        id=trace_id(row.id, header, draw),
+        row_id=row.id,
+        split=row.split,
+        topic=row.topic,
+        text=text,
+        ids=ids,
+        spans=spans,
+        lm=header.lm,
+        tokenizer=header.tokenizer_hash,
+        context_hash=context_hash(ids, spans),
+        meta={"source": row.source, **meta},
+    )

@@ -1,0 +1,102 @@
+"""The train stage, for the student and for its hard-label twin: wiring only."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from limbeck.device import pick_device, resolve_dtype
+from limbeck.errors import DataError, RecipeError, StoreError
+from limbeck.losses.chunked import Terms
+from limbeck.recipe import JSD, Live, Recipe
+from limbeck.rundir import atomic_write
+from limbeck.store import TraceStore
+from limbeck.train import sources
+from limbeck.train.checkpoint import FitState, model_tensors
+from limbeck.train.distiller import Distiller
+from limbeck.train.loop import Job, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from limbeck.lms.hf import HfLM
+    from limbeck.types import Row, Trace
+
+
+def terms_of(recipe: Recipe) -> Terms:
+    divergence = recipe.objective.divergence
+    beta = divergence.beta if isinstance(divergence, JSD) else 0.5
+    return Terms(divergence.kind, recipe.objective.temperature, recipe.objective.ce_weight, beta)
+
+
+def run_train(
+    recipe: Recipe,
+    items: Sequence[Row | Trace],
+    student_path: Path,
+    job: Job,
+    *,
+    vocab: int,
+    teacher: HfLM | None = None,
+    store: TraceStore | None = None,
+) -> tuple[FitState, dict[str, torch.Tensor], PreTrainedModel]:
+    """Train the student at `student_path` on `items`. With neither teacher nor store: the twin, CE only.
+    `vocab` is the number of the teacher's real tokens.
+
+    Returns the final state, the trained weights (full tensors) and the model they belong to.
+    """
+    train = recipe.train
+    if train.accumulate % job.ranks.world:
+        raise RecipeError(
+            f"train.accumulate is {train.accumulate} but there are {job.ranks.world} processes; it counts micro-batches "
+            f"over all of them, so it must be a multiple of {job.ranks.world}."
+        )
+    if not items:
+        raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
+    device = pick_device()
+    student = AutoModelForCausalLM.from_pretrained(student_path, dtype=torch.float32, use_safetensors=True).to(device)
+    own = student.get_output_embeddings().weight.shape[0]
+    if own < vocab:
+        raise RecipeError(
+            f"the student's head has {own} tokens but the teacher's tokenizer has {vocab}; they must share one "
+            "tokenizer. Choose a student of the same family."
+        )
+    terms = terms_of(recipe)
+    if store is not None:
+        check_store(store, recipe)
+        fetch = sources.stored(items, store, device)  # type: ignore[arg-type]
+    elif teacher is not None:
+        fetch = sources.live(items, teacher, vocab)
+    else:
+        terms, fetch = replace(terms, ce_weight=1.0), sources.plain(items, device)
+    precision = resolve_dtype(train.precision, device)
+    distiller = Distiller(student, terms, precision=precision, vocab=vocab)
+    if train.activation_checkpointing:
+        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if train.compile:
+        student.get_decoder().compile(dynamic=True)
+    order = sources.Order(items, train.batch_tokens, recipe.seed)
+    state = fit(distiller, order, fetch, train, job)
+    atomic_write(job.out / "state.json", json.dumps(asdict(state)))
+    return state, model_tensors(student), student
+
+
+def check_store(store: TraceStore, recipe: Recipe) -> None:
+    """Raise StoreError when the stored temperature is not the objective's: a stored tail cannot be re-tempered."""
+    if store.header.temperature != recipe.objective.temperature:
+        raise StoreError(
+            f"{store.path} was labelled at temperature {store.header.temperature}, the objective uses "
+            f"{recipe.objective.temperature}; a stored tail cannot be re-tempered. Label again at this temperature."
+        )
+
+
+def needs_teacher(recipe: Recipe) -> bool:
+    """Whether training runs the teacher beside the student."""
+    return isinstance(recipe.trace.target, Live)
+

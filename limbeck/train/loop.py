@@ -1,0 +1,174 @@
+"""The loop: take micro-batches, count their positions over all ranks, forward, backward, clip, step, log."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.errors import BudgetError, NonFiniteError, Stopped
+from limbeck.recipe import Epochs, Minutes, Steps, Tokens, Train
+from limbeck.rundir import fingerprint
+from limbeck.train import checkpoint
+from limbeck.train.checkpoint import FitState
+from limbeck.train.metrics import MetricsWriter
+from limbeck.train.optim import build_optimizer, lr_factor
+from limbeck.train.parallel import Ranks, full, gradient_sync, sum_over_ranks, wrap
+from limbeck.types import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from torch import nn
+
+    from limbeck.train.distiller import Distiller
+    from limbeck.train.sources import Fetch, Order
+    from limbeck.types import OnProgress
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job: where it writes, what it is called in progress reports, and how it hears of stops."""
+
+    stage: str
+    out: Path
+    seed: int
+    ranks: Ranks
+    on_progress: OnProgress
+    on_message: Callable[[str], None]
+    stop_asked: Callable[[], bool]
+
+
+class Budget:
+    """How much training there is; `share` is the part of it that a state has used (1 or more: done)."""
+
+    def __init__(self, settings: Train, order: Order) -> None:
+        self.settings = settings
+        budget = settings.budget
+        self.unit, self.total = "steps", 0.0
+        if isinstance(budget, Steps):
+            self.total = budget.steps
+        elif isinstance(budget, Tokens):
+            self.unit, self.total = "tokens", budget.tokens
+        elif isinstance(budget, Minutes):
+            self.unit, self.total = "seconds", 60.0 * budget.minutes
+        elif isinstance(budget, Epochs):
+            whole = int(budget.epochs)
+            batches = sum(len(order.plan(epoch)) for epoch in range(whole))
+            batches += math.ceil((budget.epochs - whole) * len(order.plan(whole))) if budget.epochs > whole else 0
+            self.total = max(1, math.ceil(batches / settings.accumulate))
+
+    def used(self, state: FitState) -> float:
+        return {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}[self.unit]
+
+    def share(self, state: FitState) -> float:
+        return self.used(state) / self.total
+
+
+def fit(distiller: Distiller, order: Order, fetch: Fetch, settings: Train, job: Job) -> FitState:
+    """Train until the budget is used. Resumes from the newest sound checkpoint under `job.out`; the result is the same
+    as without the interruption (bit-equal on one CPU process, minutes budgets excepted).
+
+    Raises NonFiniteError before a step with a non-finite loss or gradient is taken, Stopped after a requested stop was
+    saved, BudgetError when memory runs out.
+    """
+    module = wrap(distiller, job.ranks)
+    optimizer = build_optimizer(module, settings.optimizer)
+    folder = job.out / "checkpoints"
+    state = checkpoint.load_newest(folder, distiller.student, optimizer, job.on_message)
+    budget = Budget(settings, order)
+    metrics = MetricsWriter(job.out, state.step, tensorboard=settings.tensorboard, write=job.ranks.is_first)
+    saved_at, begun, seconds_before = time.monotonic(), time.monotonic(), state.seconds
+    first = state
+    while budget.share(state) < 1.0:
+        for group in optimizer.param_groups:
+            # The share at the middle of a step, so that neither the first nor the last step has rate 0.
+            middle = (budget.used(state) + 0.5 * _mean_step(state, budget)) / budget.total
+            group["lr"] = settings.optimizer.lr * lr_factor(settings.schedule, min(middle, 1.0))
+        torch.manual_seed(int(fingerprint(job.seed, state.step, job.ranks.rank)[:15], 16))
+        state, values = _step(module, optimizer, order, fetch, state, settings, job)
+        state = replace(state, seconds=seconds_before + time.monotonic() - begun)
+        metrics.write(state, values, rate=(state.tokens - first.tokens) / max(state.seconds - first.seconds, 1e-9))
+        job.on_progress(_progress(job.stage, budget, state, first, values))
+        stop = sum_over_ranks(torch.tensor(float(job.stop_asked())), job.ranks).item() > 0
+        due = time.monotonic() - saved_at > 60.0 * settings.checkpoint_minutes
+        # All ranks must agree on when to save: the first rank's clock decides.
+        due = sum_over_ranks(torch.tensor(float(due and job.ranks.is_first)), job.ranks).item() > 0
+        if (stop or due) and budget.share(state) < 1.0:
+            checkpoint.save(folder, distiller.student, optimizer, state, job.ranks)
+            checkpoint.keep_newest(folder, settings.keep_checkpoints)
+            saved_at = time.monotonic()
+        if stop and budget.share(state) < 1.0:
+            metrics.close()
+            raise Stopped(f"stopped at step {state.step} and saved; run the same command again to go on.")
+    checkpoint.save(folder, distiller.student, optimizer, state, job.ranks)
+    checkpoint.keep_newest(folder, settings.keep_checkpoints)
+    metrics.close()
+    return state
+
+
+def _mean_step(state: FitState, budget: Budget) -> float:
+    """What one step uses of the budget; exact for steps, a mean so far for tokens and seconds."""
+    if budget.unit == "steps":
+        return 1.0
+    return budget.used(state) / max(state.step, 1)
+
+
+def _step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    order: Order,
+    fetch: Fetch,
+    state: FitState,
+    settings: Train,
+    job: Job,
+) -> tuple[FitState, dict[str, float]]:
+    batches, cursor = order.take(state.cursor, settings.accumulate)
+    positions = sum(order.positions(batch) for batch in batches)
+    mine = batches[job.ranks.rank :: job.ranks.world]
+    sums = torch.zeros(3, dtype=torch.float64)
+    optimizer.zero_grad(set_to_none=True)
+    try:
+        for number, indices in enumerate(mine):
+            with gradient_sync(module, number == len(mine) - 1):
+                out = module(fetch(indices))
+                # Ranks average their gradients; the sum over ranks is wanted, divided once by all positions.
+                (out.loss * (job.ranks.world / positions)).backward()
+            kl = out.loss.new_zeros(()) if out.kl is None else out.kl
+            sums += torch.stack([out.loss.detach(), out.ce, kl]).double().cpu()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise BudgetError(
+            f"out of memory in step {state.step + 1}; lower train.batch_tokens (now {settings.batch_tokens}) and raise "
+            "train.accumulate by the same factor, or set train.activation_checkpointing. The last checkpoint is kept."
+        ) from error
+    loss, ce, kl = (sum_over_ranks(sums, job.ranks) / positions).tolist()
+    norm = float(full(torch.nn.utils.clip_grad_norm_(module.parameters(), settings.clip or math.inf)))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise NonFiniteError(
+            f"step {state.step + 1} has loss {loss} and gradient norm {norm}; the step was not taken and nothing was "
+            f"saved after step {state.step}. Rows of the batch: {batches}. Lower train.optimizer.lr "
+            f"(now {settings.optimizer.lr:g}) or set train.precision to float32, and run again."
+        )
+    optimizer.step()
+    tokens = sum(order.tokens(batch) for batch in batches)
+    state = replace(
+        state,
+        step=state.step + 1,
+        tokens=state.tokens + tokens,
+        positions=state.positions + positions,
+        cursor=cursor,
+    )
+    values = {"loss": loss, "ce": ce, "grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+    return state, values if out.kl is None else values | {"kl": kl}
+
+
+def _progress(stage: str, budget: Budget, state: FitState, first: FitState, values: dict[str, float]) -> Progress:
+    seconds = max(state.seconds - first.seconds, 1e-9)
+    done, total = budget.used(state), budget.total
+    speed = (done - budget.used(first)) / seconds
+    eta = max(total - done, 0.0) / max(speed, 1e-9)
+    return Progress(stage, done, total, budget.unit, (state.tokens - first.tokens) / seconds, eta, values)

@@ -1,0 +1,115 @@
+"""Ranks: who this process is, how the module is wrapped, and the few collectives that the loop needs.
+
+FSDP2's parameters are DTensors; everything that leaves the loop (checkpoints, artifacts) is full tensors, so a run can
+go on with another number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from limbeck.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from limbeck.train.distiller import Distiller
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`; `kind` is none, ddp or fsdp2."""
+
+    kind: str = "none"
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def join_ranks(kind: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun described. Raises RecipeError when the recipe and the launch disagree."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if kind == "none" and world > 1:
+        raise RecipeError(f"torchrun started {world} processes but train.parallel is none; set it to ddp or fsdp2.")
+    if kind == "none":
+        yield Ranks()
+        return
+    if "RANK" not in os.environ:
+        raise RecipeError(
+            f"train.parallel is {kind} but this is a single process; start it with "
+            "`torchrun --nproc-per-node N -m limbeck ...`, or set train.parallel to none."
+        )
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield Ranks(kind, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(distiller: Distiller, ranks: Ranks) -> nn.Module:
+    """DDP around, FSDP2 into, or nothing at all."""
+    if ranks.kind == "ddp":
+        return DistributedDataParallel(distiller)
+    if ranks.kind == "fsdp2":
+        for block in decoder_blocks(distiller.student):
+            fully_shard(block)
+        fully_shard(distiller)
+    return distiller
+
+
+def decoder_blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer blocks: the elements of the longest ModuleList."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return max(lists, key=len, default=[])
+
+
+@contextlib.contextmanager
+def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
+    """Gradients of all but the last micro-batch of a step stay local."""
+    if isinstance(module, DistributedDataParallel) and not enabled:
+        with module.no_sync():
+            yield
+        return
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(enabled)
+    yield
+
+
+def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
+    if ranks.world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def barrier(ranks: Ranks) -> None:
+    if ranks.world > 1:
+        dist.barrier()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor, whether it is sharded or not (a collective when it is)."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def assign(into: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    whole = whole.to(into.device, into.dtype)
+    if isinstance(into, DTensor):
+        whole = distribute_tensor(whole, into.device_mesh, into.placements)
+    into.copy_(whole)
