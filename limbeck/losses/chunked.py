@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 SCRATCH_BYTES = 128 * 2**20
+MIN_ROWS, MAX_ROWS = 128, 2048
 
 
 @dataclass(frozen=True)
@@ -131,8 +132,8 @@ class _Buffers:
     @classmethod
     def like(cls, hidden_ND: Tensor, head: Head, rows: int | None = None) -> _Buffers:
         vocab = head.weight_VD.shape[0]
-        # 128 to 2048 rows: smaller chunks re-read the head too often, larger ones only take memory (measured).
-        rows = rows or min(max(SCRATCH_BYTES // (4 * vocab), 128), 2048)
+        # Smaller chunks re-read the head too often, larger ones only take memory (measured).
+        rows = rows or min(max(SCRATCH_BYTES // (4 * vocab), MIN_ROWS), MAX_ROWS)
         return cls(min(rows, max(hidden_ND.shape[0], 1)), vocab, hidden_ND.dtype, hidden_ND.device)
 
     def parts(self, num: int) -> list[slice]:
