@@ -5,18 +5,25 @@ Every field is described once, here; `docs/recipe.md` is generated from these de
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from limbeck.rundir import fingerprint
+from limbeck.tree import load_tree, override_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(gt=0)]
 
 
 class Section(BaseModel):
-    """Base of every part of the tree: frozen, and unknown keys are refused."""
+    """Base of every part of the tree: frozen; unknown keys, infinities and NaN are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 # ---- teacher ---------------------------------------------------------------------------------------------------------
@@ -28,10 +35,14 @@ class HfTeacher(Section):
     kind: Literal["hf"] = "hf"
     path: str = Field(description="hub id, folder, .gguf file, or `smollm2-135m` for the demo teacher")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="`auto` measures which is fastest on this machine"
+        default="auto", description="`auto` measures which is fastest on this machine"
     )
-    trust_remote_code: bool = Field(False, description="run code that the model's authors ship; shown in the report")
-    licence: str | None = Field(None, description="licence of the teacher, for the model card; read from its card if absent")
+    trust_remote_code: bool = Field(
+        default=False, description="run code that the model's authors ship; shown in the report"
+    )
+    licence: str | None = Field(
+        default=None, description="licence of the teacher, for the model card; read from its card if absent"
+    )
 
 
 Teacher = HfTeacher
@@ -50,11 +61,13 @@ class FileSource(Section):
 
     kind: Literal["files"] = "files"
     path: str = Field(description="file, folder or glob of .jsonl, .parquet, .csv, .txt or .md files")
-    text: str | None = Field(None, description="column of plain text")
-    prompt: str | None = Field(None, description="column of the prompt (with `completion`)")
-    completion: str | None = Field(None, description="column of the completion (may be absent in generate mode)")
-    messages: str | None = Field(None, description="column of chat messages: a list of {role, content}")
-    topic: str | None = Field(None, description="column by which results are also reported")
+    text: str | None = Field(default=None, description="column of plain text")
+    prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
+    completion: str | None = Field(
+        default=None, description="column of the completion (may be absent in generate mode)"
+    )
+    messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
+    topic: str | None = Field(default=None, description="column by which results are also reported")
 
 
 class DatasetSource(Section):
@@ -62,28 +75,32 @@ class DatasetSource(Section):
 
     kind: Literal["datasets"] = "datasets"
     path: str = Field(description="name given to datasets.load_dataset")
-    name: str | None = Field(None, description="configuration of the dataset")
-    split: str = Field("train", description="split to read")
-    text: str | None = Field(None, description="column of plain text")
-    prompt: str | None = Field(None, description="column of the prompt (with `completion`)")
-    completion: str | None = Field(None, description="column of the completion")
-    messages: str | None = Field(None, description="column of chat messages: a list of {role, content}")
-    topic: str | None = Field(None, description="column by which results are also reported")
+    name: str | None = Field(default=None, description="configuration of the dataset")
+    split: str = Field(default="train", description="split to read")
+    text: str | None = Field(default=None, description="column of plain text")
+    prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
+    completion: str | None = Field(default=None, description="column of the completion")
+    messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
+    topic: str | None = Field(default=None, description="column by which results are also reported")
 
 
 class Data(Section):
     """The transfer set: what is read, how long a row may be, and how much of it is held out."""
 
     source: StdlibSource | FileSource | DatasetSource = Field(discriminator="kind")
-    max_length: Annotated[int, Field(ge=2)] = Field(512, description="longest row in tokens")
-    long_rows: Literal["stop", "skip", "truncate"] = Field("truncate", description="what to do with longer rows")
-    bad_rows: Literal["stop", "skip"] = Field("stop", description="what to do with empty or malformed rows")
-    chat_template: bool = Field(
-        True, description="render prompt/completion pairs as a chat; false joins them as plain text"
+    max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="longest row in tokens")
+    long_rows: Literal["stop", "skip", "truncate"] = Field(
+        default="truncate", description="what to do with longer rows"
     )
-    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(0.1, description="share of rows held out, by content hash")
-    limit: Positive | None = Field(None, description="use at most this many training rows (a seeded sample)")
-    limit_heldout: Positive | None = Field(256, description="use at most this many held-out rows")
+    bad_rows: Literal["stop", "skip"] = Field(default="stop", description="what to do with empty or malformed rows")
+    chat_template: bool = Field(
+        default=True, description="render prompt/completion pairs as a chat; false joins them as plain text"
+    )
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.1, description="share of rows held out, by content hash"
+    )
+    limit: Positive | None = Field(default=None, description="use at most this many training rows (a seeded sample)")
+    limit_heldout: Positive | None = Field(default=256, description="use at most this many held-out rows")
 
 
 # ---- trace: what is kept of what the teacher says --------------------------------------------------------------------
@@ -99,37 +116,38 @@ class GenerateMode(Section):
     """The teacher writes replies to the prompts, and its distributions on them are kept."""
 
     kind: Literal["generate"] = "generate"
-    temperature: Annotated[float, Field(ge=0.0)] = Field(1.0, description="sampling temperature; 0 is greedy")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="nucleus sampling")
-    n: Positive = Field(1, description="replies per prompt")
-    max_tokens: Positive = Field(128, description="longest reply in tokens")
-    stop: tuple[str, ...] = Field((), description="strings that end a reply")
+    temperature: Annotated[float, Field(ge=0.0)] = Field(default=1.0, description="sampling temperature; 0 is greedy")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling")
+    n: Positive = Field(default=1, description="replies per prompt")
+    max_tokens: Positive = Field(default=128, description="longest reply in tokens")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end a reply")
 
 
 class TopK(Section):
     """The k most probable tokens and the mass of the rest. Small k is biased; the tail cell bounds the bias."""
 
     kind: Literal["top_k"] = "top_k"
-    k: Annotated[int, Field(ge=1, le=255)] = Field(32, description="tokens kept per position")
+    k: Annotated[int, Field(ge=1, le=255)] = Field(default=32, description="tokens kept per position")
 
 
 class Sampled(Section):
     """Draws from the teacher: unbiased (Sparse Logit Sampling, arXiv 2503.16870)."""
 
     kind: Literal["sampled"] = "sampled"
-    draws: Annotated[int, Field(ge=1, le=127)] = Field(50, description="draws per position")
+    draws: Annotated[int, Field(ge=1, le=127)] = Field(default=50, description="draws per position")
 
 
 class Hybrid(Section):
     """Exact head and sampled tail with importance weights: unbiased at a fraction of the variance."""
 
     kind: Literal["hybrid"] = "hybrid"
-    head: Annotated[int, Field(ge=1, le=128)] = Field(12, description="most tokens kept exactly")
+    head: Annotated[int, Field(ge=1, le=128)] = Field(default=12, description="most tokens kept exactly")
     min_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        0.004, description="tokens below this are left to the tail: certain positions store few tokens"
+        default=0.004, description="tokens below this are left to the tail: certain positions store few tokens"
     )
     draws: Annotated[int, Field(ge=1, le=127)] = Field(
-        32, description="draws for a tail of mass 1; a position's tail gets draws in proportion to its mass, at least 1"
+        default=32,
+        description="draws for a tail of mass 1; a position's tail gets draws in proportion to its mass, at least 1",
     )
 
 
@@ -144,8 +162,8 @@ class TraceSection(Section):
 
     mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
     target: TopK | Sampled | Hybrid | Live = Field(default_factory=Hybrid, discriminator="kind")
-    batch_tokens: Positive = Field(4096, description="tokens of one teacher forward")
-    shard_tokens: Positive = Field(65536, description="tokens of one shard: what a kill can cost")
+    batch_tokens: Positive = Field(default=4096, description="tokens of one teacher forward")
+    shard_tokens: Positive = Field(default=65536, description="tokens of one shard: what a kill can cost")
 
 
 # ---- student ---------------------------------------------------------------------------------------------------------
@@ -156,28 +174,31 @@ class PretrainedStudent(Section):
 
     kind: Literal["pretrained"] = "pretrained"
     path: str = Field(description="hub id or folder")
-    trust_remote_code: bool = Field(False, description="run code that the model's authors ship")
+    trust_remote_code: bool = Field(default=False, description="run code that the model's authors ship")
 
 
 class PruneStudent(Section):
     """The teacher with fewer layers: those of least block influence are removed (ShortGPT, arXiv 2403.03853)."""
 
     kind: Literal["prune"] = "prune"
-    layers: Positive | None = Field(None, description="number of layers to keep, chosen by measured block influence")
-    keep: tuple[int, ...] | None = Field(None, description="explicit layers to keep, instead of `layers`")
-    probe_rows: Positive = Field(16, description="training rows on which block influence is measured")
+    layers: Positive | None = Field(
+        default=None, description="number of layers to keep, chosen by measured block influence"
+    )
+    keep: tuple[int, ...] | None = Field(default=None, description="explicit layers to keep, instead of `layers`")
+    probe_rows: Positive = Field(default=16, description="training rows on which block influence is measured")
 
 
 class ScratchStudent(Section):
     """A new model of the teacher's architecture and tokenizer, sized by a parameter budget or explicit sizes."""
 
     kind: Literal["scratch"] = "scratch"
-    parameters: str | None = Field(None, description="budget such as `17M`: width and depth are chosen")
-    hidden_size: Positive | None = Field(None, description="explicit width (with `layers` and `heads`)")
-    layers: Positive | None = Field(None, description="explicit depth")
-    heads: Positive | None = Field(None, description="explicit number of attention heads")
+    parameters: str | None = Field(default=None, description="budget such as `17M`: width and depth are chosen")
+    hidden_size: Positive | None = Field(default=None, description="explicit width (with `layers` and `heads`)")
+    layers: Positive | None = Field(default=None, description="explicit depth")
+    heads: Positive | None = Field(default=None, description="explicit number of attention heads")
     teacher_embeddings: bool = Field(
-        False, description="start from the teacher's embeddings, projected to the student's width where it differs"
+        default=False,
+        description="start from the teacher's embeddings, projected to the student's width where it differs",
     )
 
 
@@ -200,15 +221,17 @@ class JSD(Section):
     """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649, eq. 1): `beta` weighs the teacher."""
 
     kind: Literal["jsd"] = "jsd"
-    beta: Fraction = Field(0.5, description="0 is forward KL, 1 is reverse KL (GKD's limits)")
+    beta: Fraction = Field(default=0.5, description="0 is forward KL, 1 is reverse KL (GKD's limits)")
 
 
 class Objective(Section):
     """loss = (1 - ce_weight) * T^2 * divergence(teacher, student at temperature T) + ce_weight * CE(ground truth)."""
 
     divergence: ForwardKL | ReverseKL | JSD = Field(default_factory=ForwardKL, discriminator="kind")
-    temperature: Annotated[float, Field(gt=0.0)] = Field(1.0, description="T, on both sides; the student is used at 1")
-    ce_weight: Fraction = Field(0.0, description="share of cross-entropy on ground truth; 1 is plain training")
+    temperature: Annotated[float, Field(gt=0.0)] = Field(
+        default=1.0, description="T, on both sides; the student is used at 1"
+    )
+    ce_weight: Fraction = Field(default=0.0, description="share of cross-entropy on ground truth; 1 is plain training")
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------
@@ -236,31 +259,31 @@ class Minutes(Section):
 
 class Constant(Section):
     kind: Literal["constant"] = "constant"
-    warmup: Fraction = Field(0.0, description="share of the budget over which the rate rises from 0")
+    warmup: Fraction = Field(default=0.0, description="share of the budget over which the rate rises from 0")
 
 
 class Cosine(Section):
     kind: Literal["cosine"] = "cosine"
-    warmup: Fraction = Field(0.03, description="share of the budget over which the rate rises from 0")
-    floor: Fraction = Field(0.1, description="share of the rate at the end")
+    warmup: Fraction = Field(default=0.03, description="share of the budget over which the rate rises from 0")
+    floor: Fraction = Field(default=0.1, description="share of the rate at the end")
 
 
 class WSD(Section):
     """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395)."""
 
     kind: Literal["wsd"] = "wsd"
-    warmup: Fraction = Field(0.03, description="share of the budget over which the rate rises from 0")
-    decay: Fraction = Field(0.2, description="share of the budget over which the rate falls")
-    floor: Fraction = Field(0.0, description="share of the rate at the end")
+    warmup: Fraction = Field(default=0.03, description="share of the budget over which the rate rises from 0")
+    decay: Fraction = Field(default=0.2, description="share of the budget over which the rate falls")
+    floor: Fraction = Field(default=0.0, description="share of the rate at the end")
 
 
 class Optimizer(Section):
     """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
 
-    lr: Annotated[float, Field(gt=0.0)] = Field(3e-4, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="decay rates of the moments")
-    eps: Annotated[float, Field(gt=0.0)] = Field(1e-8, description="added to the denominator")
-    weight_decay: Annotated[float, Field(ge=0.0)] = Field(0.01, description="decoupled weight decay")
+    lr: Annotated[float, Field(gt=0.0)] = Field(default=3e-4, description="peak learning rate")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay rates of the moments")
+    eps: Annotated[float, Field(gt=0.0)] = Field(default=1e-8, description="added to the denominator")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(default=0.01, description="decoupled weight decay")
 
 
 class Train(Section):
@@ -269,19 +292,25 @@ class Train(Section):
     budget: Steps | Tokens | Epochs | Minutes = Field(discriminator="kind")
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Constant | Cosine | WSD = Field(default_factory=Cosine, discriminator="kind")
-    batch_tokens: Positive = Field(2048, description="most tokens of one packed micro-batch")
-    accumulate: Positive = Field(1, description="micro-batches per step, over all ranks together")
-    clip: Annotated[float, Field(gt=0.0)] | None = Field(1.0, description="largest gradient norm; null never clips")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of the forward and backward pass; weights and moments stay float32"
+    batch_tokens: Positive = Field(default=2048, description="most tokens of one packed micro-batch")
+    accumulate: Positive = Field(default=1, description="micro-batches per step, over all ranks together")
+    clip: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=1.0, description="largest gradient norm; null never clips"
     )
-    activation_checkpointing: bool = Field(False, description="recompute activations in the backward pass")
-    compile: bool = Field(False, description="torch.compile the student's body")
-    parallel: Literal["none", "ddp", "fsdp2"] = Field("none", description="under torchrun: how ranks share the work")
-    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(5.0, description="minutes between checkpoints")
-    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(2, description="newest checkpoints kept")
-    tensorboard: bool = Field(False, description="also write TensorBoard events (extra `tensorboard`)")
-    twin: bool = Field(False, description="also train the hard-label twin: same student, rows and steps, CE only")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the forward and backward pass; weights and moments stay float32"
+    )
+    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    compile: bool = Field(default=False, description="torch.compile the student's body")
+    parallel: Literal["none", "ddp", "fsdp2"] = Field(
+        default="none", description="under torchrun: how ranks share the work"
+    )
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="minutes between checkpoints")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, description="newest checkpoints kept")
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events (extra `tensorboard`)")
+    twin: bool = Field(
+        default=False, description="also train the hard-label twin: same student, rows and steps, CE only"
+    )
 
 
 # ---- evaluate --------------------------------------------------------------------------------------------------------
@@ -290,18 +319,22 @@ class Train(Section):
 class Evaluate(Section):
     """Fidelity on held-out rows against the live teacher, calibration, speed, and side-by-side answers."""
 
-    batch_tokens: Positive = Field(2048, description="tokens of one forward")
-    bootstrap: Positive = Field(2000, description="resamples of the paired bootstrap over held-out rows")
-    answers: Annotated[int, Field(ge=0)] = Field(4, description="held-out prompts answered side by side in the report")
-    answer_tokens: Positive = Field(48, description="tokens of each answer")
+    batch_tokens: Positive = Field(default=2048, description="tokens of one forward")
+    bootstrap: Positive = Field(default=2000, description="resamples of the paired bootstrap over held-out rows")
+    answers: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="held-out prompts answered side by side in the report"
+    )
+    answer_tokens: Positive = Field(default=48, description="tokens of each answer")
 
 
 class Recipe(Section):
     """Everything a run does. `limbeck check RECIPE` proves it before any work is done."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(description="name of the run's folder and model")
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything that is random")
-    scope: str = Field("", description="what the student is for, in a sentence; goes into its card")
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
+        description="name of the run's folder and model"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything that is random")
+    scope: str = Field(default="", description="what the student is for, in a sentence; goes into its card")
     teacher: Teacher
     data: Data
     trace: TraceSection = Field(default_factory=TraceSection)
@@ -309,3 +342,25 @@ class Recipe(Section):
     objective: Objective = Field(default_factory=Objective)
     train: Train
     evaluate: Evaluate = Field(default_factory=Evaluate)
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """The recipe in a YAML file, with `a.b.c=value` overrides. Raises RecipeError: file and line, what was found,
+        what is allowed. Whether its parts fit together is another question: `limbeck.check`."""
+        return load_tree(cls, path, overrides)
+
+    def override(self, *overrides: str) -> Recipe:
+        """A copy with `a.b.c=value` overrides. Raises RecipeError."""
+        return override_tree(self, overrides)
+
+    def fingerprint(self, *sections: str) -> str:
+        """16 hex digits over the given sections ("data", "trace.target" ...); over everything when none is given."""
+        if not sections:
+            return fingerprint(self.model_dump(mode="json"))
+        dumped = []
+        for section in sorted(sections):
+            value = self.model_dump(mode="json")
+            for key in section.split("."):
+                value = value[key]
+            dumped.append([section, value])
+        return fingerprint(dumped)

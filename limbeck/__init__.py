@@ -1,0 +1,44 @@
+"""Limbeck: distil a large language model into a small one, and prove that it worked.
+
+The names below are loaded on first use, so that `import limbeck` stays light: it does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck import data, evaluate, export, losses, store, students, train
+    from limbeck.errors import LimbeckError
+    from limbeck.jobs.check import check_recipe as check
+    from limbeck.jobs.run import run_recipe as run
+    from limbeck.lms import open_lm
+    from limbeck.recipe import Recipe
+
+__version__ = "0.1.0"
+
+__all__ = ["LimbeckError", "Recipe", "__version__", "check", "open_lm", "run"]
+__all__ += ["data", "evaluate", "export", "losses", "store", "students", "train"]
+
+_HOMES = {
+    "LimbeckError": ("limbeck.errors", "LimbeckError"),
+    "Recipe": ("limbeck.recipe", "Recipe"),
+    "check": ("limbeck.jobs.check", "check_recipe"),
+    "open_lm": ("limbeck.lms", "open_lm"),
+    "run": ("limbeck.jobs.run", "run_recipe"),
+}
+_ROOMS = frozenset({"data", "evaluate", "export", "losses", "store", "students", "train"})
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"limbeck.{name}")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'limbeck' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,172 @@
+"""The shape of a typed tree (sections are pydantic models, choices are unions by `kind`), and the sentences that say
+what it allows. Nothing here knows the recipe itself."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from pydantic.fields import FieldInfo
+
+Kinds = dict[str, type[BaseModel]]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One section of the tree: of type `model` at the path `keys`; `kind` of `kinds` where it is one of a union."""
+
+    top: type[BaseModel]
+    model: type[BaseModel]
+    keys: tuple[str, ...] = ()
+    kinds: Kinds = field(default_factory=dict)
+    kind: str | None = None
+
+    def into(self, key: str, kind: str | None = None) -> Site:
+        """The section that the field `key` holds; `kind` says which, where it is a union."""
+        kinds = kinds_of(self.model.model_fields[key])
+        model = kinds[str(kind)] if kinds else sections_of(self.model.model_fields[key])[0]
+        return Site(self.top, model, (*self.keys, key), kinds, kind)
+
+    @property
+    def name(self) -> str:
+        return ".".join(self.keys) or "a recipe"
+
+
+def parts_of(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, without None and without constraints."""
+    if get_origin(annotation) is Annotated:
+        return parts_of(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(part for member in get_args(annotation) for part in parts_of(member))
+    return () if annotation is type(None) else (annotation,)
+
+
+def sections_of(info: FieldInfo) -> list[type[BaseModel]]:
+    """The models that a field may hold: none for a value, one for a section, several for a union by kind."""
+    return [part for part in parts_of(info.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+
+
+def kinds_of(info: FieldInfo) -> Kinds:
+    """The alternatives of a union by kind, by name; {} for every other field."""
+    sections = sections_of(info)
+    return {part.model_fields["kind"].default: part for part in sections} if len(sections) > 1 else {}
+
+
+def default_kind(info: FieldInfo) -> str | None:
+    """The kind that is used when the section is absent; None when it must be written, or stays absent."""
+    default = None if info.is_required() else info.get_default(call_default_factory=True)
+    return None if default is None else default.kind
+
+
+def options_of(info: FieldInfo) -> list[str]:
+    """The words that a field allows; [] when it is not a choice among words."""
+    literals = [part for part in parts_of(info.annotation) if get_origin(part) is Literal]
+    return [str(option) for part in literals for option in get_args(part)]
+
+
+def paths_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted paths of every key of the tree, those of all kinds included."""
+    for name, info in model.model_fields.items():
+        yield prefix + name
+        for section in sections_of(info):
+            yield from paths_of(section, f"{prefix}{name}.")
+
+
+# ---- sentences -------------------------------------------------------------------------------------------------------
+
+_NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+_PLURALS = {str: "texts", int: "whole numbers", float: "numbers"}
+_LIMITS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at most {}", "pattern": "matching {}"}
+
+
+def describe(info: FieldInfo) -> str:
+    """What a field allows, in words: "one of auto, float32", "a whole number, above 0, or null"."""
+    words = " or ".join(_describe_type(part) for part in parts_of(info.annotation))
+    limits = [text for item in [*info.metadata, *_inner_metadata(info.annotation)] for text in _limits(item)]
+    text = f"{words}, {' and '.join(limits)}" if limits else words
+    return f"{text}, or null" if type(None) in get_args(info.annotation) else text
+
+
+def _describe_type(part: Any) -> str:
+    if get_origin(part) is Literal:
+        options = get_args(part)
+        return str(options[0]) if len(options) == 1 else f"one of {', '.join(map(str, options))}"
+    if get_origin(part) is tuple:
+        inner = get_args(part)
+        name = _PLURALS[inner[0]]
+        return f"a list of {name}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {name}"
+    if issubclass(part, BaseModel):
+        return f"a map with {', '.join(part.model_fields)}"
+    return _NAMES[part]
+
+
+def _inner_metadata(annotation: Any) -> list[Any]:
+    """Constraints inside `Annotated[...] | None`."""
+    if get_origin(annotation) is Annotated:
+        return [inner for item in get_args(annotation)[1:] for inner in getattr(item, "metadata", [item])]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [item for member in get_args(annotation) for item in _inner_metadata(member)]
+    return []
+
+
+def _limits(constraint: Any) -> list[str]:
+    bounds = {name: getattr(constraint, name, None) for name in _LIMITS}
+    return [
+        _LIMITS[name].format(f"{bound:g}" if isinstance(bound, float) else bound)
+        for name, bound in bounds.items()
+        if bound is not None
+    ]
+
+
+def closest(word: object, options: Iterable[str]) -> str | None:
+    """The option that `word` misspells; None when there is none, or it is spelt right."""
+    found = difflib.get_close_matches(str(word), list(options), n=1, cutoff=0.6)
+    return found[0] if found and found[0] != word else None
+
+
+def meant(word: object, options: Iterable[str]) -> str:
+    """ " Did you mean X?", or nothing."""
+    close = closest(word, options)
+    return f" Did you mean {close}?" if close else ""
+
+
+def unknown_key(site: Site, key: str) -> str:
+    """`key` is not a key of the section: to which kind or section it belongs, what was meant, what is allowed."""
+    text = f"{key!r} is not a key of {site.name}" + (f" of kind {site.kind}." if site.kind else ".")
+    owners = [name for name, other in site.kinds.items() if key in other.model_fields]
+    if owners:
+        return f"{text} It belongs to kind {' or '.join(owners)}: set {site.name}.kind={owners[0]} too, or remove it."
+    close = meant(key, site.model.model_fields)
+    homes = [path for path in paths_of(site.top) if path.rpartition(".")[2] == key]
+    if not close and homes:
+        close = f" Did you mean {' or '.join(dict.fromkeys(homes))}?"
+    allowed = [name for name in site.model.model_fields if name != "kind"]
+    return f"{text}{close} Allowed: {', '.join(allowed) or 'nothing but kind'}."
+
+
+def wrong_kind(name: str, kinds: Kinds, kind: object, keys: Sequence[str]) -> str:
+    """The section `name` has no kind, or none that exists. `keys` are what else was written in it."""
+    if kind is not None:
+        return f"{name}.kind is {show(kind)}; it must be one of {', '.join(kinds)}.{meant(kind, kinds)}"
+    fitting = [option for option, section in kinds.items() if keys and all(key in section.model_fields for key in keys)]
+    hint = f" With {keys[0]!r} it is {fitting[0]}." if len(fitting) == 1 else ""
+    return f"{name} has no kind; {name}.kind must be one of {', '.join(kinds)}.{hint}"
+
+
+def show(value: object) -> str:
+    """A found value in an error message, short."""
+    if value is None:
+        return "empty"
+    if isinstance(value, dict):
+        return f"a map with {', '.join(map(str, value))}" if value else "an empty map"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(list(value) if isinstance(value, tuple) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,168 @@
+"""A typed tree from YAML: read, overridden, validated.
+
+Every refusal says where it was written, what was found, what is allowed and, for a misspelt word, what was meant.
+Nothing here knows the recipe itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from limbeck.errors import RecipeError
+from limbeck.overrides import apply_overrides
+from limbeck.shape import (
+    Site,
+    closest,
+    default_kind,
+    describe,
+    kinds_of,
+    meant,
+    options_of,
+    sections_of,
+    show,
+    unknown_key,
+    wrong_kind,
+)
+from limbeck.yaml_nodes import Node, node_of, read_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pydantic.fields import FieldInfo
+    from pydantic_core import ErrorDetails
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_tree(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
+    """The YAML file at `path` with `a.b.c=value` overrides, as `model`. Raises RecipeError naming file and line."""
+    return validate(model, read_tree(model, path, overrides))
+
+
+def read_tree(model: type[BaseModel], path: str | Path, overrides: Sequence[str] = ()) -> Node:
+    """What was written, after overrides, before it is validated."""
+    return apply_overrides(model, read_yaml(Path(path)), overrides)
+
+
+def override_tree(tree: Model, overrides: Sequence[str]) -> Model:
+    """A copy of a validated tree with overrides. Raises RecipeError."""
+    root = node_of(tree.model_dump(mode="json"), "before the overrides")
+    return validate(type(tree), apply_overrides(type(tree), root, overrides))
+
+
+def origin_of(root: Node, where: str) -> str:
+    """Where the value at a dotted path was written; when it was left to a default, the section around it."""
+    node = root
+    for key in where.split("."):
+        if not isinstance(node.value, dict) or key not in node.value:
+            break
+        node = node.value[key]
+    return node.origin
+
+
+def validate(model: type[Model], root: Node) -> Model:
+    """Raises one RecipeError that names everything that is wrong, each with its origin."""
+    if not isinstance(root.value, dict):
+        raise RecipeError(f"{root.origin}: a recipe is a map of sections, found {show(root.value)}. See: limbeck init")
+    root = _fill_kinds(model, root)
+    try:
+        return model.model_validate(root.plain(), strict=True)
+    except ValidationError as error:
+        lines = _explain_all(model, root, error.errors(include_url=False))
+        raise RecipeError("\n".join(lines)) from error
+
+
+def _fill_kinds(model: type[BaseModel], section: Node) -> Node:
+    """Write the default kind into sections that leave it out."""
+    if not isinstance(section.value, dict):
+        return section
+    filled = dict(section.value)
+    for key, child in section.value.items():
+        info = model.model_fields.get(key)
+        if info is None or not isinstance(child.value, dict) or not sections_of(info):
+            continue
+        kinds = kinds_of(info)
+        if kinds and "kind" not in child.value and default_kind(info):
+            child = Node({"kind": Node(default_kind(info), child.origin), **child.value}, child.origin)
+        inner = kinds.get(str(child.plain().get("kind"))) if kinds else sections_of(info)[0]
+        filled[key] = _fill_kinds(inner, child) if inner else child
+    return Node(filled, section.origin)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where an error is: the section, the key in it (with its field, unless the key is unknown), what was written."""
+
+    site: Site
+    key: str
+    node: Node
+
+    @property
+    def info(self) -> FieldInfo | None:
+        return self.site.model.model_fields.get(self.key)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (*self.site.keys, self.key)
+
+
+def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _Place:
+    """Follow pydantic's location down the types and the nodes. After the key of a union it has the kind."""
+    site, key, node = Site(model, model), str(loc[0]), _child(root, str(loc[0]))
+    parts = list(loc[1:])
+    while parts:
+        part = parts.pop(0)
+        if isinstance(part, int):  # an item of a list: the list is shown whole
+            break
+        union = bool(kinds_of(site.model.model_fields[key]))
+        if union and not parts:
+            break
+        site = site.into(key, part if union else None)
+        key = str(parts.pop(0)) if union else part
+        node = _child(node, key)
+    return _Place(site, key, node)
+
+
+def _child(node: Node, key: str) -> Node:
+    return node.value.get(key, node) if isinstance(node.value, dict) else node
+
+
+def _explain_all(model: type[BaseModel], root: Node, errors: list[ErrorDetails]) -> list[str]:
+    """One line per problem, in the order of the file. A key that is missing because it is misspelt is told once."""
+    places = [_place(model, root, error["loc"]) for error in errors]
+    misspelt = {
+        (*place.site.keys, closest(place.key, place.site.model.model_fields))
+        for place, error in zip(places, errors, strict=True)
+        if error["type"] == "extra_forbidden"
+    }
+    lines = [
+        f"{place.node.origin}: {_explain(place, error)}"
+        for place, error in zip(places, errors, strict=True)
+        if not (error["type"] == "missing" and place.keys in misspelt)
+    ]
+    return sorted(dict.fromkeys(lines), key=_line_number)
+
+
+def _line_number(text: str) -> int:
+    digits = text.split(": ")[0].rpartition(":")[2]
+    return int(digits) if digits.isdigit() else 0
+
+
+def _explain(place: _Place, error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden" or place.info is None:
+        return unknown_key(place.site, place.key)
+    name, found, kinds = ".".join(place.keys), place.node.plain(), kinds_of(place.info)
+    if error["type"] == "missing" and isinstance(error["loc"][-1], str):
+        if kinds:
+            return f"{name} is missing; it is a map whose kind is one of {', '.join(kinds)}."
+        what = f" ({place.info.description})" if place.info.description else ""
+        return f"{name} is missing; it must be {describe(place.info)}{what}."
+    if kinds and isinstance(found, dict):
+        return wrong_kind(name, kinds, found.get("kind"), [str(key) for key in found])
+    if kinds:
+        return f"{name} is {show(found)}; it must be a map whose kind is one of {', '.join(kinds)}."
+    return f"{name} is {show(found)}; it must be {describe(place.info)}.{meant(found, options_of(place.info))}"
