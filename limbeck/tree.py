@@ -22,6 +22,7 @@ from limbeck.shape import (
     kinds_of,
     meant,
     options_of,
+    parts_of,
     sections_of,
     show,
     unknown_key,
@@ -165,4 +166,7 @@ def _explain(place: _Place, error: ErrorDetails) -> str:
         return wrong_kind(name, kinds, found.get("kind"), [str(key) for key in found])
     if kinds:
         return f"{name} is {show(found)}; it must be a map whose kind is one of {', '.join(kinds)}."
-    return f"{name} is {show(found)}; it must be {describe(place.info)}.{meant(found, options_of(place.info))}"
+    hint = meant(found, options_of(place.info))
+    if str in parts_of(place.info.annotation) and isinstance(found, (bool, int, float)):
+        hint = f' Put it in quotes: "{show(found)}".'
+    return f"{name} is {show(found)}; it must be {describe(place.info)}.{hint}"

@@ -1,0 +1,67 @@
+"""docs/recipe.md: the recipe's reference, generated from its types. Each field is described once, there."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from limbeck.recipe import Recipe
+from limbeck.shape import default_kind, describe, kinds_of, sections_of
+from limbeck.yaml_nodes import dump_yaml
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
+
+HEAD = """\
+# Recipe reference
+
+Generated from `limbeck/recipe.py` by `limbeck schema --markdown`; edit the descriptions there. `limbeck schema` prints
+the JSON schema for editors, `limbeck init` writes a commented recipe.
+
+A recipe is a YAML file. A choice among methods is a section with a `kind`, and each kind has its own keys. Unknown keys
+are refused, and so is a setting that has no effect. Any key can be set on the command line:
+
+    limbeck run recipe.yaml train.budget.steps=200 trace.target.kind=top_k trace.target.k=16
+
+The value is read as YAML. Overrides of a `kind` are applied first, and another kind starts with that kind's defaults.
+"""
+
+
+def recipe_markdown() -> str:
+    """The reference as Markdown, sections in the order of the recipe."""
+    return "\n".join([HEAD, *_section(Recipe, "recipe", "## The recipe")]).rstrip() + "\n"
+
+
+def _section(model: type[BaseModel], path: str, heading: str) -> Iterator[str]:
+    yield f"{heading}\n"
+    if model.__doc__:
+        yield f"{inspect.cleandoc(model.__doc__)}\n"
+    fields = {name: info for name, info in model.model_fields.items() if name != "kind"}
+    if fields:
+        yield "| key | allowed | default | what it does |\n|---|---|---|---|"
+        yield from (_row(name, info, path) for name, info in fields.items())
+        yield ""
+    for name, info in fields.items():
+        where = name if path == "recipe" else f"{path}.{name}"
+        kinds = kinds_of(info)
+        for kind, section in kinds.items():
+            yield from _section(section, where, f"### {where}: `kind: {kind}`")
+        for section in [] if kinds else sections_of(info):
+            yield from _section(section, where, f"{'##' if path == 'recipe' else '###'} {where}")
+
+
+def _row(name: str, info: FieldInfo, path: str) -> str:
+    kinds = kinds_of(info)
+    if kinds:
+        allowed = "kind: " + ", ".join(f"`{kind}`" for kind in kinds)
+        default = f"`kind: {default_kind(info)}`" if default_kind(info) else "required"
+    elif sections_of(info):
+        allowed, default = "section", "required" if info.is_required() else "its defaults"
+    else:
+        allowed = describe(info)
+        default = "required" if info.is_required() else f"`{dump_yaml(info.default, flow=True).strip()}`"
+    cells = (f"`{name}`", allowed, default, info.description or "")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
