@@ -92,7 +92,7 @@ def _source(recipe: Recipe) -> Iterator[Problem]:
         )
     if source.completion is not None and source.prompt is None:
         yield Problem("data.source.completion", "needs `prompt` beside it: the column of the prompts.")
-    if source.prompt is not None and source.completion is None and isinstance(recipe.trace.mode, ScoreMode):
+    if columns == ["prompt"] and source.completion is None and isinstance(recipe.trace.mode, ScoreMode):
         yield Problem(
             "data.source.prompt",
             "stands without `completion`, and a teacher that scores needs a text to score. Name the completion column, "
@@ -119,7 +119,9 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
     if mode.temperature == 0:
         yield from _idle(mode, "trace.mode", ("top_p",), "at temperature 0 (greedy)")
         if mode.n > 1:
-            yield Problem("trace.mode.n", f"asks for {mode.n} replies, but at temperature 0 they are all the same; use 1.")
+            yield Problem(
+                "trace.mode.n", f"asks for {mode.n} replies, but at temperature 0 they are all the same; use 1."
+            )
     if any(not text for text in mode.stop):
         yield Problem("trace.mode.stop", "has an empty string, which would end every reply at once; remove it.")
 
@@ -128,7 +130,9 @@ def _target(recipe: Recipe) -> Iterator[Problem]:
     trace = recipe.trace
     if isinstance(trace.target, Live) and isinstance(trace.mode, ScoreMode):
         names = ("batch_tokens", "shard_tokens")
-        yield from _idle(trace, "trace", names, "when trace.target.kind is full and the text is given: nothing is stored")
+        yield from _idle(
+            trace, "trace", names, "when trace.target.kind is full and the text is given: nothing is stored"
+        )
 
 
 def _student(recipe: Recipe) -> Iterator[Problem]:
@@ -157,11 +161,15 @@ def _scratch(student: ScratchStudent) -> Iterator[Problem]:
     sizes = {"hidden_size": student.hidden_size, "layers": student.layers, "heads": student.heads}
     given = [name for name, value in sizes.items() if value is not None]
     if student.parameters is not None and given:
-        yield Problem("student", f"has both `parameters` and {', '.join(given)}; give the budget or the sizes, not both.")
+        yield Problem(
+            "student", f"has both `parameters` and {', '.join(given)}; give the budget or the sizes, not both."
+        )
     if student.parameters is None and len(given) < 3:
         missing = [name for name in sizes if name not in given]
         found = f"{', '.join(given)} but not {', '.join(missing)}" if given else "no size"
-        yield Problem("student", f"has {found}; give parameters (such as 17M), or all of hidden_size, layers and heads.")
+        yield Problem(
+            "student", f"has {found}; give parameters (such as 17M), or all of hidden_size, layers and heads."
+        )
     if student.parameters is not None and not PARAMETERS.fullmatch(student.parameters):
         message = f"is {student.parameters!r}; it must be a number with k, M or B, such as 500k, 17M or 1.5B."
         yield Problem("student.parameters", message)

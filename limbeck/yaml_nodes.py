@@ -152,9 +152,16 @@ def resolve(text: str) -> Scalar:
     return text
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """PyYAML writes rare line ends unescaped and then folds them away on reading."""
+    rare = any(mark in text for mark in "\r\x85\u2028\u2029\ufeff")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare else None)
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes every string that `resolve` would read as a number."""
 
+    yaml_representers = dict(yaml.SafeDumper.yaml_representers) | {str: _represent_text}
     yaml_implicit_resolvers = dict(yaml.SafeDumper.yaml_implicit_resolvers) | {
         first: [
             *yaml.SafeDumper.yaml_implicit_resolvers.get(first, []),
