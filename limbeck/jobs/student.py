@@ -1,0 +1,127 @@
+"""The student stage: build the untrained student that the recipe names, and write it as an artifact."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from limbeck.errors import DataError, RecipeError
+from limbeck.export.card import make_card
+from limbeck.export.safetensors import save_artifact
+from limbeck.lms.gguf import resolve_model
+from limbeck.recipe import PretrainedStudent, PruneStudent, ScratchStudent
+from limbeck.students.blocks import find_blocks, head_weight
+from limbeck.students.pretrained import load_pretrained
+from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
+from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
+from limbeck.text import compare_tokenizers, load_tokenizer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+    from limbeck.lms.hf import HfLM
+    from limbeck.recipe import Recipe
+    from limbeck.rundir import RunDir
+    from limbeck.types import Row
+
+
+def build_student(recipe: Recipe, run: RunDir, teacher: HfLM, rows: list[Row]) -> Path:
+    """Write RUN/student: the untrained student in float32 with the teacher's tokenizer, and student.json with what was
+    measured and chosen. The same recipe, rows and machine give a byte-equal model.safetensors. Returns the folder.
+
+    Raises RecipeError, TeacherError or DataError when the student cannot be built, BudgetError when the disk is full.
+    """
+    student = recipe.student
+    if isinstance(student, PruneStudent):
+        model, facts = _pruned(student, teacher, rows)
+    elif isinstance(student, ScratchStudent):
+        model, facts = _scratch(student, teacher, recipe.seed)
+    else:
+        model, facts = _pretrained(student, teacher)
+    facts |= _sizes(model, teacher.model)
+    path = run.path / "student"
+    card = make_card(recipe, lineage=lineage_of(recipe, teacher, facts))
+    save_artifact(
+        path, model, teacher.tokenizer, card, dtype=torch.float32, files={"student.json": json.dumps(facts, indent=1)}
+    )
+    return path
+
+
+def lineage_of(recipe: Recipe, teacher: HfLM, facts: dict[str, Any]) -> list[str]:
+    """What an untrained student was made from, in sentences, oldest first. `facts` are those of student.json."""
+    first = f"teacher {recipe.teacher.path} (weights {teacher.fingerprint})"
+    student = recipe.student
+    if isinstance(student, PruneStudent):
+        return [first, f"pruned to layers {', '.join(map(str, facts['kept']))} of {facts['teacher_layers']}"]
+    if isinstance(student, ScratchStudent):
+        source = "the teacher's embeddings, all else" if student.teacher_embeddings else "all weights"
+        return [first, f"new model of {facts['parameters']:,} parameters: {source} random from seed {recipe.seed}"]
+    return [first, f"student {student.path}"]
+
+
+def _pruned(student: PruneStudent, teacher: HfLM, rows: list[Row]) -> tuple[PreTrainedModel, dict[str, Any]]:
+    num_layers = len(find_blocks(teacher.model))
+    if (student.layers is None) == (student.keep is None):
+        raise RecipeError(
+            "a `prune` student needs either `layers` (how many to keep) or `keep` (which); "
+            f"{'neither' if student.layers is None else 'both'} given."
+        )
+    if student.keep is not None:
+        kept, measured = check_keep(student.keep, num_layers), {"influence": None, "probe_rows": 0, "probe_tokens": 0}
+    else:
+        probe = probe_rows(rows, student.probe_rows)
+        influence = block_influence(teacher.model, [row.ids for row in probe])
+        kept = choose_layers(influence, student.layers or 0)
+        tokens = sum(len(row.ids) for row in probe)
+        measured = {"influence": influence, "probe_rows": len(probe), "probe_tokens": tokens}
+    model = prune_layers(teacher.model, kept)
+    removed = [layer for layer in range(num_layers) if layer not in kept]
+    return model, {"kind": "prune", **measured, "kept": list(kept), "removed": removed}
+
+
+def _scratch(student: ScratchStudent, teacher: HfLM, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
+    model = build_scratch(teacher.model, student, seed=seed, vocab=len(head_weight(teacher.model)))
+    return model, {"kind": "scratch", "seed": seed, "teacher_embeddings": student.teacher_embeddings}
+
+
+def _pretrained(student: PretrainedStudent, teacher: HfLM) -> tuple[PreTrainedModel, dict[str, Any]]:
+    folder = resolve_model(student.path)
+    tokenizer = load_tokenizer(folder, trust_remote_code=student.trust_remote_code)
+    differences = compare_tokenizers(teacher.tokenizer, tokenizer)
+    if differences:
+        raise RecipeError(
+            f"the student {student.path} has another tokenizer than the teacher: {'; '.join(differences)}. "
+            "Allowed is a student with the teacher's tokenizer; choose one of its family, or a `prune` or `scratch` student."
+        )
+    model = load_pretrained(folder, trust_remote_code=student.trust_remote_code)
+    return model, {"kind": "pretrained", "path": student.path, "trust_remote_code": student.trust_remote_code}
+
+
+def probe_rows(rows: list[Row], num: int) -> list[Row]:
+    """`num` training rows, evenly spaced over all of them (files are often sorted). Raises DataError without any."""
+    train = [row for row in rows if row.split == "train" and len(row.ids)]
+    if not train:
+        raise DataError("there are no training rows to measure block influence on; look at the data section.")
+    picks = np.linspace(0, len(train) - 1, min(num, len(train))).round().astype(int)
+    return [train[index] for index in picks]
+
+
+def _sizes(model: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, Any]:
+    config: Any = model.config.get_text_config()
+    parameters = count_parameters(model)
+    return {
+        "family": model.config.model_type,
+        "parameters": parameters,
+        "embedding_parameters": embedding_parameters(model),
+        "embedding_share": embedding_parameters(model) / parameters,
+        "hidden_size": getattr(config, "hidden_size", None),
+        "layers": getattr(config, "num_hidden_layers", None),
+        "heads": getattr(config, "num_attention_heads", None),
+        "teacher_parameters": count_parameters(teacher),
+        "teacher_layers": getattr(teacher.config.get_text_config(), "num_hidden_layers", None),
+    }
