@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from yaml import YAMLError
 
 from limbeck.recipe_io import dump_recipe
 from limbeck.rundir import fingerprint
@@ -128,9 +129,10 @@ def licence_of(path: str) -> str | None:
         readme = Path(path) / "README.md"
         if hub_id(path):
             readme = Path(hf_hub_download(path, "README.md"))
-        return ModelCard.load(readme, ignore_metadata_errors=True).data.get("license") if readme.is_file() else None
-    except (OSError, ValueError, HfHubHTTPError, HFValidationError):  # offline, no card, or a malformed one
+        licence = ModelCard.load(readme, ignore_metadata_errors=True).data.get("license") if readme.is_file() else None
+    except (OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError):  # offline, no card, a malformed one
         return None
+    return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
 
 
 def render(card: Card) -> str:

@@ -23,6 +23,7 @@ from limbeck.students.blocks import (
     brief,
     edit_config,
     embedding_weight,
+    find_blocks,
     frozen,
     head_weight,
     key_of,
@@ -71,8 +72,8 @@ class Shape:
 
 def parse_parameters(text: str) -> int:
     """`17M`, `1.5B`, `500k` or plain digits as a number. Raises RecipeError."""
-    match = re.fullmatch(r"\s*(\d+(?:[._]\d+)*)\s*([kmb]?)\s*", text, re.IGNORECASE)
-    number = float(match[1].replace("_", "")) * UNITS[match[2].lower()] if match and match[1].count(".") < 2 else 0
+    match = re.fullmatch(r"\s*([0-9][0-9_]*(?:\.[0-9]+)?)\s*([kmb]?)\s*", text, re.IGNORECASE)
+    number = float(match[1].replace("_", "")) * UNITS[match[2].lower()] if match else 0
     if number < 1:
         raise RecipeError(
             f"student.parameters is {text!r}; allowed is a number with k, M or B, such as 500k, 17M or 1.5B."
@@ -270,7 +271,8 @@ def _meta(teacher: PreTrainedModel, shape: Shape, vocab: int) -> PreTrainedModel
 
 
 def _prove(model: PreTrainedModel, vocab: int) -> None:
-    """Raise TeacherError, naming the family, unless the model runs and gives finite logits over `vocab` tokens."""
+    """Raise TeacherError, naming the family, unless the model has the layers that its config says, and runs."""
+    find_blocks(model)
     try:
         with frozen(model):
             logits_BTV = model(input_ids=probe_ids(model, 4), use_cache=False).logits

@@ -28,7 +28,10 @@ FAMILIES = {
     "gpt2": ("GPT2Config", {**GPT2_SIZES, "bos_token_id": 1, "eos_token_id": 2}),
     "gemma2": ("Gemma2Config", {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}),
     "gemma3": ("Gemma3TextConfig", {**SIZES, "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 4}),
-    "granite": ("GraniteConfig", {**SIZES, "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0}),
+    "granite": (
+        "GraniteConfig",
+        {**SIZES, "logits_scaling": 4.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0},
+    ),
     "cohere": ("CohereConfig", {**SIZES, "logit_scale": 0.25}),
     "cohere2": ("Cohere2Config", {**SIZES, "logit_scale": 0.25, "sliding_window": 4}),
     "smollm3": ("SmolLM3Config", {**SIZES, "no_rope_layers": [1, 0, 1, 0]}),

@@ -120,7 +120,13 @@ def test_encoder_decoders_are_refused_by_name():
 
 @pytest.mark.parametrize(
     ("keep", "found"),
-    [((), "empty"), ((0, 4), "names layer 4"), ((-1, 2), "names layer -1"), ((2, 1), "out of order"), ((1, 1), "repeats")],
+    [
+        ((), "empty"),
+        ((0, 4), "names layer 4"),
+        ((-1, 2), "names layer -1"),
+        ((2, 1), "out of order"),
+        ((1, 1), "repeats"),
+    ],
 )
 def test_bad_keep_lists(build, keep, found):
     with pytest.raises(RecipeError, match=rf"{found}.*0 to 3"):
