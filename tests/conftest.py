@@ -1,0 +1,84 @@
+"""What every test starts from: one thread, no network, shapes checked, tiny models.
+
+Fixtures with models or files are made once a session and shared: treat what they return as read-only, and copy before
+changing (`copy.deepcopy(model)`, `shutil.copytree(folder, tmp_path / "copy")`).
+"""
+
+from __future__ import annotations
+
+import os
+
+# Before torch, transformers or matplotlib are imported anywhere, and inherited by the processes that tests start.
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+os.environ.update({**THREADS, **OFFLINE, "MPLBACKEND": "agg"})
+
+import random
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 384 tokens with a ChatML template; pad 0, start 1, end 2."""
+    return tiny.build_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[[str], PreTrainedModel]:
+    """`tiny_model("gemma2")`: a new random model in memory, yours to change."""
+    return tiny.build_model
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`tiny_folder("gemma2", seed=1)`: a saved model of that family with the tiny tokenizer; made once a session."""
+    made: dict[str, Path] = {}
+
+    def folder(family: str = "llama", *, seed: int = 0, **changes: object) -> Path:
+        key = f"{family}-{seed}-{sorted(changes.items())}"
+        if key not in made:
+            made[key] = tiny.save_folder(tmp_path_factory.mktemp(family), family, seed=seed, **changes)
+        return made[key]
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_folder: Callable[..., Path]) -> Path:
+    """Folder of a tied Llama of 3 layers, hidden 64, head_dim 16, vocabulary 384."""
+    return tiny_folder("llama")
+
+
+@pytest.fixture(scope="session")
+def text_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """64 plain-text rows {"text", "topic"} over three topics."""
+    return tiny.write_jsonl(tmp_path_factory.mktemp("text") / "text.jsonl", tiny.rows())
+
+
+@pytest.fixture(scope="session")
+def chat_jsonl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """32 conversations {"messages", "topic"}, every fourth of two turns."""
+    return tiny.write_jsonl(tmp_path_factory.mktemp("chat") / "chat.jsonl", tiny.chats())
