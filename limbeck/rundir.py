@@ -207,3 +207,7 @@ class RunDir:
 
     def finish(self, record: StageRecord) -> None:
         atomic_write(self.path / "stages" / f"{record.name}.json", json.dumps(asdict(record), indent=1))
+
+    def forget(self, stage: str) -> None:
+        """Make a finished stage unfinished."""
+        (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)

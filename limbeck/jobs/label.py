@@ -163,7 +163,10 @@ def score(
     """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
     raw: before temperature of sampling, top-p or penalties."""
     hidden_ND = teacher.hidden(pack(traces, device=teacher.device))
-    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head)]
+    parts, scratch_nV = [], None
+    for _, z_nV in iter_logits(hidden_ND, teacher.head):
+        scratch_nV = torch.empty_like(z_nV) if scratch_nV is None else scratch_nV
+        parts.append(select(z_nV, spec, temperature, generator, scratch_nV=scratch_nV))
     return split(join(parts), [trace.num_supervised for trace in traces])
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.device import pick_device, resolve_dtype
 from limbeck.errors import DataError, RecipeError, StoreError
@@ -23,9 +23,6 @@ from limbeck.train.loop import Job, fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from transformers import PreTrainedModel
-
     from limbeck.lms.hf import HfLM
     from limbeck.types import Row, Trace
 
@@ -34,6 +31,14 @@ def terms_of(recipe: Recipe) -> Terms:
     divergence = recipe.objective.divergence
     beta = divergence.beta if isinstance(divergence, JSD) else 0.5
     return Terms(divergence.kind, recipe.objective.temperature, recipe.objective.ce_weight, beta)
+
+
+class Trained(NamedTuple):
+    """The final state, the trained weights as full tensors, and the model they belong to."""
+
+    state: FitState
+    weights: dict[str, torch.Tensor]
+    model: PreTrainedModel
 
 
 def run_train(
@@ -45,11 +50,10 @@ def run_train(
     vocab: int,
     teacher: HfLM | None = None,
     store: TraceStore | None = None,
-) -> tuple[FitState, dict[str, torch.Tensor], PreTrainedModel]:
+) -> Trained:
     """Train the student at `student_path` on `items`. With neither teacher nor store: the twin, CE only.
     `vocab` is the number of the teacher's real tokens.
 
-    Returns the final state, the trained weights (full tensors) and the model they belong to.
     """
     train = recipe.train
     if train.accumulate % job.ranks.world:
@@ -83,8 +87,9 @@ def run_train(
         student.get_decoder().compile(dynamic=True)
     order = sources.Order(items, train.batch_tokens, recipe.seed)
     state = fit(distiller, order, fetch, train, job)
-    atomic_write(job.out / "state.json", json.dumps(asdict(state)))
-    return state, model_tensors(student), student
+    if job.ranks.is_first:
+        atomic_write(job.out / "state.json", json.dumps(asdict(state)))
+    return Trained(state, model_tensors(student), student)
 
 
 def check_store(store: TraceStore, recipe: Recipe) -> None:

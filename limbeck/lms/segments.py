@@ -41,17 +41,21 @@ def segment_attention(
     """
     if segment_lengths is None:
         raise ValueError("packed attention was called without document lengths")
-    out = torch.empty_like(query)
-    start = 0
-    for length in segment_lengths:
-        part = slice(start, start + length)
+    dtype = query.dtype
+    if query.device.type == "cpu" and query.requires_grad:
+        # The CPU kernel's backward pass is twice as fast in float32 as in bfloat16 (and more exact).
+        query, key, value = query.float(), key.float(), value.float()
+    outs = []
+    parts = (tensor.split(segment_lengths, dim=2) for tensor in (query, key, value))
+    for q, k, v in zip(*parts, strict=True):
+        length = q.shape[2]
         window = sliding_window if sliding_window is not None and sliding_window < length else None
-        q, k, v = query[:, :, part], key[:, :, part], value[:, :, part]
         if softcap is not None:
-            one = _capped(q, k, v, scaling, softcap, window, dropout)
-        else:
-            mask = None if window is None else _window_mask(length, window, query.device)
-            one = nn.functional.scaled_dot_product_attention(
+            outs.append(_capped(q, k, v, scaling, softcap, window, dropout))
+            continue
+        mask = None if window is None else _window_mask(length, window, q.device)
+        outs.append(
+            nn.functional.scaled_dot_product_attention(
                 q,
                 k,
                 v,
@@ -61,9 +65,8 @@ def segment_attention(
                 is_causal=mask is None,
                 enable_gqa=q.shape[1] != k.shape[1],
             )
-        out[:, :, part] = one
-        start += length
-    return out.transpose(1, 2), None
+        )
+    return torch.cat(outs, dim=2).transpose(1, 2).to(dtype), None
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:

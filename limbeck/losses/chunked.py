@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from limbeck.losses.divergences import NAMES, on_cells
+from limbeck.losses.support import row_dot
 from limbeck.types import Dist, Head, LiveTarget, LossOut, Target
 
 if TYPE_CHECKING:
@@ -357,7 +358,7 @@ def _live_(z_nV: Tensor, u_nV: Tensor, terms: Terms, buffers: _Buffers) -> Tenso
         # sum p (u - z) - lse(u) + lse(z); gradient q - p.
         delta_nV = torch.sub(u_nV, z_nV, out=buffers.get("delta", z_nV.shape[0], z_nV.dtype))
         value_n = _softmax_(z_nV) - _softmax_(u_nV)
-        value_n = value_n + torch.linalg.vecdot(u_nV, delta_nV)
+        value_n = value_n + row_dot(u_nV, delta_nV)
         z_nV.sub_(u_nV)
         return value_n
     logq_nV = z_nV.sub_(torch.logsumexp(z_nV, 1, keepdim=True))

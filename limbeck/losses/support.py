@@ -43,8 +43,16 @@ class Support:
     entropy_n: Tensor
 
 
-def select(logits_nV: Tensor, spec: SupportSpec, temperature: float, generator: torch.Generator) -> Support:
-    """Select the support of softmax(logits / temperature). Overwrites `logits_nV` (float32).
+def select(
+    logits_nV: Tensor,
+    spec: SupportSpec,
+    temperature: float,
+    generator: torch.Generator,
+    *,
+    scratch_nV: Tensor | None = None,
+) -> Support:
+    """Select the support of softmax(logits / temperature). Overwrites `logits_nV` (float32), and `scratch_nV` of at
+    least that size where given: a fresh temporary of this size costs more than the maths.
 
     Draws are systematic: one uniform number places `m` equally spaced points on the cumulative tail, so a token of
     tail probability t is drawn floor(m t) or ceil(m t) times, m t on average. That is unbiased like independent draws
@@ -55,9 +63,9 @@ def select(logits_nV: Tensor, spec: SupportSpec, temperature: float, generator: 
         logits_nV.div_(temperature)
     z_nV = logits_nV.sub_(logits_nV.amax(1, keepdim=True))
     head_z_nH, head_ids_nH = z_nV.topk(min(spec.head, vocab), dim=1) if spec.head else _empty_head(z_nV)
-    p_nV = torch.exp(z_nV)
+    p_nV = torch.exp(z_nV, out=None if scratch_nV is None else scratch_nV[:num])
     total_n = p_nV.sum(1)
-    entropy_n = total_n.log() - torch.linalg.vecdot(p_nV, z_nV) / total_n
+    entropy_n = total_n.log() - row_dot(p_nV, z_nV) / total_n
     head_p_nH = head_z_nH.exp() / total_n[:, None]
     dropped_nH = head_p_nH < spec.min_prob
     if spec.head:
@@ -99,17 +107,34 @@ def _draw(
     points_nM = (u_n[:, None] + j_M) / m_n.clamp_min(1)[:, None] * cdf_nB[:, -1:]
     block_nM = torch.searchsorted(cdf_nB, points_nM, right=True).clamp_max(cdf_nB.shape[1] - 1)
     rows_Q = torch.arange(num, device=p_nV.device)[:, None].expand_as(wanted_nM)[wanted_nM]
-    block_Q, point_Q = block_nM[wanted_nM], points_nM[wanted_nM]
-    below_Q = torch.where(block_Q > 0, cdf_nB[rows_Q, (block_Q - 1).clamp_min(0)], 0.0)
-    columns_QK = block_Q[:, None] * BLOCK + torch.arange(BLOCK, device=p_nV.device)
-    inside_QK = p_nV[rows_Q[:, None], columns_QK.clamp_max(vocab - 1)].masked_fill(columns_QK >= vocab, 0.0)
-    index_Q = (inside_QK.double().cumsum(1) <= (point_Q - below_Q)[:, None]).sum(1).clamp_max(BLOCK - 1)
-    # Rounding can point past the last token with mass: take the block's most probable token there.
-    hit_Q = inside_QK.gather(1, index_Q[:, None])[:, 0] > 0
-    index_Q = torch.where(hit_Q, index_Q, inside_QK.argmax(1))
-    keys_Q = rows_Q * vocab + block_Q * BLOCK + index_Q
-    keys_Q, counts_Q = torch.unique_consecutive(keys_Q, return_counts=True)
+    ids_Q = _within_blocks(p_nV, cdf_nB, rows_Q, block_nM[wanted_nM], points_nM[wanted_nM])
+    keys_Q, counts_Q = torch.unique_consecutive(rows_Q * vocab + ids_Q, return_counts=True)
     return keys_Q // vocab, keys_Q % vocab, counts_Q
+
+
+def _within_blocks(p_nV: Tensor, cdf_nB: Tensor, rows_Q: Tensor, block_Q: Tensor, point_Q: Tensor) -> Tensor:
+    """Token of every point, given its block: one search over the cumulative mass of the blocks that were hit, laid end
+    to end (block number + share of its mass is increasing over all of them)."""
+    num_blocks, vocab = cdf_nB.shape[1], p_nV.shape[1]
+    hit_U, which_Q = torch.unique_consecutive(rows_Q * num_blocks + block_Q, return_inverse=True)
+    rows_U, block_U = hit_U // num_blocks, hit_U % num_blocks
+    columns_UK = block_U[:, None] * BLOCK + torch.arange(BLOCK, device=p_nV.device)
+    inside_UK = p_nV[rows_U[:, None], columns_UK.clamp_max(vocab - 1)].masked_fill(columns_UK >= vocab, 0.0)
+    cdf_UK = inside_UK.double().cumsum(1)
+    below_U = torch.where(block_U > 0, cdf_nB[rows_U, (block_U - 1).clamp_min(0)], 0.0)
+    share_Q = ((point_Q - below_U[which_Q]) / cdf_UK[which_Q, -1]).clamp(0.0, 1.0)
+    line = (torch.arange(len(hit_U), device=p_nV.device)[:, None] + cdf_UK / cdf_UK[:, -1:]).flatten()
+    place_Q = torch.searchsorted(line, which_Q + share_Q, right=True) - which_Q * BLOCK
+    place_Q = place_Q.clamp(0, BLOCK - 1)
+    # Rounding can point past the last token with mass: take the block's most probable token there.
+    missed_Q = inside_UK[which_Q, place_Q] <= 0
+    place_Q = torch.where(missed_Q, inside_UK.argmax(1)[which_Q], place_Q)
+    return block_Q * BLOCK + place_Q
+
+
+def row_dot(a_nV: Tensor, b_nV: Tensor) -> Tensor:
+    """Sum of products in each row, without a temporary of their size."""
+    return torch.bmm(a_nV[:, None, :], b_nV[:, :, None])[:, 0, 0]
 
 
 def join(parts: list[Support]) -> Support:

@@ -1,0 +1,327 @@
+"""A whole run: every stage in order, each skipped when nothing that it depends on changed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoConfig
+
+from limbeck.data import read_rows
+from limbeck.device import pick_device, resolve_dtype
+from limbeck.export.card import Card, make_card
+from limbeck.export.safetensors import read_card, save_artifact, update_card
+from limbeck.jobs.check import check_recipe
+from limbeck.jobs.data import data_fingerprint, run_data
+from limbeck.jobs.estimate import estimate_stages
+from limbeck.jobs.evaluate import run_evaluate
+from limbeck.jobs.label import run_label, store_header
+from limbeck.jobs.report import run_report
+from limbeck.jobs.stages import NAMES, Stages
+from limbeck.jobs.student import build_student
+from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
+from limbeck.jobs.train import needs_teacher, run_train
+from limbeck.lms import open_lm
+from limbeck.lms.gguf import resolve_model
+from limbeck.meter import measure
+from limbeck.recipe import GenerateMode, Recipe, Steps
+from limbeck.recipe_io import dump_recipe
+from limbeck.rules import raise_problems
+from limbeck.rundir import RunDir, StageRecord, atomic_write, fingerprint
+from limbeck.signals import stop_requests
+from limbeck.store import TraceStore
+from limbeck.store.writer import damaged_shards, read_header, read_manifest
+from limbeck.text import load_tokenizer, tokenizer_hash
+from limbeck.train.loop import Job
+from limbeck.train.parallel import Ranks, barrier, join_ranks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from limbeck.lms.hf import HfLM
+    from limbeck.types import OnProgress, Progress, Row, Trace
+
+
+def run_recipe(
+    recipe: Recipe,
+    run_dir: Path | str,
+    *,
+    until: str = "report",
+    on_progress: OnProgress | None = None,
+    on_message: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Run a recipe up to the stage `until` (one of data, label, student, train, twin, evaluate, report).
+
+    Returns the summary, as written to RUN/summary.json. Raises RecipeError before any work when `check` finds a
+    problem; Stopped after a requested stop, with everything saved; and what the stages raise.
+    """
+    if until not in NAMES:
+        raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(NAMES)}")
+    with _opened(Path(run_dir)) as run, stop_requests() as stop_asked:
+        stages = Stages(run, on_progress or _ignore, on_message or _ignore, stop_asked)
+        return _Run(recipe, stages).until(until)
+
+
+def _ignore(_what: str | Progress) -> None:
+    """Nobody is listening."""
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[RunDir]:
+    """The run folder, locked by the first rank only."""
+    if int(os.environ.get("RANK", "0")):
+        yield RunDir(path)
+        return
+    with RunDir.open(path) as run:
+        yield run
+
+
+class _Run:
+    """One run: the fingerprint of each stage covers all that it depends on, the stages before it included."""
+
+    def __init__(self, recipe: Recipe, stages: Stages) -> None:
+        self.recipe, self.stages, self.path = recipe, stages, stages.run.path
+
+    def until(self, last: str) -> dict[str, Any]:
+        if self.stages.is_first:
+            found = check_recipe(self.recipe, estimate=False)
+            raise_problems(found.problems)
+            atomic_write(self.path / "recipe.yaml", dump_recipe(self.recipe))
+        for name in NAMES[: NAMES.index(last) + 1]:
+            if self.stages.stop_asked():
+                break
+            getattr(self, f"_{name}")()
+        return write_summary(self.recipe, self.stages.run) if self.stages.is_first else {}
+
+    # ---- what stages share ----
+
+    @cached_property
+    def teacher(self) -> HfLM:
+        settings = self.recipe.teacher
+        self.stages.on_message(f"opening the teacher {settings.path}")
+        return open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        settings = self.recipe.teacher
+        return load_tokenizer(resolve_model(settings.path), trust_remote_code=settings.trust_remote_code)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return read_rows(self.path / "data" / "rows.parquet")
+
+    @property
+    def labels(self) -> bool:
+        """Whether there is anything to label: a live teacher on given text leaves nothing to store."""
+        return isinstance(self.recipe.trace.mode, GenerateMode) or not needs_teacher(self.recipe)
+
+    @cached_property
+    def store(self) -> TraceStore:
+        return TraceStore.open(self.path / "traces")
+
+    def items(self, split: str) -> list[Row] | list[Trace]:
+        """What is trained or evaluated on: the teacher's traces, or the rows where nothing was labelled for them."""
+        generated = isinstance(self.recipe.trace.mode, GenerateMode)
+        if self.labels and (generated or split == "train"):
+            wanted = {row.id for row in self.rows}
+            return [trace for trace in self.store.traces(split) if trace.row_id in wanted]
+        return [row for row in self.rows if row.split == split]
+
+    # ---- fingerprints ----
+
+    @cached_property
+    def data_print(self) -> str:
+        generated = isinstance(self.recipe.trace.mode, GenerateMode)
+        return fingerprint(data_fingerprint(self.recipe), tokenizer_hash(self.tokenizer), generated, self.recipe.seed)
+
+    @cached_property
+    def label_print(self) -> str:
+        parts = self.recipe.fingerprint("trace", "teacher", "seed")
+        return fingerprint(self.data_print, parts, self.recipe.objective.temperature)
+
+    @cached_property
+    def student_print(self) -> str:
+        return fingerprint(self.data_print, self.recipe.fingerprint("student", "teacher", "seed"))
+
+    def train_print(self, twin: bool) -> str:
+        train = self.recipe.train.model_dump(mode="json")
+        for key in ("twin", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "parallel"):
+            train.pop(key)
+        objective = None if twin else self.recipe.fingerprint("objective")
+        return fingerprint(self.label_print, self.student_print, train, objective, twin)
+
+    # ---- stages ----
+
+    def _data(self) -> None:
+        folder = self.path / "data"
+
+        def work() -> None:
+            context = getattr(self.teacher_config, "max_position_embeddings", None)
+            run_data(
+                self.recipe, self.stages.run, self.tokenizer, max_context=context, on_progress=self.stages.on_progress
+            )
+
+        self.stages.do("data", self.data_print, work, folder)
+        if self.stages.is_first:
+            self._estimate()
+
+    @cached_property
+    def teacher_config(self) -> Any:
+        settings = self.recipe.teacher
+        config = AutoConfig.from_pretrained(resolve_model(settings.path), trust_remote_code=settings.trust_remote_code)
+        return config.get_text_config()
+
+    def _estimate(self) -> None:
+        """Once per recipe, before anything long is begun."""
+        key = fingerprint(self.train_print(False), self.recipe.train.twin, self.recipe.fingerprint("evaluate"))
+        if read_estimate(self.stages.run, key) is None:
+            self.stages.on_message("estimating time, memory and disk of each stage")
+            write_estimate(self.stages.run, key, estimate_stages(self.recipe, self.teacher, self.rows))
+
+    def _label(self) -> None:
+        if not self.labels:
+            return
+        folder = self.path / "traces"
+        generated = isinstance(self.recipe.trace.mode, GenerateMode)
+        rows = [row for row in self.rows if generated or row.split == "train"]
+
+        def work() -> None:
+            mine = store_header(self.recipe, self.teacher).fingerprint
+            if (folder / "store.json").exists() and read_header(folder).fingerprint != mine:
+                self._set_aside(folder, read_header(folder).fingerprint)
+            run_label(
+                self.recipe,
+                folder,
+                self.teacher,
+                rows,
+                on_progress=self.stages.on_progress,
+                on_message=self.stages.on_message,
+                stop_asked=self.stages.stop_asked,
+            )
+
+        self._verify_store(folder)
+        self.stages.do("label", self.label_print, work, folder)
+
+    def _verify_store(self, folder: Path) -> None:
+        """A finished label stage whose files were damaged since is not finished."""
+        if self.stages.is_first and self.stages.run.is_current("label", self.label_print):
+            wrong = damaged_shards(folder, read_manifest(folder))
+            if wrong:
+                self.stages.run.forget("label")
+
+    def _set_aside(self, folder: Path, name: str) -> None:
+        """Results of other settings are expensive: they are renamed, never deleted."""
+        aside = folder.with_name(f"{folder.name}-{name}")
+        self.stages.on_message(f"{folder} was made with other settings; it is kept as {aside.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+
+    def _student(self) -> None:
+        folder = self.path / "student"
+        work = lambda: build_student(self.recipe, self.stages.run, self.teacher, self.rows)  # noqa: E731
+        self.stages.do("student", self.student_print, work, folder)
+
+    def _train(self) -> None:
+        self._fit("train", "student")
+
+    def _twin(self) -> None:
+        if self.recipe.train.twin:
+            self._fit("twin", "twin")
+
+    def _fit(self, stage: str, role: str) -> None:
+        """Train the student or its twin and save the artifact."""
+        out, key = self.path / "train" / role, self.train_print(role == "twin")
+        if self.stages.run.is_current(stage, key) and (out / "artifact").exists():
+            self.stages.do(stage, key, lambda: None, out)
+            return
+        with join_ranks(self.recipe.train.parallel) as ranks:
+            work = lambda: self._fit_on(ranks, stage, role, out, key)  # noqa: E731
+            self.stages.do(stage, key, work, out, collective=True)
+
+    def _fit_on(self, ranks: Ranks, stage: str, role: str, out: Path, key: str) -> None:
+        if ranks.is_first:
+            marker = out / "fingerprint"
+            if marker.exists() and marker.read_text() != key:
+                self._set_aside(out, marker.read_text())
+            atomic_write(marker, key)
+        barrier(ranks)
+        twin, live = role == "twin", needs_teacher(self.recipe)
+        job = Job(stage, out, self.recipe.seed, ranks, self._first_only, self.stages.on_message, self.stages.stop_asked)
+        recipe = self._twin_recipe() if twin else self.recipe
+        trained = run_train(
+            recipe,
+            self.items("train"),
+            self.path / "student",
+            job,
+            vocab=self.vocab,
+            teacher=self.teacher if live and not twin else None,
+            store=self.store if not live and not twin else None,
+        )
+        if ranks.is_first:
+            trained.model.load_state_dict(trained.weights, strict=False)
+            save_artifact(out / "artifact", trained.model, self.tokenizer, self._card(role), dtype=self._artifact_dtype())
+
+    def _first_only(self, progress: Progress) -> None:
+        if self.stages.is_first:
+            self.stages.on_progress(progress)
+
+    def _twin_recipe(self) -> Recipe:
+        """The twin takes as many steps as the student took, whatever the budget was."""
+        steps = json.loads((self.path / "train" / "student" / "state.json").read_text())["step"]
+        budget = Steps(kind="steps", steps=steps)
+        return self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"budget": budget})})
+
+    @property
+    def vocab(self) -> int:
+        """The teacher's real tokens."""
+        return min(self.teacher_config.vocab_size, len(self.tokenizer))
+
+    def _artifact_dtype(self) -> torch.dtype:
+        return resolve_dtype(self.recipe.train.precision, pick_device())
+
+    def _card(self, role: str) -> Card:
+        before = read_card(self.path / "student").lineage
+        teacher = self.recipe.teacher.path
+        how = "the same rows and steps, cross-entropy on ground truth only" if role == "twin" else f"distilled from {teacher}"
+        return make_card(self.recipe, lineage=[*before, how], role=role)
+
+    def _evaluate(self) -> None:
+        roles = ["student", *(["twin"] if self.recipe.train.twin else [])]
+        folders = {role: self.path / "train" / role / "artifact" for role in roles}
+        parts = [self.train_print(False), self.train_print(True) if self.recipe.train.twin else None]
+        key = fingerprint(parts, self.recipe.fingerprint("evaluate"))
+
+        def work() -> None:
+            dtype = str(self.teacher.dtype).removeprefix("torch.")
+            students = {role: open_lm(folder, dtype=dtype) for role, folder in folders.items()}
+            result = run_evaluate(
+                self.recipe,
+                self.stages.run,
+                self.teacher,
+                students,
+                self.items("heldout"),
+                on_progress=self.stages.on_progress,
+            )
+            atomic_write(self.path / "evaluate" / "scores.json", json.dumps(result, indent=1))
+            for role, folder in folders.items():
+                scores = {who: result[who] for who in ("teacher", *roles)}
+                update_card(folder, replace(read_card(folder), scores=scores))
+
+        self.stages.do("evaluate", key, work, self.path / "evaluate")
+
+    def _report(self) -> None:
+        if not self.stages.is_first:
+            return
+        write_summary(self.recipe, self.stages.run)
+        with measure() as cost:
+            report = run_report(self.path)
+        self.stages.run.finish(
+            StageRecord("report", fingerprint(), cost.seconds, cost.peak_bytes, report.stat().st_size)
+        )
