@@ -141,9 +141,9 @@ class Hybrid(Section):
     """Exact head and sampled tail with importance weights: unbiased at a fraction of the variance."""
 
     kind: Literal["hybrid"] = "hybrid"
-    head: Annotated[int, Field(ge=1, le=128)] = Field(default=12, description="most tokens kept exactly")
+    head: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="most tokens kept exactly")
     min_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        default=0.004, description="tokens below this are left to the tail: certain positions store few tokens"
+        default=0.02, description="tokens below this are left to the tail: certain positions store few tokens"
     )
     draws: Annotated[int, Field(ge=1, le=127)] = Field(
         default=32,

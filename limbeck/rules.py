@@ -35,25 +35,27 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 @dataclass(frozen=True)
 class Problem:
-    """`where` is the dotted path in the recipe; `message` says what was found, what is allowed, what to do."""
+    """`where` is the dotted path in the recipe; `message` is a sentence: what was found, what is allowed, what to do."""
 
     where: str
     message: str
 
-    def __str__(self) -> str:
-        return f"{self.where}: {self.message}"
+
+def problem(where: str, rest: str) -> Problem:
+    """A problem whose sentence begins with the path: "student.keep is [2, 1]; it must be ..."."""
+    return Problem(where, f"{where} {rest}")
 
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
     rules = (_source, _rows, _mode, _target, _student, _objective, _train, _evaluate)
-    return [problem for rule in rules for problem in rule(recipe)]
+    return [found for rule in rules for found in rule(recipe)]
 
 
 def raise_problems(problems: list[Problem], origin: Callable[[str], str] | None = None) -> None:
     """Raise one RecipeError that lists them, unless there are none. `origin` turns a path into file and line."""
     if problems:
-        raise RecipeError("\n".join(f"{origin(p.where)}: {p}" if origin else str(p) for p in problems))
+        raise RecipeError("\n".join(f"{origin(p.where)}: {p.message}" if origin else p.message for p in problems))
 
 
 def needs(recipe: Recipe) -> dict[Cap, str]:
@@ -76,7 +78,7 @@ def changed(section: Section, *names: str) -> list[str]:
 def _idle(section: Section, where: str, names: tuple[str, ...], why: str) -> Iterator[Problem]:
     """A problem for each of the fields that was set although it has no effect."""
     for name in changed(section, *names):
-        yield Problem(f"{where}.{name}", f"has no effect {why}; remove it.")
+        yield problem(f"{where}.{name}", f"has no effect {why}; remove it.")
 
 
 def _source(recipe: Recipe) -> Iterator[Problem]:
@@ -85,15 +87,15 @@ def _source(recipe: Recipe) -> Iterator[Problem]:
         return
     columns = [name for name in ("text", "prompt", "messages") if getattr(source, name) is not None]
     if len(columns) > 1:
-        yield Problem(
+        yield problem(
             "data.source",
             f"names the columns {' and '.join(columns)}; allowed is one of text, prompt (with completion), messages, or "
             "none of them (then the columns are recognised by their names).",
         )
     if source.completion is not None and source.prompt is None:
-        yield Problem("data.source.completion", "needs `prompt` beside it: the column of the prompts.")
+        yield problem("data.source.completion", "needs `prompt` beside it: the column of the prompts.")
     if columns == ["prompt"] and source.completion is None and isinstance(recipe.trace.mode, ScoreMode):
-        yield Problem(
+        yield problem(
             "data.source.prompt",
             "stands without `completion`, and a teacher that scores needs a text to score. Name the completion column, "
             "or let the teacher write: trace.mode.kind=generate.",
@@ -106,10 +108,10 @@ def _rows(recipe: Recipe) -> Iterator[Problem]:
         return
     why = "chat_template: false only changes prompt/completion pairs"
     if isinstance(source, StdlibSource):
-        yield Problem("data.chat_template", f"has no effect on plain text ({why}); remove it.")
+        yield problem("data.chat_template", f"has no effect on plain text ({why}); remove it.")
     elif isinstance(source, (FileSource, DatasetSource)) and (source.text or source.messages):
         rows = "plain text" if source.text else "chat messages, which are always rendered by the template"
-        yield Problem("data.chat_template", f"has no effect on {rows} ({why}); remove it.")
+        yield problem("data.chat_template", f"has no effect on {rows} ({why}); remove it.")
 
 
 def _mode(recipe: Recipe) -> Iterator[Problem]:
@@ -119,11 +121,11 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
     if mode.temperature == 0:
         yield from _idle(mode, "trace.mode", ("top_p",), "at temperature 0 (greedy)")
         if mode.n > 1:
-            yield Problem(
+            yield problem(
                 "trace.mode.n", f"asks for {mode.n} replies, but at temperature 0 they are all the same; use 1."
             )
     if any(not text for text in mode.stop):
-        yield Problem("trace.mode.stop", "has an empty string, which would end every reply at once; remove it.")
+        yield problem("trace.mode.stop", "has an empty string, which would end every reply at once; remove it.")
 
 
 def _target(recipe: Recipe) -> Iterator[Problem]:
@@ -145,7 +147,7 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
 def _prune(student: PruneStudent) -> Iterator[Problem]:
     if (student.layers is None) == (student.keep is None):
         found = "neither `layers` nor `keep`" if student.layers is None else "both `layers` and `keep`"
-        yield Problem(
+        yield problem(
             "student",
             f"has {found}; give exactly one: layers (how many to keep, chosen by block influence), or keep (which ones).",
         )
@@ -153,7 +155,7 @@ def _prune(student: PruneStudent) -> Iterator[Problem]:
         return
     if not student.keep or min(student.keep) < 0 or list(student.keep) != sorted(set(student.keep)):
         found = list(student.keep)
-        yield Problem("student.keep", f"is {found}; it must be layer numbers from 0 in ascending order, each once.")
+        yield problem("student.keep", f"is {found}; it must be layer numbers from 0 in ascending order, each once.")
     yield from _idle(student, "student", ("probe_rows",), "with an explicit `keep`: nothing is measured")
 
 
@@ -161,21 +163,21 @@ def _scratch(student: ScratchStudent) -> Iterator[Problem]:
     sizes = {"hidden_size": student.hidden_size, "layers": student.layers, "heads": student.heads}
     given = [name for name, value in sizes.items() if value is not None]
     if student.parameters is not None and given:
-        yield Problem(
+        yield problem(
             "student", f"has both `parameters` and {', '.join(given)}; give the budget or the sizes, not both."
         )
     if student.parameters is None and len(given) < 3:
         missing = [name for name in sizes if name not in given]
         found = f"{', '.join(given)} but not {', '.join(missing)}" if given else "no size"
-        yield Problem(
+        yield problem(
             "student", f"has {found}; give parameters (such as 17M), or all of hidden_size, layers and heads."
         )
     if student.parameters is not None and not PARAMETERS.fullmatch(student.parameters):
         message = f"is {student.parameters!r}; it must be a number with k, M or B, such as 500k, 17M or 1.5B."
-        yield Problem("student.parameters", message)
+        yield problem("student.parameters", message)
     if student.hidden_size and student.heads and student.hidden_size % student.heads:
         message = f"is {student.hidden_size}, which {student.heads} heads do not divide; choose a multiple of `heads`."
-        yield Problem("student.hidden_size", message)
+        yield problem("student.hidden_size", message)
 
 
 def _objective(recipe: Recipe) -> Iterator[Problem]:
@@ -188,10 +190,10 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
             names = ("target",)
             yield from _idle(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
     elif full and not isinstance(target, Live):
-        yield Problem(
+        yield problem(
             "objective.divergence",
-            f"{divergence.kind} weighs tokens by the student's probability, so it needs the teacher's probability of every "
-            f"token; a stored {target.kind} target has only some. Set trace.target.kind=full (the teacher runs beside the "
+            f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's probability of "
+            f"every token; a stored {target.kind} target has only some. Set trace.target.kind=full (the teacher runs beside the "
             "student), or use forward_kl.",
         )
 
@@ -200,16 +202,16 @@ def _train(recipe: Recipe) -> Iterator[Problem]:
     train = recipe.train
     if not all(0 <= beta < 1 for beta in train.optimizer.betas):
         found = list(train.optimizer.betas)
-        yield Problem("train.optimizer.betas", f"is {found}; both must be at least 0 and below 1, such as [0.9, 0.95].")
+        yield problem("train.optimizer.betas", f"is {found}; both must be at least 0 and below 1, such as [0.9, 0.95].")
     schedule = train.schedule
     if isinstance(schedule, WSD) and schedule.warmup + schedule.decay > 1:
-        yield Problem(
+        yield problem(
             "train.schedule",
             f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than all "
             "of it; their sum may be at most 1.",
         )
     if train.twin and recipe.objective.ce_weight == 1:
-        yield Problem(
+        yield problem(
             "train.twin",
             "has no effect when objective.ce_weight is 1: the student is the hard-label twin already. Lower ce_weight, or "
             "set train.twin=false.",

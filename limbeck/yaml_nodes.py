@@ -152,7 +152,7 @@ def resolve(text: str) -> Scalar:
     return text
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.representer.BaseRepresenter, text: Any) -> yaml.Node:
     """PyYAML writes rare line ends unescaped and then folds them away on reading."""
     rare = any(mark in text for mark in "\r\x85\u2028\u2029\ufeff")
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if rare else None)

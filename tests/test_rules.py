@@ -4,7 +4,7 @@ import pytest
 
 from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
-from limbeck.rules import Problem, changed, check_static, needs, raise_problems
+from limbeck.rules import Problem, changed, check_static, needs, problem, raise_problems
 from limbeck.types import Cap
 from tests.recipes import tiny_recipe
 
@@ -97,10 +97,10 @@ def test_sound(recipe: Recipe, overrides):
 
 def test_raise_problems():
     raise_problems([])
-    problems = [Problem("a.b", "is wrong."), Problem("c", "too.")]
+    problems = [problem("a.b", "is wrong."), Problem("c", "too.")]
     with pytest.raises(RecipeError) as caught:
         raise_problems(problems, lambda where: f"r.yaml:{len(where)}")
-    assert str(caught.value) == "r.yaml:3: a.b: is wrong.\nr.yaml:1: c: too."
+    assert str(caught.value) == "r.yaml:3: a.b is wrong.\nr.yaml:1: too."
 
 
 def test_needs(recipe: Recipe):

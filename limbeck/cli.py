@@ -1,0 +1,378 @@
+"""The command line: the only file that prints. Results go to stdout; progress, messages and errors to stderr.
+
+Modules that load torch are imported inside the commands that need them: `limbeck --help` is instant.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from limbeck import __version__
+from limbeck.errors import LimbeckError, RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from limbeck.recipe import Recipe
+    from limbeck.rules import Problem
+    from limbeck.types import OnProgress
+    from limbeck.yaml_nodes import Node
+
+INTERRUPTED = 130
+
+EXAMPLES = """\
+[bold]Examples[/bold]
+
+  limbeck init --data chats.jsonl --layers 20 --out my.yaml
+
+  limbeck check my.yaml
+
+  limbeck run my.yaml train.budget.steps=200
+
+  limbeck show traces runs/my --row 3
+
+Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
+
+Exit codes: 0 done, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, 7 store, 8 run folder, 9 not finite, \
+10 missing package, 75 stopped (run it again)."""
+
+app = typer.Typer(
+    name="limbeck",
+    help="Distil a large language model into a small one, and prove that it worked.",
+    epilog=EXAMPLES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+show_app = typer.Typer(help="Look into a run: what the teacher said, and what was done.", no_args_is_help=True)
+app.add_typer(show_app, name="show", rich_help_panel="Look")
+
+
+def _key_value(overrides: list[str] | None) -> list[str]:
+    for text in overrides or []:
+        if "=" not in text:
+            raise typer.BadParameter(f"{text!r} is not KEY=VALUE, such as train.optimizer.lr=1e-4")
+    return overrides or []
+
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file", show_default=False)]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="folder of a run, such as runs/NAME", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="keys of the recipe to set", show_default=False, callback=_key_value),
+]
+RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder of the run (default: runs/NAME)")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+def main() -> None:
+    """Entry point: user errors are printed without a traceback and end with their exit code."""
+    try:
+        app(prog_name="limbeck")
+    except LimbeckError as error:
+        if "--json" in sys.argv and _first_rank():
+            kind = type(error).__name__
+            print(json.dumps({"error": {"type": kind, "message": str(error), "exit_code": error.exit_code}}))
+        _complain(_error(str(error)))
+        sys.exit(error.exit_code)
+
+
+def _error(text: str) -> str:
+    return "error: " + text.replace("\n", "\n       ")
+
+
+def _complain(text: str) -> None:
+    from limbeck.screen import visible
+
+    print(visible(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+def _first_rank() -> bool:
+    """Under torchrun only one process speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _print(result: Any, *, as_json: bool) -> None:
+    """A renderable, or a JSON-able value."""
+    if not _first_rank():
+        return
+    if as_json:
+        print(json.dumps(result, indent=1, default=str))
+        return
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=False).print(result)
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[tuple[OnProgress, Callable[[str], None]]]:
+    """Callbacks that show progress and messages of a job; Ctrl-C inside ends with a sentence, a second one at once."""
+    from rich.console import Console
+
+    from limbeck.progress import Lines, bars
+
+    console = Console(stderr=True)
+    lines = Lines(_complain)
+    try:
+        if not _first_rank():
+            yield (lambda _progress: None), (lambda _text: None)
+        elif not console.is_terminal:
+            yield lines.on_progress, _complain
+        else:
+            with bars(console) as shown:
+                yield shown.on_progress, shown.on_message
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        _complain("interrupted. What was finished is kept; run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+# ---- commands on a recipe --------------------------------------------------------------------------------------------
+
+
+def _load(path: Path, overrides: list[str] | None) -> tuple[Recipe, Node]:
+    from limbeck.recipe_io import load_with_origins
+
+    return load_with_origins(path, overrides or [])
+
+
+def _sound(path: Path, overrides: list[str] | None) -> Recipe:
+    """The recipe, without contradictions; problems are told with file and line."""
+    from limbeck.rules import check_static, raise_problems
+    from limbeck.tree import origin_of
+
+    recipe, written = _load(path, overrides)
+    raise_problems(check_static(recipe), lambda where: origin_of(written, where))
+    return recipe
+
+
+def _job(path: Path, overrides: list[str] | None, run_dir: Path | None, as_json: bool, until: str) -> None:
+    recipe = _sound(path, overrides)
+    folder = run_dir or Path("runs") / recipe.name
+    with _watched() as (on_progress, on_message):
+        from limbeck.jobs.run import run_recipe
+
+        summary = run_recipe(recipe, folder, until=until, on_progress=on_progress, on_message=on_message)
+    if as_json:
+        _print({"run": str(folder), **summary}, as_json=True)
+        return
+    from limbeck.screen import result
+
+    _print(result(summary), as_json=False)
+    _print(f"\nreport: {folder / 'report.html'}" if until == "report" else f"\nrun folder: {folder}", as_json=False)
+
+
+@app.command(rich_help_panel="Start")
+def init(
+    teacher: Annotated[
+        str, typer.Option(help="hub id, folder, .gguf file, or the demo's smollm2-135m")
+    ] = "smollm2-135m",
+    student: Annotated[str | None, typer.Option(help="start from this model: hub id or folder")] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="prune the teacher to this many layers")] = None,
+    parameters: Annotated[str | None, typer.Option(help="build a new model of this size, such as 17M")] = None,
+    data: Annotated[str, typer.Option(help="file, folder, glob, dataset name, or stdlib (the demo's)")] = "stdlib",
+    mode: Annotated[str, typer.Option(help="score: the teacher reads the text; generate: it writes replies")] = "score",
+    out: Annotated[str, typer.Option(help="file to write; - is stdout")] = "recipe.yaml",
+    force: Annotated[bool, typer.Option("--force", help="replace a file that exists")] = False,
+) -> None:
+    """Write a commented recipe for your case.
+
+    Example: limbeck init --data chats.jsonl --layers 20
+    """
+    from limbeck.jobs.init import Choice, recipe_text
+
+    if mode not in ("score", "generate"):
+        raise typer.BadParameter(f"--mode is {mode!r}; it must be score or generate")
+    name = re.sub(r"[^a-z0-9._-]+", "-", Path(out).stem.lower()).strip("-._")[:64] or "distilled"
+    text = recipe_text(Choice(teacher, data, mode, student, layers, parameters, name))
+    if out == "-":
+        print(text, end="")
+        return
+    try:
+        with Path(out).open("w" if force else "x") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RecipeError(
+            f"{out} exists already; choose another name with --out, or replace it with --force."
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{out} cannot be written: {error.strerror}.") from error
+    print(f"wrote {out}. Next: limbeck check {out}")
+
+
+@app.command(rich_help_panel="Start")
+def check(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    estimate: Annotated[bool, typer.Option(help="measure for a few seconds what each stage will cost")] = True,
+    as_json: Json = False,
+) -> None:
+    """Prove a recipe before any work, and estimate its costs.
+
+    Example: limbeck check my.yaml
+    """
+    from limbeck.tree import origin_of
+
+    loaded, written = _load(recipe, overrides)
+    with _watched():
+        from limbeck.jobs.check import check_recipe
+
+        found = check_recipe(loaded, estimate=estimate)
+
+    def told(problem: Problem) -> dict[str, str]:
+        return {"origin": origin_of(written, problem.where), **asdict(problem)}
+
+    problems = [told(problem) for problem in found.problems]
+    if as_json:
+        _print({"problems": problems, "facts": found.facts, "estimate": found.estimate}, as_json=True)
+    else:
+        from limbeck.screen import check_facts
+
+        _print(check_facts(found), as_json=False)
+        for problem in problems:
+            _complain(_error("{origin}: {message}".format(**problem)))
+        _print(f"\n{len(problems)} problems" if problems else "\nno problems", as_json=False)
+    if problems:
+        raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command(rich_help_panel="Work")
+def label(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption = None, as_json: Json = False) -> None:
+    """Read the data and store what the teacher says.
+
+    Example: limbeck label my.yaml trace.target.kind=top_k
+    """
+    _job(recipe, overrides, run_dir, as_json, "label")
+
+
+@app.command(rich_help_panel="Work")
+def train(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption = None, as_json: Json = False) -> None:
+    """Train the student, and its hard-label twin where asked for.
+
+    Example: limbeck train my.yaml train.twin=true
+    """
+    _job(recipe, overrides, run_dir, as_json, "twin")
+
+
+@app.command(rich_help_panel="Work")
+def evaluate(
+    recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption = None, as_json: Json = False
+) -> None:
+    """Compare teacher, student and twin on held-out rows.
+
+    Example: limbeck evaluate my.yaml
+    """
+    _job(recipe, overrides, run_dir, as_json, "evaluate")
+
+
+@app.command(rich_help_panel="Work")
+def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption = None, as_json: Json = False) -> None:
+    """Everything, up to the verdict and the report.
+
+    Example: limbeck run my.yaml
+    """
+    _job(recipe, overrides, run_dir, as_json, "report")
+
+
+@app.command(rich_help_panel="Look")
+def report(
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE|RUN", help="recipe, or folder of a run", show_default=False)
+    ],
+    overrides: Overrides = None,
+    run_dir: RunDirOption = None,
+    as_json: Json = False,
+) -> None:
+    """Write the HTML report of a finished run anew, from its files.
+
+    Example: limbeck report runs/my
+    """
+    folder = recipe
+    if run_dir or not recipe.is_dir():
+        folder = run_dir or Path("runs") / _load(recipe, overrides)[0].name
+    from limbeck.jobs.report import run_report
+
+    path = run_report(folder)
+    _print({"report": str(path)} if as_json else f"report: {path}", as_json=as_json)
+
+
+# ---- looking ---------------------------------------------------------------------------------------------------------
+
+
+@show_app.command("traces")
+def show_traces(
+    folder: RunFolder,
+    row: Annotated[int, typer.Option(min=0, help="number of the row, from 0")] = 0,
+    id: Annotated[str | None, typer.Option("--id", help="id of the trace or row, or how it begins")] = None,
+    top: Annotated[int, typer.Option(min=1, help="alternatives shown per token")] = 5,
+    as_json: Json = False,
+) -> None:
+    """What the teacher said, token by token, with its alternatives.
+
+    Example: limbeck show traces runs/my --row 3
+    """
+    from limbeck.jobs.show import show_trace
+    from limbeck.screen import trace
+
+    view = show_trace(folder, row=row, id=id, top=top)
+    _print(asdict(view) if as_json else trace(view), as_json=as_json)
+
+
+@show_app.command("run")
+def show_run(folder: RunFolder, as_json: Json = False) -> None:
+    """Stages, fingerprints, times, sizes and scores of a run.
+
+    Example: limbeck show run runs/my
+    """
+    from limbeck import screen
+    from limbeck.jobs import show
+
+    view = show.show_run(folder)
+    _print(asdict(view) if as_json else screen.run(view), as_json=as_json)
+
+
+@app.command(rich_help_panel="Look")
+def schema(
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the reference for people instead")] = False,
+) -> None:
+    """Print the JSON schema of a recipe, for editors.
+
+    Example: limbeck schema > recipe.schema.json
+    """
+    if markdown:
+        from limbeck.jobs.reference import recipe_markdown
+
+        print(recipe_markdown(), end="")
+        return
+    from limbeck.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"limbeck {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
+    pass

@@ -1,0 +1,234 @@
+"""`limbeck check`: everything that can be known before any work is done.
+
+First the recipe alone (`rules`), then what its models offer against what its parts need: capabilities, tokenizer
+identity, chat template, context length, layers; then a look at the first rows; at last an estimate of each stage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from transformers import AutoConfig
+
+from limbeck.data import read_examples
+from limbeck.errors import DataError, LimbeckError, TeacherError
+from limbeck.lms import KINDS
+from limbeck.lms.gguf import resolve_model
+from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe
+from limbeck.rules import Problem, check_static, needs, problem
+from limbeck.text import Encoder, compare_tokenizers, load_tokenizer, template_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+    from limbeck.text import Example
+
+PEEK_ROWS = 3
+
+
+class StageEstimate(TypedDict):
+    """What one stage is expected to cost."""
+
+    seconds: float
+    peak_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """`problems` stop a run; `facts` are worth knowing; `estimate` is by stage, {} when there are problems or none was
+    asked for."""
+
+    problems: list[Problem] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+    estimate: dict[str, StageEstimate] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model's tokenizer and config: what can be known of it without its weights."""
+
+    tokenizer: PreTrainedTokenizerBase
+    config: PretrainedConfig
+
+    @property
+    def text(self) -> Any:
+        return self.config.get_text_config()
+
+    @property
+    def layers(self) -> int | None:
+        return getattr(self.text, "num_hidden_layers", None)
+
+    @property
+    def context(self) -> int | None:
+        return getattr(self.text, "max_position_embeddings", None)
+
+    @property
+    def head_rows(self) -> int | None:
+        return getattr(self.text, "vocab_size", None)
+
+
+def check_recipe(recipe: Recipe, *, estimate: bool = True) -> CheckResult:
+    """Every problem that can be found before the run. Raises nothing for a bad recipe: what is wrong is in the result."""
+    found = CheckResult(check_static(recipe))
+    offered = KINDS[recipe.teacher.kind].caps
+    for cap, part in needs(recipe).items():
+        if cap not in offered:
+            message = (
+                f"is {recipe.teacher.kind}, which does not offer {cap.value}; {part} needs it. Choose another kind."
+            )
+            found.problems.append(problem("teacher.kind", message))
+    teacher = _open(recipe.teacher.path, recipe.teacher.trust_remote_code, "teacher.path", found)
+    if teacher is None:
+        return found
+    _check_context(recipe, teacher, "teacher", found)
+    _check_student(recipe, teacher, found)
+    _check_rows(recipe, teacher, found)
+    return found
+
+
+def _open(path: str, trust: bool, where: str, found: CheckResult) -> _Model | None:
+    """The model's tokenizer and config, or a problem."""
+    try:
+        folder = resolve_model(path)
+        tokenizer = load_tokenizer(folder, trust_remote_code=trust)
+        try:
+            return _Model(tokenizer, AutoConfig.from_pretrained(folder, trust_remote_code=trust))
+        except (OSError, ValueError, KeyError) as error:
+            raise TeacherError(f"the config of {path!r} cannot be read: {error}") from error
+    except LimbeckError as error:
+        found.problems.append(Problem(where, str(error)))
+        return None
+
+
+def _check_context(recipe: Recipe, model: _Model, who: str, found: CheckResult) -> None:
+    """The longest row, with the longest reply, fits into the context."""
+    mode = recipe.trace.mode
+    reply = mode.max_tokens if isinstance(mode, GenerateMode) else 0
+    if model.context is None:
+        return
+    longest = recipe.data.max_length + reply
+    if longest <= model.context:
+        found.facts.append(f"{who}: context of {model.context} tokens; rows have at most {longest}.")
+        return
+    with_reply = f" and replies up to {reply} (trace.mode.max_tokens)" if reply else ""
+    room = model.context - reply
+    advice = f"Set data.max_length to at most {room}." if room >= 2 else "Lower trace.mode.max_tokens."
+    found.problems.append(
+        problem(
+            "data.max_length",
+            f"allows rows up to {recipe.data.max_length} tokens{with_reply}, but the {who} reads at most {model.context}. "
+            f"{advice}",
+        )
+    )
+
+
+def _check_student(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
+    student = recipe.student
+    if isinstance(student, PruneStudent):
+        found.problems.extend(_check_layers(student, teacher))
+    elif isinstance(student, PretrainedStudent):
+        model = _open(student.path, student.trust_remote_code, "student.path", found)
+        if model is not None:
+            _check_context(recipe, model, "student", found)
+            _check_tokenizers(teacher, model, found)
+
+
+def _check_layers(student: PruneStudent, teacher: _Model) -> Iterator[Problem]:
+    """The layers to keep exist, and something is removed."""
+    layers = teacher.layers
+    if layers is None:
+        return
+    if student.layers is not None and student.layers >= layers:
+        message = (
+            f"is {student.layers}, but the teacher has {layers}: nothing would be removed; give at most {layers - 1}."
+        )
+        yield problem("student.layers", message)
+    beyond = [layer for layer in student.keep or () if layer >= layers]
+    if beyond:
+        yield problem("student.keep", f"names the layers {beyond}, but the teacher's are 0 to {layers - 1}.")
+    elif student.keep and len(student.keep) == layers:
+        yield problem("student.keep", f"keeps all {layers} layers of the teacher: nothing would be removed.")
+
+
+def _check_tokenizers(teacher: _Model, student: _Model, found: CheckResult) -> None:
+    """Same tokens in the same order; heads padded to other sizes are cut, other tokenizers are refused."""
+    differences = compare_tokenizers(teacher.tokenizer, student.tokenizer)
+    if differences:
+        found.problems.append(
+            problem(
+                "student.path",
+                f"has another tokenizer than the teacher: {'; '.join(differences)}. Token distributions only fit the tokens "
+                "they were made for; choose a student of the teacher's family, or build one: student.kind=prune or scratch.",
+            )
+        )
+        return
+    real = len(teacher.tokenizer)
+    found.facts.append(f"teacher and student share one tokenizer of {real} tokens.")
+    if student.head_rows is not None and student.head_rows < min(real, teacher.head_rows or real):
+        message = (
+            f"has a head of {student.head_rows} rows for {real} tokens; it cannot speak the teacher's last tokens."
+        )
+        found.problems.append(problem("student.path", message))
+    elif student.head_rows != teacher.head_rows:
+        found.facts.append(
+            f"their heads are padded to {teacher.head_rows} and {student.head_rows} rows; both are cut to the {real} real tokens."
+        )
+    if template_hash(teacher.tokenizer) != template_hash(student.tokenizer):
+        found.facts.append("their chat templates differ; the teacher's is used for both, and saved with the student.")
+
+
+def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
+    """Read and encode the first rows, on the same road as the run."""
+    complaints: list[str] = []
+    try:
+        source = recipe.data.source
+        examples = list(
+            islice(read_examples(source, bad_rows=recipe.data.bad_rows, on_bad=complaints.append), PEEK_ROWS)
+        )
+    except LimbeckError as error:
+        found.problems.append(Problem("data.source", str(error)))
+        return
+    if not examples:
+        found.problems.append(problem("data.source", "has no usable row at all."))
+        return
+    if _needs_template(recipe, examples) and teacher.tokenizer.chat_template is None:
+        found.problems.append(
+            problem(
+                "data.source",
+                f"has chat rows, but the tokenizer of {recipe.teacher.path} has no chat template (a base model?). Choose an "
+                "instruct teacher, or join prompt and completion as plain text: data.chat_template=false.",
+            )
+        )
+        return
+    _encode(recipe, teacher, examples, found)
+
+
+def _needs_template(recipe: Recipe, examples: list[Example]) -> bool:
+    return any(
+        example.messages is not None or (example.prompt is not None and recipe.data.chat_template)
+        for example in examples
+    )
+
+
+def _encode(recipe: Recipe, teacher: _Model, examples: list[Example], found: CheckResult) -> None:
+    encoder = Encoder(
+        teacher.tokenizer,
+        max_length=recipe.data.max_length,
+        long_rows=recipe.data.long_rows,
+        chat_template=recipe.data.chat_template,
+        need_reply=not isinstance(recipe.trace.mode, GenerateMode),
+    )
+    for example in examples:
+        try:
+            row = encoder.encode(example)
+        except DataError as error:
+            if recipe.data.bad_rows == "stop":
+                found.problems.append(Problem("data.source", str(error)))
+            continue
+        supervised = sum(end - start for start, end in row.spans)
+        found.facts.append(f"{example.source}: {len(row.ids)} tokens, {supervised} of them supervised.")

@@ -1,0 +1,225 @@
+"""What the command line shows, as rich renderables and plain sentences. Nothing is printed here.
+
+Text that a model or a file wrote is never trusted: control characters are made visible, and it never passes through
+rich's markup.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from limbeck.jobs.check import CheckResult
+    from limbeck.jobs.show import RunView, TokenView, TraceView
+
+WHO = ("teacher", "student", "twin")
+BREAKS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
+
+
+def visible(text: str, *, keep: str = "") -> str:
+    """`text` with everything that could steer a terminal made visible (escape codes, bidirectional overrides, bells);
+    characters of `keep` stay."""
+    return "".join(char if char in keep else _visible(char) for char in text)
+
+
+def _visible(char: str) -> str:
+    if char in BREAKS:
+        return BREAKS[char]
+    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
+        return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+    return char
+
+
+def duration(seconds: float) -> str:
+    """ "0.4 s", "3 min 05 s", "2 h 10 min"."""
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in powers of 1024."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1023.5:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 99.5 else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.1f} TiB"
+
+
+def count(number: float) -> str:
+    """ "134.5M", "17.0M", "812"."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.1f}{unit}"
+    return f"{number:.0f}"
+
+
+# ---- a finished run --------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "kl": ("KL to teacher", "{:.3f}".format),
+    "agreement": ("agreement", "{:.1%}".format),
+    "perplexity": ("perplexity", "{:.2f}".format),
+    "ece": ("ECE", "{:.3f}".format),
+    "parameters": ("parameters", count),
+    "bytes": ("size", size),
+    "tokens_per_second": ("tokens/s", "{:.0f}".format),
+}
+
+
+def verdict_table(summary: dict[str, Any]) -> Table:
+    """Teacher, student and twin side by side."""
+    table = Table("held out", *(), title=None, box=None, pad_edge=False, header_style="bold")
+    for title, _ in COLUMNS.values():
+        table.add_column(title, justify="right")
+    for who in WHO:
+        scores = summary.get(who)
+        if scores:
+            cells = [_cell(scores.get(key), show) for key, (_, show) in COLUMNS.items()]
+            table.add_row(who, *cells, style="bold" if who == "student" else None)
+    return table
+
+
+def _cell(value: float | None, show: Any) -> str:
+    return "-" if value is None else show(value)
+
+
+def cost_table(stages: dict[str, dict[str, Any]]) -> Table:
+    """Estimated and measured time, memory and disk of every stage."""
+    table = Table("stage", box=None, pad_edge=False, header_style="bold")
+    for title in ("time estimated", "took", "memory estimated", "took", "disk estimated", "took"):
+        table.add_column(title, justify="right")
+    for stage, entry in stages.items():
+        cells = []
+        for key, show in (("seconds", duration), ("peak_bytes", size), ("disk_bytes", size)):
+            for side in ("estimated", "took"):
+                cells.append(_cell((entry.get(side) or {}).get(key), show))
+        table.add_row(stage, *cells)
+    return table
+
+
+def result(summary: dict[str, Any]) -> Group:
+    """The verdict table, its sentence, and what every stage cost."""
+    parts: list[RenderableType] = []
+    if any(summary.get(who) for who in WHO):
+        parts += [verdict_table(summary), Text()]
+    sentence = summary.get("verdict", {}).get("sentence")
+    if sentence:
+        parts += [Text(visible(sentence), style="bold"), Text()]
+    if summary.get("stages"):
+        parts += [cost_table(summary["stages"])]
+    return Group(*parts)
+
+
+# ---- check -----------------------------------------------------------------------------------------------------------
+
+
+def check_facts(result: CheckResult) -> Group:
+    """What was found, and what each stage is expected to cost."""
+    parts: list[RenderableType] = [Text(f"- {visible(fact)}") for fact in result.facts]
+    if result.estimate:
+        table = Table("stage", box=None, pad_edge=False, header_style="bold")
+        for title in ("time", "peak memory", "disk"):
+            table.add_column(title, justify="right")
+        for stage, cost in result.estimate.items():
+            table.add_row(stage, duration(cost["seconds"]), size(cost["peak_bytes"]), size(cost["disk_bytes"]))
+        total = sum(cost["seconds"] for cost in result.estimate.values())
+        peak = max(cost["peak_bytes"] for cost in result.estimate.values())
+        disk = sum(cost["disk_bytes"] for cost in result.estimate.values())
+        table.add_row("together", duration(total), size(peak), size(disk), style="bold")
+        parts += [Text(), table]
+    return Group(*parts)
+
+
+# ---- show ------------------------------------------------------------------------------------------------------------
+
+
+def trace(view: TraceView) -> Group:
+    """The text with its supervised tokens coloured, then those tokens with the teacher's alternatives."""
+    head = f"row {view.number} of {view.total}  id {view.id}  {view.split}"
+    head += f"  topic {view.topic}" * bool(view.topic) + f"  from {view.source}" * bool(view.source)
+    parts: list[RenderableType] = [Text(visible(head), style="bold"), Text(), _coloured(view.tokens), Text()]
+    if not view.stored:
+        return Group(*parts, Text("No distributions are stored in this run (trace.target.kind is full)."))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("position", justify="right")
+    table.add_column("token")
+    table.add_column("chance", justify="right")
+    table.add_column("the teacher's most probable tokens", overflow="fold")
+    table.add_column("rest", justify="right")
+    for token in view.tokens:
+        if token.supervised:
+            table.add_row(
+                str(token.position),
+                _quoted(token.text),
+                _percent(token.chance),
+                _alternatives(token),
+                _percent(token.rest),
+            )
+    return Group(*parts, table)
+
+
+def _coloured(tokens: tuple[TokenView, ...]) -> Text:
+    """Supervised tokens green where the teacher's first choice was this token, yellow where not; the others dim."""
+    text = Text()
+    for token in tokens:
+        style = "dim"
+        if token.supervised:
+            agrees = not token.alternatives or token.alternatives[0][0] == token.text
+            style = "green" if agrees else "yellow"
+        text.append(visible(token.text, keep="\n"), style=style)
+    return text
+
+
+def _quoted(text: str) -> Text:
+    return Text(f"'{visible(text)}'")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _alternatives(token: TokenView) -> Text:
+    text = Text()
+    for number, (word, mass) in enumerate(token.alternatives):
+        text.append("  " if number else "")
+        text.append(f"'{visible(word)}'", style="bold green" if word == token.text else "")
+        text.append(f" {mass:.1%}")
+    return text
+
+
+def run(view: RunView) -> Group:
+    """Stages with fingerprints and costs, folders with sizes, the newest metrics, and the scores."""
+    student = ", ".join(f"{key} {value}" for key, value in view.student.items())
+    head = Text(visible(f"{view.name}: {view.teacher} into {student}  ({view.path})"), style="bold")
+    stages = Table("stage", "fingerprint", box=None, pad_edge=False, header_style="bold")
+    for title in ("time", "peak memory", "disk"):
+        stages.add_column(title, justify="right")
+    for record in view.stages:
+        costs = (duration(record.seconds), size(record.peak_bytes), size(record.disk_bytes))
+        stages.add_row(record.name, record.fingerprint, *costs)
+    parts: list[RenderableType] = [head, Text(), stages if view.stages else Text("No stage has finished yet."), Text()]
+    parts.append(Text("folders: " + ", ".join(f"{visible(name)} {size(of)}" for name, of in view.bytes.items())))
+    for who, line in view.training.items():
+        parts.append(Text(f"{who}: {metrics(line)}"))
+    if view.summary:
+        parts += [Text(), result(view.summary | {"stages": {}})]
+    return Group(*parts)
+
+
+def metrics(line: dict[str, Any]) -> str:
+    """One line of metrics.jsonl, short."""
+    keys = ("step", "tokens", "loss", "kl", "ce")
+    return "  ".join(f"{key} {_number(line[key])}" for key in keys if line.get(key) is not None)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
