@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from limbeck.yaml_nodes import Node
 
 INTERRUPTED = 130
+PIPE_WIDTH = 120
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -107,15 +108,17 @@ def _first_rank() -> bool:
 
 
 def _print(result: Any, *, as_json: bool) -> None:
-    """A renderable, or a JSON-able value."""
+    """A JSON-able value, a sentence, or a renderable."""
     if not _first_rank():
         return
     if as_json:
         print(json.dumps(result, indent=1, default=str))
-        return
-    from rich.console import Console
+    elif isinstance(result, str):
+        print(result)
+    else:
+        from rich.console import Console
 
-    Console(highlight=False, soft_wrap=False).print(result)
+        Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(result)
 
 
 @contextlib.contextmanager
@@ -228,10 +231,10 @@ def check(
     from limbeck.tree import origin_of
 
     loaded, written = _load(recipe, overrides)
-    with _watched():
+    with _watched() as (on_progress, _):
         from limbeck.jobs.check import check_recipe
 
-        found = check_recipe(loaded, estimate=estimate)
+        found = check_recipe(loaded, estimate=estimate, on_progress=on_progress)
 
     def told(problem: Problem) -> dict[str, str]:
         return {"origin": origin_of(written, problem.where), **asdict(problem)}

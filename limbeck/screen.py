@@ -77,7 +77,7 @@ COLUMNS = {
 
 def verdict_table(summary: dict[str, Any]) -> Table:
     """Teacher, student and twin side by side."""
-    table = Table("held out", *(), title=None, box=None, pad_edge=False, header_style="bold")
+    table = Table("held out", box=None, pad_edge=False, header_style="bold")
     for title, _ in COLUMNS.values():
         table.add_column(title, justify="right")
     for who in WHO:
@@ -95,7 +95,7 @@ def _cell(value: float | None, show: Any) -> str:
 def cost_table(stages: dict[str, dict[str, Any]]) -> Table:
     """Estimated and measured time, memory and disk of every stage."""
     table = Table("stage", box=None, pad_edge=False, header_style="bold")
-    for title in ("time estimated", "took", "memory estimated", "took", "disk estimated", "took"):
+    for title in ("time est.", "took", "memory est.", "took", "disk est.", "took"):
         table.add_column(title, justify="right")
     for stage, entry in stages.items():
         cells = []

@@ -226,7 +226,7 @@ def test_check_tells_problems_with_their_origin(recipe_file, monkeypatch):
         problems=[problem("student.layers", "is 2, too many.")], facts=["context of 8 tokens"], estimate={}
     )
     asked = []
-    fake = types.SimpleNamespace(check_recipe=lambda _recipe, *, estimate: asked.append(estimate) or found)
+    fake = types.SimpleNamespace(check_recipe=lambda _recipe, *, estimate, on_progress: asked.append(estimate) or found)
     monkeypatch.setitem(sys.modules, "limbeck.jobs.check", fake)
     out = runner.invoke(cli.app, ["check", recipe_file, "--no-estimate"])
     assert out.exit_code == 3

@@ -6,18 +6,26 @@ identity, chat template, context length, layers; then a look at the first rows; 
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import torch
 from transformers import AutoConfig
 
-from limbeck.data import read_examples
+from limbeck.data import read_examples, read_rows
 from limbeck.errors import DataError, LimbeckError, TeacherError
-from limbeck.lms import KINDS
+from limbeck.jobs.data import run_data
+from limbeck.jobs.estimate import estimate_stages
+from limbeck.lms import KINDS, open_lm
 from limbeck.lms.gguf import resolve_model
 from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe
 from limbeck.rules import Problem, check_static, needs, problem
+from limbeck.rundir import RunDir
 from limbeck.text import Encoder, compare_tokenizers, load_tokenizer, template_hash
 
 if TYPE_CHECKING:
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from limbeck.text import Example
+    from limbeck.types import OnProgress, Progress
 
 PEEK_ROWS = 3
 
@@ -72,8 +81,11 @@ class _Model:
         return getattr(self.text, "vocab_size", None)
 
 
-def check_recipe(recipe: Recipe, *, estimate: bool = True) -> CheckResult:
-    """Every problem that can be found before the run. Raises nothing for a bad recipe: what is wrong is in the result."""
+def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgress | None = None) -> CheckResult:
+    """Every problem that can be found before the run. Raises nothing for a bad recipe: what is wrong is in the result.
+
+    `estimate` also reads all rows and does a little of each stage's work, which takes some seconds longer.
+    """
     found = CheckResult(check_static(recipe))
     offered = KINDS[recipe.teacher.kind].caps
     for cap, part in needs(recipe).items():
@@ -88,7 +100,47 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True) -> CheckResult:
     _check_context(recipe, teacher, "teacher", found)
     _check_student(recipe, teacher, found)
     _check_rows(recipe, teacher, found)
+    if estimate and not found.problems:
+        _estimate(recipe, teacher, found, on_progress or _ignore)
     return found
+
+
+def _ignore(_progress: Progress) -> None:
+    """Nobody is watching."""
+
+
+def _estimate(recipe: Recipe, teacher: _Model, found: CheckResult, on_progress: OnProgress) -> None:
+    """Make the rows in a folder that is thrown away, open the teacher, and do a little of everything."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="limbeck-check-") as folder, RunDir.open(Path(folder) / "run") as run:
+            run_data(recipe, run, teacher.tokenizer, max_context=teacher.context, on_progress=on_progress)
+            rows = read_rows(run.path / "data" / "rows.parquet")
+        settings = recipe.teacher
+        lm = open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+        found.estimate.update(estimate_stages(recipe, lm, rows))  # type: ignore[arg-type]
+        _check_room(found)
+    except DataError as error:
+        found.problems.append(Problem("data.source", str(error)))
+    except TeacherError as error:
+        found.problems.append(Problem("teacher.path", str(error)))
+
+
+def _check_room(found: CheckResult) -> None:
+    """The estimated files fit on the disk, and the estimated peak into this machine's memory."""
+    disk = sum(cost["disk_bytes"] for cost in found.estimate.values())
+    free = shutil.disk_usage(Path.cwd()).free
+    if disk > free:
+        message = (
+            f"the run writes about {disk / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB are free in this folder. "
+        )
+        found.problems.append(Problem("trace.target", message + "Free some space, or choose a smaller trace.target."))
+    peak = max((cost["peak_bytes"] for cost in found.estimate.values()), default=0)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if not torch.cuda.is_available() and peak > memory:
+        found.facts.append(
+            f"the run needs about {peak / 2**30:.1f} GiB of memory and this machine has {memory / 2**30:.1f} GiB; lower "
+            "train.batch_tokens or data.max_length, or set train.activation_checkpointing=true."
+        )
 
 
 def _open(path: str, trust: bool, where: str, found: CheckResult) -> _Model | None:

@@ -27,6 +27,7 @@ are refused, and so is a setting that has no effect. Any key can be set on the c
     limbeck run recipe.yaml train.budget.steps=200 trace.target.kind=top_k trace.target.k=16
 
 The value is read as YAML. Overrides of a `kind` are applied first, and another kind starts with that kind's defaults.
+Paths are relative to the folder that the command runs in.
 """
 
 

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from limbeck.data.rows import read_rows
+from limbeck.data import read_rows
 from limbeck.errors import DataError, RunDirError, StoreError
+from limbeck.jobs.stages import NAMES
 from limbeck.lms.gguf import resolve_model
 from limbeck.recipe_io import load_recipe
 from limbeck.rundir import RunDir
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from limbeck.rundir import StageRecord
     from limbeck.types import Dist, Row, Trace
-
-STAGES = ("data", "label", "student", "train", "twin", "evaluate", "report")
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 def show_run(run: Path) -> RunView:
     """Raises RunDirError when `run` is no run folder."""
     recipe = load_recipe(_recipe_file(run))
-    records = [RunDir(run).record(stage) for stage in STAGES]
+    records = [RunDir(run).record(stage) for stage in NAMES]
     folders = {path.name: _size(path) for path in sorted(run.iterdir()) if path.is_dir() and path.name != "stages"}
     training = {who: last for who in ("student", "twin") if (last := _last_line(run / "train" / who / "metrics.jsonl"))}
     summary = run / "summary.json"
