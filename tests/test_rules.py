@@ -111,5 +111,6 @@ def test_needs(recipe: Recipe):
 
 
 def test_changed(recipe: Recipe):
-    trace = recipe.override("trace.batch_tokens=9", "trace.shard_tokens=65536").trace
+    default = recipe.trace.shard_tokens
+    trace = recipe.override("trace.batch_tokens=9", f"trace.shard_tokens={default}").trace
     assert changed(trace, "batch_tokens", "shard_tokens", "mode", "target") == ["batch_tokens"]

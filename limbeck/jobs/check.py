@@ -43,8 +43,8 @@ class StageEstimate(TypedDict):
     """What one stage is expected to cost."""
 
     seconds: float
-    peak_bytes: int
-    disk_bytes: int
+    peak_bytes: float
+    disk_bytes: float
 
 
 @dataclass(frozen=True)
