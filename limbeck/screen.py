@@ -65,7 +65,7 @@ def count(number: float) -> str:
 # ---- a finished run --------------------------------------------------------------------------------------------------
 
 COLUMNS = {
-    "kl": ("KL to teacher", "{:.3f}".format),
+    "kl": ("KL", "{:.3f}".format),
     "agreement": ("agreement", "{:.1%}".format),
     "perplexity": ("perplexity", "{:.2f}".format),
     "ece": ("ECE", "{:.3f}".format),
@@ -79,7 +79,7 @@ def verdict_table(summary: dict[str, Any]) -> Table:
     """Teacher, student and twin side by side."""
     table = Table("held out", box=None, pad_edge=False, header_style="bold")
     for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for who in WHO:
         scores = summary.get(who)
         if scores:
