@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -139,11 +139,11 @@ class Batch:
         return self.rows_N.numel()
 
 
-@dataclass(frozen=True)
-class LossOut:
+class LossOut(NamedTuple):
     """Sums over the N supervised positions of one batch; `loss` carries the gradient, the others do not.
 
-    `kl` is the divergence without the T^2 factor and before mixing, in nats; None without a teacher.
+    `kl` is the divergence without the T^2 factor and before mixing, in nats; None without a teacher. A tuple, so that
+    DDP and FSDP2 find the tensors in a module's output.
     """
 
     loss: Tensor

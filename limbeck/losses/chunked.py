@@ -238,7 +238,7 @@ def _run(
             # bf16 product, float32 accumulation over chunks.
             half_VD = torch.empty_like(head.weight_VD) if half_VD is None else half_VD
             dweight_VD += torch.mm(dz_nV.T, h_nD, out=half_VD).to(wide)
-    loss, ce, kl = totals_3.to(wide)
+    loss, ce, kl = (total.clone() for total in totals_3.to(wide))
     return _Sums(loss, ce, kl), (dhidden_ND, dweight_VD, dbias_V)
 
 

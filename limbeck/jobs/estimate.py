@@ -1,0 +1,230 @@
+"""What each stage will cost, from a few seconds of doing a little of it on this machine."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from limbeck.device import pick_device, resolve_dtype
+from limbeck.jobs.label import label_rows, store_header
+from limbeck.jobs.train import needs_teacher, terms_of
+from limbeck.lms.hf import HfLM
+from limbeck.losses.chunked import Terms, cut_head
+from limbeck.meter import measure
+from limbeck.packing import pack, plan_batches
+from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScoreMode, ScratchStudent
+from limbeck.rundir import sha256_file
+from limbeck.students.pretrained import load_pretrained
+from limbeck.students.prune import prune_layers
+from limbeck.students.scratch import build_scratch
+from limbeck.train.distiller import Distiller
+from limbeck.train.loop import Budget
+from limbeck.train.optim import build_optimizer
+from limbeck.train.sources import Order
+from limbeck.types import Batch, Dist, LiveTarget, Row, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+PROBE_REPLY = 8
+SAVE_RATIO = 12  # bytes of a checkpoint per parameter: weights and two moments in float32
+
+
+def estimate_stages(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+    """Seconds, peak memory and disk of every stage after `data`. `rows` are the rows of the data stage.
+
+    Each figure comes from one measured piece of that stage's own work on real rows, scaled to all of it; a generated
+    reply is taken to be as long as `max_tokens` allows, so with replies the estimate is an upper bound.
+    """
+    probe = _Probe(recipe, teacher, [row for row in rows if row.split == "train"], list(rows))
+    out: dict[str, dict[str, float]] = {}
+    if probe.labels:
+        out["label"] = probe.label()
+    out["student"], out["train"], *twin = probe.train()
+    if twin:
+        out["twin"] = twin[0]
+    out["evaluate"] = probe.evaluate()
+    return out
+
+
+def _costs(seconds: float, peak: float, disk: float) -> dict[str, float]:
+    return {"seconds": seconds, "peak_bytes": peak, "disk_bytes": disk}
+
+
+@dataclass
+class _Probe:
+    recipe: Recipe
+    teacher: HfLM
+    train_rows: list[Row]
+    all_rows: list[Row]
+
+    def __post_init__(self) -> None:
+        batch_tokens = min(self.recipe.train.batch_tokens, self.recipe.trace.batch_tokens)
+        order = np.random.default_rng(self.recipe.seed).permutation(len(self.train_rows)).tolist()
+        plan = plan_batches([len(row.ids) for row in self.train_rows], batch_tokens, order=order)
+        self.batch_rows = [self.train_rows[index] for index in plan[0]]
+        self.write_rate = _write_rate()
+        self.student: PreTrainedModel | None = None
+
+    @property
+    def labels(self) -> bool:
+        return self.generates or not needs_teacher(self.recipe)
+
+    @property
+    def generates(self) -> bool:
+        return isinstance(self.recipe.trace.mode, GenerateMode)
+
+    def label(self) -> dict[str, float]:
+        """One batch through the teacher, target selection and encoding; replies by timing a few tokens of them."""
+        todo = self.all_rows if self.generates else self.train_rows
+        rows = self.batch_rows
+        reply_seconds = 0.0
+        mode = self.recipe.trace.mode
+        if isinstance(mode, GenerateMode):
+            reply_seconds = self._reply_seconds(mode, len(todo))
+            rows = [replace(row, spans=((1, len(row.ids)),)) for row in rows]
+        scoring = self.recipe.model_copy(update={"trace": self.recipe.trace.model_copy(update={"mode": ScoreMode()})})
+        if needs_teacher(self.recipe):
+            return _costs(reply_seconds, float(_resident()), 0.0)
+        header = store_header(self.recipe, self.teacher)
+        label_rows(scoring, header, self.teacher, rows[:1], 0)
+        with measure() as cost:
+            traces, self.records = label_rows(scoring, header, self.teacher, rows, 0)
+        positions = sum(trace.num_supervised for trace in traces)
+        tokens = self._label_tokens(todo)
+        seconds = cost.seconds * tokens / sum(len(trace.ids) for trace in traces)
+        total_positions = tokens if self.generates else sum(row.num_supervised for row in todo)
+        bytes_per_position = sum(map(len, self.records)) / max(positions, 1)
+        disk = total_positions * bytes_per_position + sum(len(row.text) for row in todo) / 2
+        return _costs(reply_seconds + seconds, cost.peak_bytes, disk)
+
+    def _label_tokens(self, rows: Sequence[Row]) -> int:
+        mode = self.recipe.trace.mode
+        extra, times = (mode.max_tokens, mode.n) if isinstance(mode, GenerateMode) else (0, 1)
+        return sum((len(row.ids) + extra) * times for row in rows)
+
+    def _reply_seconds(self, mode: GenerateMode, num: int) -> float:
+        per_batch = max(1, self.recipe.trace.batch_tokens // ((len(self.batch_rows[0].ids) + mode.max_tokens) * mode.n))
+        prompts = [row.ids for row in self.batch_rows[:per_batch]]
+        tokens = min(PROBE_REPLY, mode.max_tokens)
+        sampling = Sampling(mode.temperature, mode.top_p, mode.n, tokens)
+        self.teacher.generate(prompts, replace(sampling, max_tokens=1))
+        begun = time.monotonic()
+        self.teacher.generate(prompts, sampling)
+        return (time.monotonic() - begun) / tokens * mode.max_tokens * num / len(prompts)
+
+    def train(self) -> list[dict[str, float]]:
+        """Student, train and, where asked for, twin: one micro-batch with its optimizer step each."""
+        settings = self.recipe.train
+        self.student = self._build_student().to(pick_device())
+        parameters = sum(param.numel() for param in self.student.parameters())
+        rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
+        batch = pack(rows, self._stored_target(), pick_device())
+        order = Order(rows if self.generates else self.train_rows, settings.batch_tokens, self.recipe.seed)
+        budget = Budget(settings, order)
+        per_epoch = [order.tokens(indices) for indices in order.plan(0)]
+        micro_tokens = sum(per_epoch) / len(per_epoch)
+        micro_batches = budget.total * settings.accumulate
+        if budget.unit == "tokens":
+            micro_batches = budget.total / micro_tokens
+        terms = terms_of(self.recipe)
+        stages, seconds = [], []
+        kinds = [terms, *([replace(terms, ce_weight=1.0)] if settings.twin else [])]
+        for number, each in enumerate(kinds):
+            step, peak = self._time_step(batch, each, live=needs_teacher(self.recipe) and number == 0)
+            work = step * (micro_tokens / len(batch.ids_T)) * micro_batches
+            if budget.unit == "seconds" and number == 0:
+                work, micro_batches = budget.total, budget.total / step
+            seconds.append(work)
+            saves = 1 + int(work / (60 * settings.checkpoint_minutes))
+            weights = parameters * torch.finfo(resolve_dtype(settings.precision, pick_device())).bits / 8
+            written = saves * SAVE_RATIO * parameters + weights
+            disk = min(saves, settings.keep_checkpoints) * SAVE_RATIO * parameters + weights
+            stages.append(_costs(work + written / self.write_rate, peak, disk))
+        return [self._student_costs(parameters), *stages]
+
+    def _student_costs(self, parameters: int) -> dict[str, float]:
+        """Block influence is measured by forwards of the teacher's body; then the weights are written."""
+        student, seconds = self.recipe.student, 4.0 * parameters / self.write_rate
+        if isinstance(student, PruneStudent) and student.layers is not None:
+            tokens = student.probe_rows * sum(len(row.ids) for row in self.train_rows) / len(self.train_rows)
+            batch = pack(self.batch_rows, device=self.teacher.device)
+            begun = time.monotonic()
+            self.teacher.hidden(batch)
+            seconds += (time.monotonic() - begun) * tokens / len(batch.ids_T)
+        return _costs(seconds, float(_resident()), 4.0 * parameters)
+
+    def _build_student(self) -> PreTrainedModel:
+        """A student of the right shape; which layers it has does not change what it costs."""
+        student = self.recipe.student
+        if isinstance(student, PruneStudent):
+            return prune_layers(self.teacher.model, student.keep or tuple(range(student.layers or 1))).float()
+        if isinstance(student, ScratchStudent):
+            vocab = self.teacher.model.get_output_embeddings().weight.shape[0]
+            return build_scratch(self.teacher.model, student, seed=0, vocab=vocab)
+        assert isinstance(student, PretrainedStudent)
+        return load_pretrained(student.path, trust_remote_code=student.trust_remote_code)
+
+    def _stored_target(self) -> Dist | None:
+        if needs_teacher(self.recipe):
+            return None
+        header = store_header(self.recipe, self.teacher)
+        sizes = [len(row.ids) - 1 if self.generates else row.num_supervised for row in self.batch_rows]
+        buffers = [np.frombuffer(record, np.uint8) for record in self.records]
+        return header.codec.decode(list(zip(buffers, sizes, strict=True))).to(pick_device())
+
+    def _time_step(self, batch: Batch, terms: Terms, *, live: bool) -> tuple[float, int]:
+        """Seconds of one micro-batch with an optimizer step, and the peak memory meanwhile."""
+        assert self.student is not None
+        settings = self.recipe.train
+        precision = resolve_dtype(settings.precision, pick_device())
+        distiller = Distiller(self.student, terms, vocab=self.teacher.vocab, precision=precision)
+        if settings.activation_checkpointing:
+            self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer = build_optimizer(distiller, settings.optimizer)
+
+        def step(now: Batch) -> None:
+            if live:
+                head = cut_head(self.teacher.head, self.teacher.vocab)
+                now = replace(now, target=LiveTarget(self.teacher.hidden(now), head))
+            optimizer.zero_grad()
+            (distiller(now).loss / max(now.num_supervised, 1)).backward()
+            torch.nn.utils.clip_grad_norm_(distiller.parameters(), settings.clip or 1.0)
+            optimizer.step()
+
+        with measure() as cost:
+            step(batch)
+            begun = time.monotonic()
+            step(batch)
+            seconds = time.monotonic() - begun
+        optimizer.zero_grad()
+        return seconds, cost.peak_bytes
+
+
+def _resident() -> int:
+    with measure() as cost:
+        pass
+    return cost.peak_bytes
+
+
+def _write_rate(size: int = 32 * 2**20) -> float:
+    """Bytes per second of writing, syncing and hashing a file, as checkpoints do."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "probe"
+        data = os.urandom(size)
+        begun = time.monotonic()
+        with path.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        sha256_file(path)
+        return size / max(time.monotonic() - begun, 1e-6)
