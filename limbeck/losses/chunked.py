@@ -108,11 +108,17 @@ def iter_logits(
 
     The yielded tensor is reused by the next chunk: use it before you ask for the next.
     """
-    with torch.no_grad():
-        head = head if vocab is None else cut_head(head, vocab)
-        buffers = _Buffers.like(hidden_ND, head, rows)
-        for part in buffers.parts(hidden_ND.shape[0]):
-            yield part, buffers.logits(hidden_ND[part], head, "student")
+    hidden_ND = hidden_ND.detach()
+    head = _detached(head if vocab is None else cut_head(head, vocab))
+    buffers = _Buffers.like(hidden_ND, head, rows)
+    for part in buffers.parts(hidden_ND.shape[0]):
+        # No `no_grad` around the yield: two generators in lock step would leave gradients off for their caller.
+        yield part, buffers.logits(hidden_ND[part], head, "student")
+
+
+def _detached(head: Head) -> Head:
+    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    return replace(head, weight_VD=head.weight_VD.detach(), bias_V=bias_V)
 
 
 def cut_head(head: Head, vocab: int) -> Head:

@@ -228,6 +228,13 @@ def test_iter_logits_covers_every_row_once():
     torch.testing.assert_close(torch.cat(rows), logits(t["h"], t["W"], t["b"], 2.0, 0.5)[:, :7])
 
 
+def test_two_iterations_in_lock_step_leave_gradients_on():
+    weight = torch.randn(9, 4, requires_grad=True)
+    for _ in zip(iter_logits(torch.randn(7, 4), Head(weight), rows=3), iter_logits(torch.randn(7, 4), Head(weight), rows=3), strict=True):
+        pass
+    assert torch.is_grad_enabled() and weight.sum().requires_grad
+
+
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [({}, "ce_weight"), ({"ce_weight": 1.0}, "labels_N"), ({"divergence": "kl", "ce_weight": 1.0}, "forward_kl")],
