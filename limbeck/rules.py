@@ -35,7 +35,7 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 @dataclass(frozen=True)
 class Problem:
-    """`where` is the dotted path in the recipe; `message` is a sentence: what was found, what is allowed, what to do."""
+    """`where` is the dotted path in the recipe; `message` a sentence: what was found, what is allowed, what to do."""
 
     where: str
     message: str
@@ -89,8 +89,8 @@ def _source(recipe: Recipe) -> Iterator[Problem]:
     if len(columns) > 1:
         yield problem(
             "data.source",
-            f"names the columns {' and '.join(columns)}; allowed is one of text, prompt (with completion), messages, or "
-            "none of them (then the columns are recognised by their names).",
+            f"names the columns {' and '.join(columns)}; allowed is one of text, prompt (with completion), messages, "
+            "or none of them (then the columns are recognised by their names).",
         )
     if source.completion is not None and source.prompt is None:
         yield problem("data.source.completion", "needs `prompt` beside it: the column of the prompts.")
@@ -149,7 +149,7 @@ def _prune(student: PruneStudent) -> Iterator[Problem]:
         found = "neither `layers` nor `keep`" if student.layers is None else "both `layers` and `keep`"
         yield problem(
             "student",
-            f"has {found}; give exactly one: layers (how many to keep, chosen by block influence), or keep (which ones).",
+            f"has {found}; give exactly one: layers (how many to keep, chosen by block influence), or keep (which).",
         )
     if student.keep is None:
         return
@@ -192,9 +192,9 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
     elif full and not isinstance(target, Live):
         yield problem(
             "objective.divergence",
-            f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's probability of "
-            f"every token; a stored {target.kind} target has only some. Set trace.target.kind=full (the teacher runs beside the "
-            "student), or use forward_kl.",
+            f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's "
+            f"probability of every token; a stored {target.kind} target has only some. Set trace.target.kind=full "
+            "(the teacher runs beside the student), or use forward_kl.",
         )
 
 
@@ -207,14 +207,14 @@ def _train(recipe: Recipe) -> Iterator[Problem]:
     if isinstance(schedule, WSD) and schedule.warmup + schedule.decay > 1:
         yield problem(
             "train.schedule",
-            f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than all "
-            "of it; their sum may be at most 1.",
+            f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than "
+            "all of it; their sum may be at most 1.",
         )
     if train.twin and recipe.objective.ce_weight == 1:
         yield problem(
             "train.twin",
-            "has no effect when objective.ce_weight is 1: the student is the hard-label twin already. Lower ce_weight, or "
-            "set train.twin=false.",
+            "has no effect when objective.ce_weight is 1: the student is the hard-label twin already. Lower ce_weight, "
+            "or set train.twin=false.",
         )
 
 

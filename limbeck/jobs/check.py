@@ -138,8 +138,8 @@ def _check_room(found: CheckResult) -> None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if not torch.cuda.is_available() and peak > memory:
         found.facts.append(
-            f"the run needs about {peak / 2**30:.1f} GiB of memory and this machine has {memory / 2**30:.1f} GiB; lower "
-            "train.batch_tokens or data.max_length, or set train.activation_checkpointing=true."
+            f"the run needs about {peak / 2**30:.1f} GiB of memory and this machine has {memory / 2**30:.1f} GiB; "
+            "lower train.batch_tokens or data.max_length, or set train.activation_checkpointing=true."
         )
 
 
@@ -173,8 +173,8 @@ def _check_context(recipe: Recipe, model: _Model, who: str, found: CheckResult) 
     found.problems.append(
         problem(
             "data.max_length",
-            f"allows rows up to {recipe.data.max_length} tokens{with_reply}, but the {who} reads at most {model.context}. "
-            f"{advice}",
+            f"allows rows up to {recipe.data.max_length} tokens{with_reply}, but the {who} reads at most "
+            f"{model.context}. {advice}",
         )
     )
 
@@ -214,8 +214,9 @@ def _check_tokenizers(teacher: _Model, student: _Model, found: CheckResult) -> N
         found.problems.append(
             problem(
                 "student.path",
-                f"has another tokenizer than the teacher: {'; '.join(differences)}. Token distributions only fit the tokens "
-                "they were made for; choose a student of the teacher's family, or build one: student.kind=prune or scratch.",
+                f"has another tokenizer than the teacher: {'; '.join(differences)}. Token distributions only fit the "
+                "tokens they were made for; choose a student of the teacher's family, or build one: "
+                "student.kind=prune or scratch.",
             )
         )
         return
@@ -228,7 +229,8 @@ def _check_tokenizers(teacher: _Model, student: _Model, found: CheckResult) -> N
         found.problems.append(problem("student.path", message))
     elif student.head_rows != teacher.head_rows:
         found.facts.append(
-            f"their heads are padded to {teacher.head_rows} and {student.head_rows} rows; both are cut to the {real} real tokens."
+            f"their heads are padded to {teacher.head_rows} and {student.head_rows} rows; both are cut to the {real} "
+            "real tokens."
         )
     if template_hash(teacher.tokenizer) != template_hash(student.tokenizer):
         found.facts.append("their chat templates differ; the teacher's is used for both, and saved with the student.")
@@ -252,8 +254,8 @@ def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
         found.problems.append(
             problem(
                 "data.source",
-                f"has chat rows, but the tokenizer of {recipe.teacher.path} has no chat template (a base model?). Choose an "
-                "instruct teacher, or join prompt and completion as plain text: data.chat_template=false.",
+                f"has chat rows, but the tokenizer of {recipe.teacher.path} has no chat template (a base model?). "
+                "Choose an instruct teacher, or join prompt and completion as plain text: data.chat_template=false.",
             )
         )
         return
