@@ -16,7 +16,7 @@ def test_reads_shapes_from_names():
 
 def test_a_function_refuses_rows_that_do_not_match():
     logp, logq = torch.zeros(4, 7), torch.zeros(1, 7)  # torch would broadcast
-    with pytest.raises(ShapeError, match="N = 1, elsewhere it is 4"):
+    with pytest.raises(ShapeError, match="N = 1, another tensor has N = 4"):
         on_cells("forward_kl", logp, logq)
     with pytest.raises(ShapeError, match="2 dimensions"):
         on_cells("forward_kl", logp[0], logq[0])
