@@ -1,12 +1,19 @@
 """What is wrong with a recipe file is told with line, suggestion and what is allowed."""
 
+import contextlib
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from limbeck.errors import RecipeError
+from limbeck.overrides import format_override
 from limbeck.recipe import Hybrid, Recipe
 from limbeck.recipe_io import load_with_origins
-from limbeck.tree import origin_of
-from tests.recipes import TEXT
+from limbeck.shape import paths_of
+from limbeck.tree import origin_of, validate
+from limbeck.yaml_nodes import dump_yaml, parse_yaml
+from tests.recipes import TEXT, VALUES, tiny_recipe
 
 
 @pytest.fixture
@@ -125,3 +132,32 @@ def test_origins(tmp_path):
     assert origin_of(root, "train.optimizer.lr") == f"{path}:6"
     assert origin_of(root, "seed") == "override seed=1"
     assert origin_of(root, "evaluate.answers") == str(path)
+
+
+PATHS = sorted(set(paths_of(Recipe)))
+
+
+def mutated(tree: dict, path: list[str], value: object) -> dict:
+    """A copy of `tree` with one value replaced or added, the way to it made of maps."""
+    inner = tree.get(path[0])
+    below = mutated(inner if isinstance(inner, dict) else {}, path[1:], value) if path[1:] else value
+    return {**tree, path[0]: below}
+
+
+@given(st.lists(st.tuples(st.sampled_from(PATHS) | st.text("abc.", min_size=1), VALUES), min_size=1, max_size=3))
+def test_whatever_is_written_gives_a_recipe_or_a_recipe_error(changes):
+    tree = parse_yaml(TEXT, "r.yaml").plain()
+    for path, value in changes:
+        tree = mutated(tree, path.split("."), value)
+    try:
+        validate(Recipe, parse_yaml(dump_yaml(tree), "r.yaml"))
+    except RecipeError as error:
+        lines = str(error).splitlines()
+        assert len(lines) == len(set(lines))
+        assert lines[0].startswith("r.yaml")
+
+
+@given(st.sampled_from(PATHS), VALUES)
+def test_whatever_is_overridden_gives_a_recipe_or_a_recipe_error(path, value):
+    with contextlib.suppress(RecipeError):
+        tiny_recipe(format_override(path.split("."), value))
