@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from limbeck.device import pick_device, resolve_dtype
+from limbeck.evaluate.compare import evaluate_models
 from limbeck.jobs.label import label_rows, store_header
 from limbeck.jobs.train import needs_teacher, terms_of
 from limbeck.lms.hf import HfLM
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_REPLY = 8
+SPEED_SECONDS = 4.0  # what evaluate.speed takes for each model
 SAVE_RATIO = 12  # bytes of a checkpoint per parameter: weights and two moments in float32
 
 
@@ -151,6 +153,33 @@ class _Probe:
             disk = min(saves, settings.keep_checkpoints) * SAVE_RATIO * parameters + weights
             stages.append(_costs(work + written / self.write_rate, peak, disk))
         return [self._student_costs(parameters), *stages]
+
+    def evaluate(self) -> dict[str, float]:
+        """A few rows scored by all models, a few tokens of the answers, and the fixed time that speed is measured for."""
+        assert self.student is not None
+        settings = self.recipe.evaluate
+        student = HfLM.wrap(self.student.to(self.teacher.dtype), self.teacher.tokenizer, name="probe")
+        roles = {"student": student, "twin": student} if self.recipe.train.twin else {"student": student}
+        rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
+        held_out = [row for row in self.all_rows if row.split == "heldout"]
+        with measure() as cost:
+            evaluate_models(self.teacher, roles, rows, settings=settings, on_progress=lambda _: None)
+        seconds = cost.seconds * self._label_tokens(held_out) / sum(len(row.ids) for row in rows)
+        seconds += SPEED_SECONDS * (1 + len(roles))
+        if settings.answers:
+            seconds += self._answer_seconds(roles) * settings.answer_tokens
+        return _costs(seconds, cost.peak_bytes, 100.0 * sum(row.num_supervised for row in held_out) / 100)
+
+    def _answer_seconds(self, students: dict[str, HfLM]) -> float:
+        """Seconds per token of answering all prompts, over all models."""
+        prompts = [row.ids[:64] for row in self.batch_rows[: self.recipe.evaluate.answers]]
+        self.teacher.generate(prompts, Sampling(temperature=0, max_tokens=1))
+        seconds = 0.0
+        for lm in (self.teacher, *students.values()):
+            begun = time.monotonic()
+            lm.generate(prompts, Sampling(temperature=0, max_tokens=PROBE_REPLY))
+            seconds += time.monotonic() - begun
+        return seconds / PROBE_REPLY
 
     def _student_costs(self, parameters: int) -> dict[str, float]:
         """Block influence is measured by forwards of the teacher's body; then the weights are written."""

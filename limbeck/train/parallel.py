@@ -58,6 +58,7 @@ def join_ranks(kind: str) -> Iterator[Ranks]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Ranks(kind, dist.get_rank(), dist.get_world_size())
+        dist.barrier()  # a rank that leaves early tears down what the others still use
     finally:
         dist.destroy_process_group()
 
