@@ -1,0 +1,128 @@
+"""The documentation is true: its Python runs, its recipes load, its commands and links exist, its tree is the tree.
+
+Python blocks of one page run in order, in one namespace, in a folder that holds `teacher/` (a tiny model) and
+`notes.jsonl` (a little text), and every YAML block of the page that begins with `# NAME.yaml`, under that name.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import click
+import pytest
+import typer
+
+from limbeck import cli
+from limbeck.recipe import Recipe
+from tests.recipes import tiny_recipe
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
+PLACEHOLDERS = re.compile(r"TODO|FIXME|TBD|XXX|lorem", re.IGNORECASE)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [text for found, text in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def recipes(page: Path) -> dict[str, str]:
+    named = {}
+    for text in blocks(page, "yaml"):
+        head = re.match(r"# (\S+\.yaml)\b", text)
+        if head:
+            named[head[1]] = text
+    return named
+
+
+def with_blocks(language: str) -> list[Path]:
+    return [page for page in PAGES if blocks(page, language)]
+
+
+def name(page: Path) -> str:
+    return page.name
+
+
+@pytest.mark.parametrize("page", with_blocks("python"), ids=name)
+def test_python_runs(page: Path, tmp_path: Path, monkeypatch, tiny_llama, text_jsonl):
+    shutil.copytree(tiny_llama, tmp_path / "teacher")
+    shutil.copy(text_jsonl, tmp_path / "notes.jsonl")
+    for file, text in recipes(page).items():
+        (tmp_path / file).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "docs"}
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        exec(compile(block, f"{page.name}, python block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if recipes(page)], ids=name)
+def test_recipes_load(page: Path, tmp_path: Path):
+    for file, text in recipes(page).items():
+        (tmp_path / file).write_text(text)
+        Recipe.load(tmp_path / file)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every `limbeck ...` line of the page's shell blocks, as words; comments and continuation lines are honoured."""
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line[line.index("limbeck") + 1 :] for line in words if "limbeck" in line]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=name)
+def test_commands_exist(page: Path):
+    """Verbs, options and keys: each line is parsed as the command line would, but not run."""
+    for words in commands(page):
+        command: click.Command = typer.main.get_command(cli.app)
+        context = click.Context(command, info_name="limbeck")
+        while isinstance(command, click.Group):
+            verb, command, words = command.resolve_command(context, words)  # type: ignore[assignment]
+            assert command is not None, f"{page.name}: no command {verb}"
+            context = click.Context(command, info_name=verb, parent=context)
+        parameters, _, _ = command.make_parser(context).parse_args(list(words))
+        overrides = parameters.get("overrides") or []
+        tiny_recipe(*([overrides] if isinstance(overrides, str) else overrides))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path):
+    for target in LINK.findall(page.read_text(encoding="utf-8")):
+        if not target.startswith(("http://", "https://", "#", "mailto:")):
+            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}, which does not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_nothing_is_left_to_write(page: Path):
+    assert not PLACEHOLDERS.search(page.read_text(encoding="utf-8"))
+
+
+def tree_of(text: str) -> set[str]:
+    """Paths of an indented tree: `name/  what` opens a folder, deeper lines are inside it, names are set off by two
+    spaces from what they are."""
+    paths, folders = set(), []
+    for line in text.splitlines():
+        if not line.strip():
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        entry = line.strip().split("  ")[0]
+        folders = folders[:depth]
+        if entry.endswith("/"):
+            folders.append(entry)
+        paths.add("".join(folders) if entry.endswith("/") else "".join(folders) + entry)
+    return paths
+
+
+def test_the_readmes_tree_is_the_tree():
+    trees = [text for text in blocks(ROOT / "README.md", "text") if text.startswith("limbeck/")]
+    assert len(trees) == 1, "README.md has one tree, a text block that begins with limbeck/"
+    listed = tree_of(trees[0])
+    missing = [path for path in listed if not (ROOT / path).exists()]
+    assert not missing, f"the tree lists what does not exist: {missing}"
+    files = [path for folder in ("limbeck", "benchmarks", "examples", "recipes") for path in (ROOT / folder).rglob("*")]
+    wanted = {path.relative_to(ROOT).as_posix() for path in files if path.suffix in {".py", ".yaml", ".html"}}
+    wanted = {path for path in wanted if not path.endswith("__init__.py")}
+    assert not wanted - listed, f"the tree leaves out {sorted(wanted - listed)}"
