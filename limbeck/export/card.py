@@ -7,14 +7,13 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
 from limbeck.recipe_io import dump_recipe
-from limbeck.rundir import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -61,7 +60,8 @@ class Card:
     """What a reader of an artifact wants to know.
 
     `teacher` is the name that the recipe gives it, `base_model` its hub id where it has one. `scores` maps "teacher",
-    "student" and "twin" to their measures; `role` says which of them this artifact is. `created` is an ISO date.
+    "student" and "twin" to their measures (None: not measured); `role` says which of them this artifact is.
+    `created` is an ISO date.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Card:
     lineage: tuple[str, ...]
     recipe_yaml: str
     recipe_fingerprint: str
-    scores: dict[str, dict[str, float]]
+    scores: dict[str, dict[str, float | None]]
     licence: str | None
     teacher: str
     data_source: str
@@ -79,8 +79,8 @@ class Card:
 
     @property
     def own_scores(self) -> dict[str, float]:
-        """The scores of the model in this folder."""
-        return self.scores.get(self.role, {})
+        """The finite scores of the model in this folder."""
+        return {key: value for key, value in self.scores.get(self.role, {}).items() if is_number(value)}
 
 
 def make_card(
@@ -88,7 +88,7 @@ def make_card(
     *,
     lineage: Sequence[str],
     role: str = "student",
-    scores: Mapping[str, Mapping[str, float]] | None = None,
+    scores: Mapping[str, Mapping[str, float | None]] | None = None,
     created: str | None = None,
 ) -> Card:
     """The card of what a recipe made. `lineage` says in sentences what the model was made from, oldest first.
@@ -96,13 +96,12 @@ def make_card(
     The licence is the recipe's, or that which the teacher's own card states (a folder's README.md, or the hub's).
     """
     teacher = recipe.teacher.path
-    yaml = dump_recipe(recipe)
     return Card(
         name=recipe.name if role == "student" else f"{recipe.name}-{role}",
         scope=recipe.scope,
         lineage=tuple(lineage),
-        recipe_yaml=yaml,
-        recipe_fingerprint=fingerprint(yaml),
+        recipe_yaml=dump_recipe(recipe),
+        recipe_fingerprint=recipe.fingerprint(),
         scores={who: dict(row) for who, row in (scores or {}).items()},
         licence=recipe.teacher.licence or licence_of(teacher),
         teacher=teacher,
@@ -169,7 +168,7 @@ def _metadata(card: Card) -> ModelCardData:
             metric_value=value,
         )
         for key, value in card.own_scores.items()
-        if key in QUALITY and math.isfinite(value)
+        if key in QUALITY
     ]
     licence = (card.licence or "unknown").strip()
     known = licence.lower() in HUB_LICENCES
@@ -198,8 +197,13 @@ def _scores(card: Card) -> list[str]:
     return [f"On held-out rows of {card.data_source}. This folder is the **{card.role}**.", "\n".join(lines)]
 
 
+def is_number(value: float | None) -> TypeGuard[float]:
+    """Whether there is a finite number to show: a teacher has no KL to itself, and not every score is finite."""
+    return value is not None and math.isfinite(value)
+
+
 def _cell(key: str, value: float | None) -> str:
-    if value is None or not math.isfinite(value):
+    if not is_number(value):
         return ""
     if key == "parameters":
         return f"{value:,.0f}"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from limbeck.errors import StoreError
-from limbeck.export.card import Card, render
+from limbeck.export.card import Card, is_number, render
 from limbeck.rundir import atomic_dir, verify_dir
 from limbeck.types import Artifact
 from limbeck.weights import pickle_only
@@ -76,8 +75,8 @@ def read_card(path: str | Path) -> Card:
         raise StoreError(problem)
     if not (path / CARD_FILE).is_file():
         raise StoreError(
-            f"{path} is not an artifact: it has no {CARD_FILE}. Allowed are folders that `limbeck train` or `limbeck run` "
-            "wrote (RUN/train/student/artifact); any other model opens with limbeck.open_lm."
+            f"{path} is not an artifact: it has no {CARD_FILE}. Allowed are folders that `limbeck train` or "
+            "`limbeck run` wrote (RUN/train/student/artifact); any other model opens with limbeck.open_lm."
         )
     if problem := verify_dir(path):
         raise StoreError(f"{problem}. Write the artifact again: run `limbeck run` on its recipe, or copy it anew.")
@@ -85,11 +84,7 @@ def read_card(path: str | Path) -> Card:
         values = json.loads((path / CARD_FILE).read_text(encoding="utf-8"))
         version = values.pop("version")
         values.pop("format")
-        scores = {
-            who: {key: math.nan if value is None else value for key, value in row.items()}
-            for who, row in values.pop("scores").items()
-        }
-        card = Card(**{**values, "lineage": tuple(values["lineage"])}, scores=scores)
+        card = Card(**{**values, "lineage": tuple(values["lineage"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{path / CARD_FILE} is not readable ({error}). Write the artifact again.") from error
     if version != VERSION:
@@ -126,7 +121,7 @@ def _artifact(path: Path, card: Card) -> Artifact:
 def _write_card(folder: Path, card: Card) -> None:
     values: dict[str, Any] = {"version": VERSION, "format": "safetensors", **asdict(card)}
     values["scores"] = {
-        who: {key: value if math.isfinite(value) else None for key, value in row.items()}
+        who: {key: value if is_number(value) else None for key, value in row.items()}
         for who, row in card.scores.items()
     }
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)

@@ -96,7 +96,8 @@ def _pretrained(student: PretrainedStudent, teacher: HfLM) -> tuple[PreTrainedMo
     if differences:
         raise RecipeError(
             f"the student {student.path} has another tokenizer than the teacher: {'; '.join(differences)}. "
-            "Allowed is a student with the teacher's tokenizer; choose one of its family, or a `prune` or `scratch` student."
+            "Allowed is a student with the teacher's tokenizer: choose one of its family, or a `prune` or `scratch` "
+            "student."
         )
     model = load_pretrained(folder, trust_remote_code=student.trust_remote_code)
     return model, {"kind": "pretrained", "path": student.path, "trust_remote_code": student.trust_remote_code}

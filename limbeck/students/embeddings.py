@@ -37,7 +37,8 @@ def project(rows_VD: Tensor, width: int, *, std: float) -> Tensor:
     """Rows [V, D] as rows [V, width] whose inner products are as near to the old ones as they can be, scaled to `std`.
 
     Narrower: the `width` leading right singular vectors (truncated SVD, the best rank-`width` approximation: Eckart and
-    Young 1936), with the sign of each fixed by its largest entry. Wider: a random isometry, from torch's global generator.
+    Young 1936), with the sign of each fixed by its largest entry. Wider: a random isometry, from torch's global
+    generator.
     """
     dim = rows_VD.shape[1]
     if width < dim:

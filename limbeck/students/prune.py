@@ -102,8 +102,8 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
     """A new model of the same class, dtype and device that has only the layers `keep`, with their weights copied.
 
     Layer indices, per-layer settings (`layer_types` ...), tied embeddings and the generation config are those that a
-    fresh load of the saved student has. Raises RecipeError for a bad `keep` (see `check_keep`), and TeacherError, naming
-    the family, when the result is not exactly the teacher with the other layers skipped.
+    fresh load of the saved student has. Raises RecipeError for a bad `keep` (see `check_keep`), and TeacherError,
+    naming the family, when the result is not exactly the teacher with the other layers skipped.
     """
     blocks = find_blocks(model)
     keep = check_keep(keep, len(blocks))
@@ -121,7 +121,7 @@ def prune_layers(model: PreTrainedModel, keep: Sequence[int]) -> PreTrainedModel
 
 
 def cut_config(config: PretrainedConfig, keep: Sequence[int]) -> PretrainedConfig:
-    """The config of the model that has only the layers `keep`: their number, and every list with one entry per layer."""
+    """The config of the model with only the layers `keep`: their number, and every list with one entry per layer."""
     layers_key = key_of(config, "num_hidden_layers")
     num_layers = config.get_text_config().num_hidden_layers
 

@@ -193,22 +193,23 @@ def _divisor(number: int, ideal: float) -> int:
 
 
 def _no_size(teacher: PreTrainedModel, budget: int, vocab: int, sizes: list[tuple[int, Shape]]) -> str:
-    family = teacher.config.model_type
+    family = f"the family {teacher.config.model_type!r} with a vocabulary of {vocab:,} tokens"
+    advice = "or give `hidden_size`, `layers` and `heads`."
     smallest = replace(min((shape for _, shape in sizes), key=lambda shape: shape.width), layers=1)
     model = _meta(teacher, smallest, vocab)
-    if budget < count_parameters(model):
+    least, embeddings = count_parameters(model), embedding_parameters(model)
+    if budget < least:
         return (
-            f"student.parameters is {budget:,}, but the smallest model of the family {family!r} with a vocabulary of "
-            f"{vocab:,} tokens has {count_parameters(model):,} parameters ({smallest}), {embedding_parameters(model):,} "
-            "of them embeddings. Ask for at least that many, or give `hidden_size`, `layers` and `heads`."
+            f"student.parameters is {budget:,}, but the smallest model of {family} has {least:,} parameters "
+            f"({smallest}), {embeddings:,} of them embeddings. Ask for at least that many, {advice}"
         )
     below = max((size for size in sizes if size[0] <= budget), key=lambda size: size[0])
     above = min((size for size in sizes if size[0] > budget), key=lambda size: size[0])
     nearest = " and ".join(f"{count:,} ({shape})" for count, shape in (below, above))
     return (
-        f"no model of the family {family!r} with a vocabulary of {vocab:,} tokens has student.parameters {budget:,} "
-        f"within {TOLERANCE:.0%} at sound proportions (embeddings alone: {embedding_parameters(_meta(teacher, below[1], vocab)):,} "
-        f"at width {below[1].width}); the nearest sizes are {nearest}. Ask for one of these, or give `hidden_size`, `layers` and `heads`."
+        f"no model of {family} has student.parameters {budget:,} within {TOLERANCE:.0%} at sound proportions "
+        f"({embeddings / smallest.width:,.0f} parameters per unit of width are embeddings); the nearest sizes are "
+        f"{nearest}. Ask for one of these, {advice}"
     )
 
 

@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM, BartConfig, BartForCausalLM, T5Co
 from limbeck.errors import DataError, RecipeError, TeacherError
 from limbeck.students.blocks import find_blocks
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
+from tests.tiny import VOCAB
 
 KEEP = (0, 2, 3)
-IDS = torch.arange(14)[None] * 5 % 96
+IDS = torch.arange(14)[None] * 5 % VOCAB
 
 
 def logits(model, ids_BT=IDS, **kwargs):

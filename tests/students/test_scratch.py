@@ -26,8 +26,9 @@ from limbeck.students.scratch import (
     parse_parameters,
     shape_of,
 )
+from tests.tiny import VOCAB
 
-IDS = torch.arange(10)[None] % 96
+IDS = torch.arange(10)[None] % VOCAB
 REAL = {
     "llama": LlamaConfig(  # SmolLM2-135M
         vocab_size=49152,
@@ -77,12 +78,12 @@ def test_bad_budgets_are_named(text):
 
 
 def test_every_family_is_built_to_its_budget(model):
-    student = build_scratch(model, budget("300k"), seed=0, vocab=96)
+    student = build_scratch(model, budget("300k"), seed=0, vocab=VOCAB)
     assert type(student) is type(model)
     assert count_parameters(student) == pytest.approx(300_000, rel=0.1)
     assert student.dtype == torch.float32
     with torch.no_grad():
-        assert student(IDS).logits.shape == (1, 10, 96)
+        assert student(IDS).logits.shape == (1, 10, VOCAB)
     cached, plain = (
         student.generate(IDS, max_new_tokens=6, do_sample=False, use_cache=cache, eos_token_id=None, pad_token_id=0)
         for cache in (True, False)
@@ -121,7 +122,7 @@ def test_the_teachers_own_size_is_found_again():
 
 
 def test_alternating_layers_go_on_alternating(build):
-    student = build_scratch(build("gemma2"), ScratchStudent(hidden_size=32, layers=6, heads=4), seed=0, vocab=96)
+    student = build_scratch(build("gemma2"), ScratchStudent(hidden_size=32, layers=6, heads=4), seed=0, vocab=VOCAB)
     assert student.config.layer_types == ["sliding_attention", "full_attention"] * 3
     assert student.config.query_pre_attn_scalar == 8
 
@@ -150,7 +151,7 @@ def test_budget_between_two_widths_names_the_nearest():
 )
 def test_contradicting_sizes(build, student, message):
     with pytest.raises(RecipeError, match=message):
-        build_scratch(build("llama"), student, seed=0, vocab=96)
+        build_scratch(build("llama"), student, seed=0, vocab=VOCAB)
 
 
 def test_families_without_these_sizes_are_refused_by_name():
@@ -163,7 +164,7 @@ def test_seeded_and_global_generators_are_left_alone(build):
     teacher, student = build("llama"), budget("200k", teacher_embeddings=True)
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
-    first, again, other = (build_scratch(teacher, student, seed=seed, vocab=96).state_dict() for seed in (1, 1, 2))
+    first, again, other = (build_scratch(teacher, student, seed=seed, vocab=VOCAB).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
@@ -172,17 +173,17 @@ def test_seeded_and_global_generators_are_left_alone(build):
 def test_teacher_embeddings_of_the_same_width_are_copied(model):
     width = shape_of(model.config).width
     sizes = ScratchStudent(hidden_size=width, layers=2, heads=4, teacher_embeddings=True)
-    student = build_scratch(model, sizes, seed=0, vocab=100)
-    assert torch.equal(student.get_input_embeddings().weight[:96], model.get_input_embeddings().weight)
-    assert torch.equal(student.get_output_embeddings().weight[:96], model.get_output_embeddings().weight)
-    assert student.get_input_embeddings().weight[96:].std() > 0
+    student = build_scratch(model, sizes, seed=0, vocab=VOCAB + 4)
+    assert torch.equal(student.get_input_embeddings().weight[:VOCAB], model.get_input_embeddings().weight)
+    assert torch.equal(student.get_output_embeddings().weight[:VOCAB], model.get_output_embeddings().weight)
+    assert student.get_input_embeddings().weight[VOCAB:].std() > 0
 
 
 def test_teacher_embeddings_of_another_width_keep_the_initial_scale(build):
     teacher = build("llama")
     plain, student = (
         build_scratch(
-            teacher, ScratchStudent(hidden_size=16, layers=2, heads=2, teacher_embeddings=flag), seed=0, vocab=96
+            teacher, ScratchStudent(hidden_size=16, layers=2, heads=2, teacher_embeddings=flag), seed=0, vocab=VOCAB
         )
         for flag in (False, True)
     )
@@ -213,5 +214,5 @@ def test_projection_to_more_dimensions_keeps_every_angle():
 
 
 def test_embedding_parameters(build):
-    assert embedding_parameters(build("llama")) == 96 * 32
-    assert embedding_parameters(build("llama-untied")) == 2 * 96 * 32
+    assert embedding_parameters(build("llama")) == VOCAB * 64
+    assert embedding_parameters(build("qwen2")) == 2 * VOCAB * 64
