@@ -37,6 +37,18 @@ class DataError(LimbeckError, ValueError):
     exit_code = 6
 
 
+class EmptyRow(DataError):
+    """A row without any text."""
+
+
+class LongRow(DataError):
+    """A row of more tokens than allowed that may not, or cannot, be cut."""
+
+
+class UnsupervisedRow(DataError):
+    """A row without a token to learn from."""
+
+
 class StoreError(LimbeckError, ValueError):
     """A trace store or checkpoint is damaged, or does not belong to what it is applied to."""
 

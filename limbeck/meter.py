@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Cost:
-    """Filled in when the `measure` block ends. `peak_bytes`: resident memory, or the accelerator's where there is one."""
+    """Filled in when the `measure` block ends. `peak_bytes`: resident memory, or the accelerator's if there is one."""
 
     seconds: float = 0.0
     peak_bytes: int = 0

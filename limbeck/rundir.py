@@ -1,14 +1,14 @@
 """The run folder: one process at a time, stages that are skipped when nothing they depend on changed, atomic writes.
 
-    RUN/recipe.yaml            the resolved recipe of the last run
-    RUN/.lock                  held (flock) by the running process: pid and host
-    RUN/stages/NAME.json       written last by a finished stage: fingerprint, seconds, peak memory, disk
-    RUN/data/                  encoded rows
-    RUN/traces/                the trace store
-    RUN/student/               the student before training
-    RUN/train/{student,twin}/  checkpoints, metrics.jsonl, artifact
-    RUN/evaluate/              per-row scores
-    RUN/summary.json RUN/report.html
+RUN/recipe.yaml            the resolved recipe of the last run
+RUN/.lock                  held (flock) by the running process: pid and host
+RUN/stages/NAME.json       written last by a finished stage: fingerprint, seconds, peak memory, disk
+RUN/data/                  encoded rows
+RUN/traces/                the trace store
+RUN/student/               the student before training
+RUN/train/{student,twin}/  checkpoints, metrics.jsonl, artifact
+RUN/evaluate/              per-row scores
+RUN/summary.json RUN/report.html
 """
 
 from __future__ import annotations
@@ -174,7 +174,9 @@ class RunDir:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = (path / ".lock").open("a+")
         except OSError as error:
-            raise RunDirError(f"the run folder {path} cannot be written: {error.strerror}. Choose another with --run-dir.") from error
+            raise RunDirError(
+                f"the run folder {path} cannot be written: {error.strerror}. Choose another with --run-dir."
+            ) from error
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,7 +184,8 @@ class RunDir:
                 lock.seek(0)
                 holder = lock.read().strip() or "another process"
                 raise RunDirError(
-                    f"the run folder {path} is in use by {holder}. Wait for it, stop it, or choose another with --run-dir."
+                    f"the run folder {path} is in use by {holder}. Wait for it, stop it, or choose another with "
+                    "--run-dir."
                 ) from error
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")

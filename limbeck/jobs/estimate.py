@@ -7,7 +7,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ class _Probe:
         return [self._student_costs(parameters), *stages]
 
     def evaluate(self) -> dict[str, float]:
-        """A few rows scored by all models, a few tokens of the answers, and the fixed time that speed is measured for."""
+        """A few rows scored by all models, a few tokens of the answers, and the fixed time that speed takes."""
         assert self.student is not None
         settings = self.recipe.evaluate
         student = HfLM.wrap(self.student.to(self.teacher.dtype), self.teacher.tokenizer, name="probe")

@@ -116,7 +116,9 @@ def run_label(
         if not shard_rows:
             continue
         seed = int(fingerprint(recipe.seed, [row.id for row in shard_rows])[:15], 16)
-        traces, records = label_rows(recipe, writer.header, teacher, shard_rows, seed, meter=meter, stop_asked=stop_asked)
+        traces, records = label_rows(
+            recipe, writer.header, teacher, shard_rows, seed, meter=meter, stop_asked=stop_asked
+        )
         writer.commit(shard, traces, records)
     return TraceStore.open(path, verify=False)
 

@@ -266,7 +266,9 @@ class _Run:
         )
         if ranks.is_first:
             trained.model.load_state_dict(trained.weights, strict=False)
-            save_artifact(out / "artifact", trained.model, self.tokenizer, self._card(role), dtype=self._artifact_dtype())
+            save_artifact(
+                out / "artifact", trained.model, self.tokenizer, self._card(role), dtype=self._artifact_dtype()
+            )
 
     def _first_only(self, progress: Progress) -> None:
         if self.stages.is_first:
@@ -289,7 +291,11 @@ class _Run:
     def _card(self, role: str) -> Card:
         before = read_card(self.path / "student").lineage
         teacher = self.recipe.teacher.path
-        how = "the same rows and steps, cross-entropy on ground truth only" if role == "twin" else f"distilled from {teacher}"
+        how = (
+            "the same rows and steps, cross-entropy on ground truth only"
+            if role == "twin"
+            else f"distilled from {teacher}"
+        )
         return make_card(self.recipe, lineage=[*before, how], role=role)
 
     def _evaluate(self) -> None:
@@ -310,7 +316,7 @@ class _Run:
                 on_progress=self.stages.on_progress,
             )
             atomic_write(self.path / "evaluate" / "scores.json", json.dumps(result, indent=1))
-            for role, folder in folders.items():
+            for folder in folders.values():
                 scores = {who: result[who] for who in ("teacher", *roles)}
                 update_card(folder, replace(read_card(folder), scores=scores))
 

@@ -1,4 +1,4 @@
-"""Stages of a run: measured, recorded, skipped when current; under torchrun the first rank works and the others wait."""
+"""Stages of a run: measured, recorded, skipped when current; under torchrun one rank works, the others wait."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ from limbeck.train.loop import Job, fit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
     from limbeck.lms.hf import HfLM
     from limbeck.types import Row, Trace
 
@@ -58,8 +59,8 @@ def run_train(
     train = recipe.train
     if train.accumulate % job.ranks.world:
         raise RecipeError(
-            f"train.accumulate is {train.accumulate} but there are {job.ranks.world} processes; it counts micro-batches "
-            f"over all of them, so it must be a multiple of {job.ranks.world}."
+            f"train.accumulate is {train.accumulate} but there are {job.ranks.world} processes; it counts "
+            f"micro-batches over all of them, so it must be a multiple of {job.ranks.world}."
         )
     if not items:
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
@@ -104,4 +105,3 @@ def check_store(store: TraceStore, recipe: Recipe) -> None:
 def needs_teacher(recipe: Recipe) -> bool:
     """Whether training runs the teacher beside the student."""
     return isinstance(recipe.trace.target, Live)
-

@@ -12,9 +12,7 @@ if TYPE_CHECKING:
 KINDS = {"hf": HfLM}
 
 
-def open_lm(
-    path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_remote_code: bool = False
-) -> HfLM:
+def open_lm(path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_remote_code: bool = False) -> HfLM:
     """Open a model: hub id, folder (also a finished artifact), .gguf file or `smollm2-135m`.
 
     Raises TeacherError for an unknown kind or a model that cannot be opened.

@@ -74,7 +74,7 @@ def packed_attention(model: PreTrainedModel) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HfLM:
-    """A model with its tokenizer; `caps` is everything. Parameters are on `device`; eval mode when opened as teacher."""
+    """A model with its tokenizer, frozen and in eval mode; `caps` is everything."""
 
     name: str
     fingerprint: str
@@ -249,7 +249,7 @@ def _unsupported(family: str, why: str) -> str:
     return (
         f"the model family {family!r} is not supported: packed hidden rows and head do not reproduce its own logits "
         f"({why}). Supported are decoders whose attention goes through transformers' attention interface and whose "
-        "logits are a linear head with optional bias, scale and soft cap (Llama, Qwen, GPT-2, Gemma 2, Granite, Cohere ...)."
+        "logits are a linear head with optional bias, scale and soft cap (Llama, Qwen, GPT-2, Gemma 2 ...)."
     )
 
 

@@ -84,7 +84,9 @@ class TraceStore:
     @property
     def target_bytes(self) -> int:
         """Bytes of all targets files."""
-        sizes = [facts["bytes"] for entry in self.entries for name, facts in entry["files"].items() if ".targets" in name]
+        sizes = [
+            facts["bytes"] for entry in self.entries for name, facts in entry["files"].items() if ".targets" in name
+        ]
         return sum(sizes)
 
     def dist(self, trace: Trace) -> Dist:

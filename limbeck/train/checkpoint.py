@@ -1,16 +1,16 @@
 """Checkpoints: whole or absent, verified before use, of one format whatever the number of processes.
 
-    CHECKPOINTS/step-00000120/model.safetensors      parameters and buffers, full tensors
-                              optimizer.safetensors  both moments and the step of every parameter
-                              state.json             where the run was
-                              MANIFEST.json          sizes and SHA-256, written last
+CHECKPOINTS/step-00000120/model.safetensors      parameters and buffers, full tensors
+                          optimizer.safetensors  both moments and the step of every parameter
+                          state.json             where the run was
+                          MANIFEST.json          sizes and SHA-256, written last
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +36,7 @@ class FitState:
     tokens: int = 0
     positions: int = 0
     seconds: float = 0.0
-    cursor: Cursor = Cursor()
+    cursor: Cursor = field(default_factory=Cursor)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -100,7 +100,9 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     targets = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in weights}
     if set(targets) - set(weights):
         missing = ", ".join(sorted(set(targets) - set(weights))[:3])
-        raise StoreError(f"{path} is of another model: it lacks {missing}. Delete the checkpoints folder to start over.")
+        raise StoreError(
+            f"{path} is of another model: it lacks {missing}. Delete the checkpoints folder to start over."
+        )
     for name, tensor in targets.items():
         assign(tensor, weights[name])
     for name, param in model.named_parameters():

@@ -74,15 +74,15 @@ def reference(name, z, u, cells, temperature, beta):
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=150, deadline=None)
-def test_value_and_gradients_agree_with_fp64(
-    name, kind, rows, vocab, temperature, ce_weight, beta, shape, dtype, seed
-):
+def test_value_and_gradients_agree_with_fp64(name, kind, rows, vocab, temperature, ce_weight, beta, shape, dtype, seed):
     softcap, scale = shape
     t = problem(rows, vocab, 6, seed, dtype)
     wide = {k: v.double().requires_grad_() if k in "hWb" else v for k, v in t.items()}
     z = logits(wide["h"], wide["W"], wide["b"], softcap, scale)
     u = t["ht"].double() @ t["Wt"].double().T
-    target, cells = (LiveTarget(t["ht"], Head(t["Wt"])), None) if kind == "live" else targets(kind, u, temperature, dtype)
+    target, cells = (
+        (LiveTarget(t["ht"], Head(t["Wt"])), None) if kind == "live" else targets(kind, u, temperature, dtype)
+    )
     ce = torch.nn.functional.cross_entropy(z, t["y"], reduction="none")
     kd = reference(name, z, u, cells, temperature, beta)
     want = (t["w"].double() * ((1 - ce_weight) * kd + ce_weight * ce)).sum()
@@ -105,7 +105,12 @@ def test_value_and_gradients_agree_with_fp64(
     tolerance = 2e-4 if dtype == torch.float32 else 1e-9
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
     for mine, true in zip(torch.autograd.grad(got, own), want_grads, strict=True):
-        torch.testing.assert_close(mine.double(), true, rtol=tolerance, atol=tolerance * max(1.0, true.abs().max().item() if true.numel() else 1.0))
+        torch.testing.assert_close(
+            mine.double(),
+            true,
+            rtol=tolerance,
+            atol=tolerance * max(1.0, true.abs().max().item() if true.numel() else 1.0),
+        )
 
 
 @pytest.mark.parametrize("kind", ["live", "top_k"])
@@ -230,7 +235,11 @@ def test_iter_logits_covers_every_row_once():
 
 def test_two_iterations_in_lock_step_leave_gradients_on():
     weight = torch.randn(9, 4, requires_grad=True)
-    for _ in zip(iter_logits(torch.randn(7, 4), Head(weight), rows=3), iter_logits(torch.randn(7, 4), Head(weight), rows=3), strict=True):
+    for _ in zip(
+        iter_logits(torch.randn(7, 4), Head(weight), rows=3),
+        iter_logits(torch.randn(7, 4), Head(weight), rows=3),
+        strict=True,
+    ):
         pass
     assert torch.is_grad_enabled() and weight.sum().requires_grad
 

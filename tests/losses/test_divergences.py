@@ -1,4 +1,4 @@
-"""The plain divergences against ten-line fp64 formulas, and the statements of distillation that are about arithmetic."""
+"""The plain divergences against ten-line fp64 formulas, and the statements that are about arithmetic."""
 
 import inspect
 import math
@@ -101,8 +101,12 @@ def test_known_values_of_mode_seeking():
 
 def test_one_hot_teacher_and_student_do_not_make_nan():
     hot = torch.tensor([[0.0, -math.inf, -math.inf]])
-    assert on_cells("forward_kl", hot, torch.tensor([[0.5, 0.3, 0.2]]).log()).value_N.item() == pytest.approx(math.log(2))
-    assert on_cells("reverse_kl", torch.tensor([[0.5, 0.3, 0.2]]).log(), hot).value_N.item() == pytest.approx(math.log(2))
+    assert on_cells("forward_kl", hot, torch.tensor([[0.5, 0.3, 0.2]]).log()).value_N.item() == pytest.approx(
+        math.log(2)
+    )
+    assert on_cells("reverse_kl", torch.tensor([[0.5, 0.3, 0.2]]).log(), hot).value_N.item() == pytest.approx(
+        math.log(2)
+    )
     assert torch.isfinite(on_cells("jsd", hot, hot.roll(1, 1)).value_N).all()
 
 

@@ -18,7 +18,9 @@ def dense(support, vocab):
     out = torch.zeros(rows, vocab, dtype=torch.float64)
     out.scatter_add_(1, support.head_ids_nH.clamp_min(0), support.head_p_nH.double())
     if len(support.draw_rows_Q):
-        total = torch.zeros(rows, dtype=torch.float64).index_add_(0, support.draw_rows_Q, support.draw_counts_Q.double())
+        total = torch.zeros(rows, dtype=torch.float64).index_add_(
+            0, support.draw_rows_Q, support.draw_counts_Q.double()
+        )
         share = support.tail_n.double()[support.draw_rows_Q] * support.draw_counts_Q / total[support.draw_rows_Q]
         out.index_put_((support.draw_rows_Q, support.draw_ids_Q), share, accumulate=True)
     return out

@@ -166,7 +166,9 @@ def test_two_processes_are_one(kind, tiny_llama, tmp_path):
         for name in one:
             # After AdamW, a gradient near 0 may change its sign by rounding: weights get a wider tolerance.
             tolerance = 1e-5 if file == "grads" else 2e-3
-            torch.testing.assert_close(two[name], one[name], rtol=tolerance, atol=tolerance * one[name].abs().max().item())
+            torch.testing.assert_close(
+                two[name], one[name], rtol=tolerance, atol=tolerance * one[name].abs().max().item()
+            )
 
 
 def _env():

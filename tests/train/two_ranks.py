@@ -1,6 +1,6 @@
 """Run by torchrun (or alone): one step's loss and gradients, and three steps' weights, written by the first rank.
 
-    python tests/train/two_ranks.py KIND MODEL OUT
+python tests/train/two_ranks.py KIND MODEL OUT
 """
 
 import json
