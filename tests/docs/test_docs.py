@@ -88,6 +88,16 @@ def test_commands_exist(page: Path):
         tiny_recipe(*([overrides] if isinstance(overrides, str) else overrides))
 
 
+@pytest.mark.parametrize("page", with_blocks("sh"), ids=name)
+def test_scripts_and_make_targets_exist(page: Path):
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in "\n".join(blocks(page, "sh")).splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0] == "make":
+            assert words[1] in targets
+        assert all((ROOT / word).exists() for word in words if word.endswith(".py"))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
