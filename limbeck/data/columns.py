@@ -1,0 +1,129 @@
+"""Which columns of a table make an example, and one row of it as an example."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import DataError
+from limbeck.text import Example
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from limbeck.recipe import DatasetSource, FileSource
+
+ROW_BYTES = 8 * 2**20
+"""Most bytes of one row, or of one value of it."""
+
+PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+"""Columns that are recognised as a pair, besides `text` and `messages`."""
+
+RECOGNISED = "text, messages, " + ", ".join(f"{prompt} + {completion}" for prompt, completion in PAIRS)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of an example: `text`, or `prompt` with or without `completion`, or `messages`; and its `topic`."""
+
+    text: str | None = None
+    prompt: str | None = None
+    completion: str | None = None
+    messages: str | None = None
+    topic: str | None = None
+
+    @classmethod
+    def of(cls, source: FileSource | DatasetSource) -> Columns:
+        """What the recipe names."""
+        return cls(source.text, source.prompt, source.completion, source.messages, source.topic)
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in (self.text, self.prompt, self.completion, self.messages, self.topic) if name]
+
+    def resolve(self, available: Collection[str], where: str) -> Columns:
+        """The columns to read of those available: the named ones, or else those recognised by their names.
+
+        Raises DataError, with the available columns, when a named one is missing or none or several are recognised.
+        """
+        listed = ", ".join(map(str, available)) or "none"
+        missing = [name for name in self.names if name not in available]
+        if missing:
+            raise DataError(f"{where}: there is no column {missing[0]!r}; available are {listed}.")
+        if self.text or self.prompt or self.messages:
+            return self
+        found = [{"text": "text"}] if "text" in available else []
+        found += [{"messages": "messages"}] if "messages" in available else []
+        pairs = [{"prompt": a, "completion": b} for a, b in PAIRS if a in available and b in available]
+        alone = [{"prompt": name} for name in ("prompt", "question") if name in available] if not pairs else []
+        found += pairs or alone
+        if len(found) != 1:
+            several = " and ".join(" + ".join(one.values()) for one in found)
+            problem = f"both {several} are recognised" if found else f"none of its columns is recognised ({RECOGNISED})"
+            raise DataError(
+                f"{where}: {problem}; available are {listed}. Name the column in data.source: text, prompt with "
+                "completion, or messages."
+            )
+        return Columns(topic=self.topic, **found[0])
+
+    def example(self, row: Mapping[str, Any], source: str) -> Example:
+        """One row as an example. Nulls are empty. Raises DataError when a value is of another type than it must be."""
+        return Example(
+            text=_text(row, self.text, source) or "" if self.text else None,
+            prompt=_text(row, self.prompt, source) or "" if self.prompt else None,
+            completion=_text(row, self.completion, source),
+            messages=_messages(row[self.messages], self.messages, source) if self.messages else None,
+            topic=_topic(row, self.topic, source),
+            source=source,
+        )
+
+
+def _text(row: Mapping[str, Any], column: str | None, source: str) -> str | None:
+    value = row[column] if column else None
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{source}: column {column!r} holds {type(value).__name__}; it must hold text.")
+    if value is not None:
+        check_text(value, f"{source}: column {column!r}")
+    return value
+
+
+def check_text(value: str, where: str) -> None:
+    """Raise DataError unless a text is within the budget and valid Unicode (JSON can smuggle half characters in)."""
+    if len(value) > ROW_BYTES:
+        raise DataError(f"{where} holds {len(value):,} characters; at most {ROW_BYTES:,} are allowed. Split the row.")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where} is not valid text: {error.reason} at character {error.start + 1}.") from error
+
+
+def _topic(row: Mapping[str, Any], column: str | None, source: str) -> str:
+    value = row[column] if column else None
+    if value is None:
+        return ""
+    if not isinstance(value, str | int | float | bool):
+        raise DataError(f"{source}: column {column!r} holds {type(value).__name__}; a topic must be text or a number.")
+    check_text(str(value), f"{source}: column {column!r}")
+    return str(value)
+
+
+def _messages(value: Any, column: str, source: str) -> list[dict[str, Any]]:
+    """A list of messages, from a list, from JSON in a text column, or from the dict of lists that `datasets` makes."""
+    if isinstance(value, str):
+        check_text(value, f"{source}: column {column!r}")
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source}: column {column!r} is not JSON: {error}.") from error
+    if isinstance(value, dict) and value and all(isinstance(part, list) for part in value.values()):
+        value = [dict(zip(value, parts, strict=False)) for parts in zip(*value.values(), strict=False)]
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
+        raise DataError(f"{source}: column {column!r} must hold a list of messages, each with a role and a content.")
+    for message in value:
+        for part in message.values():
+            if isinstance(part, str):
+                check_text(part, f"{source}: column {column!r}")
+    return value
