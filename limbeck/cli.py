@@ -82,6 +82,9 @@ Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 def main() -> None:
     """Entry point: user errors are printed without a traceback and end with their exit code."""
+    # Before the libraries read them: their bars and warnings would mix with ours.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         app(prog_name="limbeck")
     except LimbeckError as error:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 LINE_SECONDS = 10.0
 
 
+SHOWN = ("loss", "kl", "ce")
+
+
 @dataclass
 class Lines:
     """Plain lines through `write`: at most one every LINE_SECONDS per stage, the first and the last always."""
@@ -67,6 +70,8 @@ def bars(console: Console) -> Iterator[Bars]:
 
 def speed(progress: Progress) -> str:
     """ "812 tokens/s  loss 1.25  3 min 05 s left"."""
-    values = [f"{key} {value:.4g}" for key, value in progress.values.items()]
+    values = [f"{key} {progress.values[key]:.4g}" for key in SHOWN if key in progress.values]
     left = [f"{duration(progress.eta)} left"] if progress.eta > 0 and progress.done < progress.total else []
-    return "  ".join([f"{progress.rate:,.0f} {progress.unit}/s", *values, *left])
+    tokens = progress.values.get("tokens_per_second", progress.rate if progress.unit == "tokens" else None)
+    rate = f"{progress.rate:.3g} {progress.unit}/s" if tokens is None else f"{tokens:,.0f} tokens/s"
+    return "  ".join([rate, *values, *left])

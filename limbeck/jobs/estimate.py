@@ -128,6 +128,7 @@ class _Probe:
         """Student, train and, where asked for, twin: one micro-batch with its optimizer step each."""
         settings = self.recipe.train
         self.student = self._build_student().to(pick_device())
+        self.attention = self.student.config._attn_implementation
         parameters = sum(param.numel() for param in self.student.parameters())
         rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
         batch = pack(rows, self._stored_target(), pick_device())
@@ -158,6 +159,7 @@ class _Probe:
         """A few rows scored by all models, a few tokens of the answers, and the fixed time that speed takes."""
         assert self.student is not None
         settings = self.recipe.evaluate
+        self.student.set_attn_implementation(self.attention)
         student = HfLM.wrap(self.student.to(self.teacher.dtype), self.teacher.tokenizer, name="probe")
         roles = {"student": student, "twin": student} if self.recipe.train.twin else {"student": student}
         rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]

@@ -54,19 +54,20 @@ def run_recipe(
     run_dir: Path | str,
     *,
     until: str = "report",
+    estimate: bool = True,
     on_progress: OnProgress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Run a recipe up to the stage `until` (one of data, label, student, train, twin, evaluate, report).
 
-    Returns the summary, as written to RUN/summary.json. Raises RecipeError before any work when `check` finds a
+    With `estimate`, a few seconds are spent first on what the run will cost. Returns the summary, as written to RUN/summary.json. Raises RecipeError before any work when `check` finds a
     problem; Stopped after a requested stop, with everything saved; and what the stages raise.
     """
     if until not in NAMES:
         raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(NAMES)}")
     with _opened(Path(run_dir)) as run, stop_requests() as stop_asked:
         stages = Stages(run, on_progress or _ignore, on_message or _ignore, stop_asked)
-        return _Run(recipe, stages).until(until)
+        return _Run(recipe, stages, estimate).until(until)
 
 
 def _ignore(_what: str | Progress) -> None:
@@ -86,8 +87,8 @@ def _opened(path: Path) -> Iterator[RunDir]:
 class _Run:
     """One run: the fingerprint of each stage covers all that it depends on, the stages before it included."""
 
-    def __init__(self, recipe: Recipe, stages: Stages) -> None:
-        self.recipe, self.stages, self.path = recipe, stages, stages.run.path
+    def __init__(self, recipe: Recipe, stages: Stages, estimate: bool) -> None:
+        self.recipe, self.stages, self.path, self.estimate = recipe, stages, stages.run.path, estimate
 
     def until(self, last: str) -> dict[str, Any]:
         if self.stages.is_first:
@@ -169,7 +170,7 @@ class _Run:
             )
 
         self.stages.do("data", self.data_print, work, folder)
-        if self.stages.is_first:
+        if self.stages.is_first and self.estimate:
             self._estimate()
 
     @cached_property

@@ -169,6 +169,7 @@ def _step(
 def _progress(stage: str, budget: Budget, state: FitState, first: FitState, values: dict[str, float]) -> Progress:
     seconds = max(state.seconds - first.seconds, 1e-9)
     done, total = budget.used(state), budget.total
-    speed = (done - budget.used(first)) / seconds
-    eta = max(total - done, 0.0) / max(speed, 1e-9)
-    return Progress(stage, done, total, budget.unit, (state.tokens - first.tokens) / seconds, eta, values)
+    rate = (done - budget.used(first)) / seconds
+    eta = max(total - done, 0.0) / max(rate, 1e-9)
+    shown = values | {"tokens_per_second": (state.tokens - first.tokens) / seconds}
+    return Progress(stage, done, total, budget.unit, rate, eta, shown)
