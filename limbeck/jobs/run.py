@@ -60,8 +60,9 @@ def run_recipe(
 ) -> dict[str, Any]:
     """Run a recipe up to the stage `until` (one of data, label, student, train, twin, evaluate, report).
 
-    With `estimate`, a few seconds are spent first on what the run will cost. Returns the summary, as written to RUN/summary.json. Raises RecipeError before any work when `check` finds a
-    problem; Stopped after a requested stop, with everything saved; and what the stages raise.
+    With `estimate`, a few seconds are spent first on what the run will cost. Returns the summary, as written to
+    RUN/summary.json. Raises RecipeError before any work when `check` finds a problem; Stopped after a requested stop,
+    with everything saved; and what the stages raise.
     """
     if until not in NAMES:
         raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(NAMES)}")
