@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from limbeck.types import Progress
 
 LINE_SECONDS = 10.0
-
-
 SHOWN = ("loss", "kl", "ce")
 
 

@@ -6,7 +6,6 @@ rich's markup.
 
 from __future__ import annotations
 
-import unicodedata
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -32,9 +31,9 @@ def visible(text: str, *, keep: str = "") -> str:
 def _visible(char: str) -> str:
     if char in BREAKS:
         return BREAKS[char]
-    if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"):
-        return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
-    return char
+    if char.isprintable():
+        return char
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig
 
 from limbeck.data import read_examples, read_rows
-from limbeck.errors import DataError, LimbeckError, TeacherError
+from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
 from limbeck.jobs.data import run_data
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.lms import KINDS, open_lm
@@ -270,19 +270,23 @@ def _needs_template(recipe: Recipe, examples: list[Example]) -> bool:
 
 
 def _encode(recipe: Recipe, teacher: _Model, examples: list[Example], found: CheckResult) -> None:
+    generates = isinstance(recipe.trace.mode, GenerateMode)
     encoder = Encoder(
         teacher.tokenizer,
         max_length=recipe.data.max_length,
         long_rows=recipe.data.long_rows,
         chat_template=recipe.data.chat_template,
-        need_reply=not isinstance(recipe.trace.mode, GenerateMode),
+        need_reply=not generates,
     )
     for example in examples:
         try:
             row = encoder.encode(example)
         except DataError as error:
-            if recipe.data.bad_rows == "stop":
+            rule = recipe.data.long_rows if isinstance(error, LongRow) else recipe.data.bad_rows
+            if rule == "stop":
                 found.problems.append(Problem("data.source", str(error)))
             continue
         supervised = sum(end - start for start, end in row.spans)
-        found.facts.append(f"{example.source}: {len(row.ids)} tokens, {supervised} of them supervised.")
+        what = " of prompt" if generates else f", {supervised} of them supervised"
+        cut = " (cut to data.max_length)" if row.truncated else ""
+        found.facts.append(f"{example.source}: {len(row.ids)} tokens{what}{cut}.")

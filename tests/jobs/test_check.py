@@ -101,14 +101,14 @@ def test_plain_text_needs_none(recipe, tiny_llama, tmp_path):
 
 
 def test_the_same_tokenizer_under_other_heads(recipe, tiny_folder):
-    padded = tiny_folder("qwen2", vocab_size=tiny.VOCAB + 16)
+    padded = tiny_folder("llama", seed=1, vocab_size=tiny.VOCAB + 16)
     found = check_recipe(recipe.override(f"student={{kind: pretrained, path: {padded}}}"), estimate=False)
     assert found.problems == []
     assert "their heads are padded to 384 and 400 rows; both are cut to the 384 real tokens." in found.facts
 
 
 def test_a_head_that_is_too_small(recipe, tiny_folder):
-    small = tiny_folder("qwen2", vocab_size=tiny.VOCAB - 16)
+    small = tiny_folder("llama", seed=1, vocab_size=tiny.VOCAB - 16)
     found = problems(recipe.override(f"student={{kind: pretrained, path: {small}}}"))
     assert "a head of 368 rows for 384 tokens" in found["student.path"]
 
@@ -172,3 +172,13 @@ def test_more_disk_than_there_is(recipe, monkeypatch):
     assert [item.where for item in found.problems] == ["trace.target"]
     assert "Free some space" in found.problems[0].message
     assert any("activation_checkpointing=true" in fact for fact in found.facts)
+
+
+def test_long_rows(recipe):
+    short = recipe.override("data.max_length=16")
+    assert any(
+        "16 tokens, 15 of them supervised (cut to data.max_length)." in fact
+        for fact in check_recipe(short, estimate=False).facts
+    )
+    assert "allowed are 16" in problems(short.override("data.long_rows=stop"))["data.source"]
+    assert problems(short.override("data.long_rows=skip")) == {}
