@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from tests import shapes, tiny
 
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
 
 
 shapes.watch("limbeck.losses", "limbeck.types")
+
+# The same examples in every run: a change is judged by what it changes. `HYPOTHESIS_PROFILE=search` looks further.
+settings.register_profile("same", derandomize=True, deadline=None, database=None)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_configure() -> None:
