@@ -71,5 +71,6 @@ def speed(progress: Progress) -> str:
     values = [f"{key} {progress.values[key]:.4g}" for key in SHOWN if key in progress.values]
     left = [f"{duration(progress.eta)} left"] if progress.eta > 0 and progress.done < progress.total else []
     tokens = progress.values.get("tokens_per_second", progress.rate if progress.unit == "tokens" else None)
-    rate = f"{progress.rate:.3g} {progress.unit}/s" if tokens is None else f"{tokens:,.0f} tokens/s"
+    digits = ".2f" if progress.rate < 10 else ",.0f"
+    rate = f"{progress.rate:{digits}} {progress.unit}/s" if tokens is None else f"{tokens:,.0f} tokens/s"
     return "  ".join([rate, *values, *left])

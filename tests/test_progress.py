@@ -38,6 +38,9 @@ def test_at_most_one_line_per_stage_and_interval(monkeypatch):
 def test_speed():
     assert speed(at(1, loss=1.23456)) == "50 tokens/s  loss 1.235  3 min 05 s left"
     assert speed(at(1000)) == "50 tokens/s"
+    steps = Progress("train", 1, 9, "steps", 0.5, 16.0, {"tokens_per_second": 2048.2, "grad_norm": 3.0})
+    assert speed(steps) == "2,048 tokens/s  16 s left"
+    assert speed(Progress("data", 9, 9, "rows", 2962.4, 0.0)) == "2,962 rows/s"
 
 
 def test_bars():
@@ -55,4 +58,4 @@ def test_bars():
 def test_a_job_of_nothing():
     written: list[str] = []
     Lines(written.append).on_progress(Progress("train", 0, 0, "steps", 0.0, 0.0))
-    assert written == ["train    100% of 0 steps  0 steps/s"]
+    assert written == ["train    100% of 0 steps  0.00 steps/s"]
