@@ -78,12 +78,25 @@ def test_every_flipped_byte_and_every_cut_is_found(tmp_path: Path) -> None:
             read_rows(file)
 
 
+def test_pages_carry_checksums(tmp_path: Path) -> None:
+    file = tmp_path / "rows.parquet"
+    write_rows(file, rows(20))
+    whole = bytearray(file.read_bytes())
+    whole[60] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(StoreError, match="is damaged.*[Cc][Rr][Cc]"):
+        read_rows(file)
+
+
 def test_rows_changed_by_another_program_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "rows.parquet"
     write_rows(file, rows(3))
     table = pq.read_table(file)
     changed = [replace(row, topic="other") for row in rows(3)]
     pq.write_table(table.set_column(2, "topic", pa.array([row.topic for row in changed])), file)
+    with pytest.raises(StoreError, match="not those that were written"):
+        read_rows(file)
+    pq.write_table(table.set_column(5, "spans", pa.array([[1, 2]] * 3, pa.list_(pa.int32()))), file)
     with pytest.raises(StoreError, match="not those that were written"):
         read_rows(file)
     pq.write_table(table.drop_columns(["spans"]), file)
