@@ -20,7 +20,7 @@ CHUNK = 2**22  # cells of one B x C block
 
 
 class Interval(NamedTuple):
-    """A mean and its 95 % percentile interval."""
+    """A mean and its 95% percentile interval."""
 
     mean: float
     low: float
@@ -45,7 +45,7 @@ def paired_bootstrap(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Bootstrap:
-    """95 % intervals of weighted means (sum over rows of `sums` / sum of `weights_R`), rows resampled with replacement.
+    """95% intervals of weighted means (sum over rows of `sums` / sum of `weights_R`), rows resampled with replacement.
 
     `sums`: per model, the sum over each row's positions, [R]; `weights_R`: positions of each row, above 0; `clusters`:
     a name per row, rows of one name are drawn together (default: each row by itself); `pair`: two models whose
@@ -134,7 +134,7 @@ def _figures(kl: Bootstrap, agreement: Bootstrap) -> str:
     nats, points = kl.difference, Interval(*(100 * value for value in agreement.difference))
     return (
         f"KL {kl.models['student'].mean:.3f} against {kl.models['twin'].mean:.3f} "
-        f"(difference {nats.mean:+.3f}, 95 % interval {nats.low:+.3f} to {nats.high:+.3f}), "
+        f"(difference {nats.mean:+.3f}, 95% interval {nats.low:+.3f} to {nats.high:+.3f}), "
         f"agreement {agreement.models['student'].mean:.1%} against {agreement.models['twin'].mean:.1%} "
         f"({points.mean:+.1f} points, {points.low:+.1f} to {points.high:+.1f})"
     )
@@ -145,6 +145,6 @@ def _alone(kl: Bootstrap, agreement: Bootstrap, num_rows: int) -> str:
     return (
         "Whether distillation helped cannot be said without a twin (set train.twin to true). "
         f"On {num_rows:,} held-out rows the student's KL to the teacher is {near.mean:.3f} "
-        f"(95 % interval {near.low:.3f} to {near.high:.3f}) and its agreement {top.mean:.1%} "
+        f"(95% interval {near.low:.3f} to {near.high:.3f}) and its agreement {top.mean:.1%} "
         f"({top.low:.1%} to {top.high:.1%})."
     )

@@ -115,7 +115,7 @@ def test_verdict(kl, agreement, helped, begins):
 
 def test_verdict_says_the_numbers():
     sentence = judge(BETTER_KL, BETTER_TOP, num_rows=240).sentence
-    assert "KL 0.400 against 0.700 (difference -0.300, 95 % interval -0.330 to -0.270)" in sentence
+    assert "KL 0.400 against 0.700 (difference -0.300, 95% interval -0.330 to -0.270)" in sentence
     assert "agreement 71.0% against 63.0% (+8.0 points, +7.0 to +9.0)" in sentence
 
 

@@ -1,0 +1,47 @@
+"""Numbers and foreign text."""
+
+import pytest
+
+from limbeck.report.words import (
+    count,
+    duration,
+    number,
+    percent,
+    perplexity,
+    shortened,
+    signed,
+    size,
+    times,
+    visible,
+    visible_end,
+)
+
+
+def test_what_could_steer_a_page_or_terminal_is_spelt_out():
+    assert visible("\x1b[31mred\x1b[0m") == "␛[31mred␛[0m"
+    assert visible("a\u202eb\u2066c\u200f") == "a[U+202E]b[U+2066]c[U+200F]"
+    assert visible("\x00\x9b\ud800") == "␀[U+009B][U+D800]"
+    assert visible("line\n\tnext") == "line\n\tnext"
+    assert visible("مرحبا שלום 👩\u200d💻 नमस्ते") == "مرحبا שלום 👩\u200d💻 नमस्ते"
+
+
+def test_long_text_is_cut_and_says_so():
+    assert visible("x" * 1_000_000, 10) == "xxxxxxxxxx … [999,990 more characters]"
+    assert visible_end("x" * 1_000_000 + "end", 3) == "[1,000,000 characters before] … end"
+    assert visible("short", 10) == "short" == visible_end("short", 10)
+    assert shortened("  two\n words ", 40) == "two words"
+    assert shortened("abcdefgh", 4) == "abc…"
+
+
+@pytest.mark.parametrize("value", [None, True, "3", [], float("nan"), float("inf"), 1e300, 10**400])
+def test_not_numbers(value):
+    assert number(value) is None
+
+
+def test_units():
+    assert [duration(s) for s in (0.44, 12.3, 185, 7800)] == ["0.4 s", "12 s", "3 min 05 s", "2 h 10 min"]
+    assert [size(b) for b in (812, 2048, 257 * 2**20, 2**41)] == ["812 B", "2.0 KiB", "257 MiB", "2.0 TiB"]
+    assert [count(n) for n in (812, 1535, 134_515_008, 2.5e9)] == ["812", "1.5k", "134.5M", "2.5B"]
+    assert perplexity(10.314) == "10.31" and perplexity(4.2e9) == "4.2e+09"
+    assert percent(0.7124) == "71.2%" and signed(-0.289, 3) == "\u22120.289" and signed(8.21, 1) == "+8.2"
+    assert [times(r) for r in (0.5, 1.37, 12.4)] == ["0.50\u00d7", "1.4\u00d7", "12\u00d7"]
