@@ -130,12 +130,6 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
 
 def _target(recipe: Recipe) -> Iterator[Problem]:
     trace = recipe.trace
-    if isinstance(trace.target, Live) and isinstance(trace.mode, GenerateMode):
-        yield problem(
-            "trace.target",
-            "is full, but replies that the teacher writes are stored together with its distributions on them; allowed "
-            "with trace.mode generate are hybrid, sampled and top_k.",
-        )
     if isinstance(trace.target, Live) and isinstance(trace.mode, ScoreMode):
         names = ("batch_tokens", "shard_tokens")
         yield from _idle(

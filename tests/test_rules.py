@@ -36,7 +36,6 @@ def recipe() -> Recipe:
         ([GENERATE, "trace.mode.top_p=0.5"], "trace.mode.top_p", "no effect at temperature 0"),
         ([GENERATE, "trace.mode.n=2"], "trace.mode.n", "all the same"),
         ([GENERATE, "trace.mode.stop=['']"], "trace.mode.stop", "empty string"),
-        ([FULL, GENERATE], "trace.target", "hybrid, sampled and top_k"),
         ([FULL, "trace.shard_tokens=5"], "trace.shard_tokens", "nothing is stored"),
         ([FULL, "trace.batch_tokens=5"], "trace.batch_tokens", "nothing is stored"),
         (["student={kind: prune}"], "student", "neither `layers` nor `keep`"),

@@ -89,11 +89,13 @@ def make_card(
     lineage: Sequence[str],
     role: str = "student",
     scores: Mapping[str, Mapping[str, float | None]] | None = None,
+    licence: str | None = None,
     created: str | None = None,
 ) -> Card:
     """The card of what a recipe made. `lineage` says in sentences what the model was made from, oldest first.
 
-    The licence is the recipe's, or that which the teacher's own card states (a folder's README.md, or the hub's).
+    The licence is the recipe's, or else `licence`, or else that which the teacher's own card states (a folder's
+    README.md, or the hub's).
     """
     teacher = recipe.teacher.path
     return Card(
@@ -103,7 +105,7 @@ def make_card(
         recipe_yaml=dump_recipe(recipe),
         recipe_fingerprint=recipe.fingerprint(),
         scores={who: dict(row) for who, row in (scores or {}).items()},
-        licence=recipe.teacher.licence or licence_of(teacher),
+        licence=recipe.teacher.licence or licence or licence_of(teacher),
         teacher=teacher,
         data_source=": ".join(filter(None, (recipe.data.source.kind, getattr(recipe.data.source, "path", None)))),
         created=created or datetime.now(UTC).date().isoformat(),

@@ -14,9 +14,10 @@ import torch
 
 from limbeck.device import pick_device, resolve_dtype
 from limbeck.evaluate.compare import evaluate_models
+from limbeck.evaluate.speed import MOST_ROUNDS
 from limbeck.jobs.label import label_rows, store_header
 from limbeck.jobs.train import needs_teacher, terms_of
-from limbeck.lms.hf import HfLM
+from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms, cut_head
 from limbeck.meter import measure
 from limbeck.packing import pack, plan_batches
@@ -127,8 +128,9 @@ class _Probe:
     def train(self) -> list[dict[str, float]]:
         """Student, train and, where asked for, twin: one micro-batch with its optimizer step each."""
         settings = self.recipe.train
-        self.student = self._build_student().to(pick_device())
-        self.attention = self.student.config._attn_implementation
+        self.student = self._build_student()
+        self.student.to(pick_device())  # type: ignore[arg-type]
+        self.attention = str(self.student.config._attn_implementation)
         parameters = sum(param.numel() for param in self.student.parameters())
         rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
         batch = pack(rows, self._stored_target(), pick_device())
@@ -160,14 +162,16 @@ class _Probe:
         assert self.student is not None
         settings = self.recipe.evaluate
         self.student.set_attn_implementation(self.attention)
-        student = HfLM.wrap(self.student.to(self.teacher.dtype), self.teacher.tokenizer, name="probe")
+        self.student.to(self.teacher.dtype)  # type: ignore[arg-type]
+        student = HfLM.wrap(self.student, self.teacher.tokenizer, name="probe")
         roles = {"student": student, "twin": student} if self.recipe.train.twin else {"student": student}
         rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
         held_out = [row for row in self.all_rows if row.split == "heldout"]
         with measure() as cost:
             evaluate_models(self.teacher, roles, rows, settings=settings, on_progress=lambda _: None)
         seconds = cost.seconds * self._label_tokens(held_out) / sum(len(row.ids) for row in rows)
-        seconds += SPEED_SECONDS * (1 + len(roles))
+        forward = cost.seconds / (1 + len(roles))
+        seconds += min(SPEED_SECONDS, MOST_ROUNDS * min(forward, 1.0)) * (1 + len(roles))
         if settings.answers:
             seconds += self._answer_seconds(roles) * settings.answer_tokens
         return _costs(seconds, cost.peak_bytes, 100.0 * sum(row.num_supervised for row in held_out) / 100)
@@ -200,7 +204,7 @@ class _Probe:
         if isinstance(student, PruneStudent):
             return prune_layers(self.teacher.model, student.keep or tuple(range(student.layers or 1))).float()
         if isinstance(student, ScratchStudent):
-            vocab = self.teacher.model.get_output_embeddings().weight.shape[0]
+            vocab = head_layer(self.teacher.model).weight.shape[0]
             return build_scratch(self.teacher.model, student, seed=0, vocab=vocab)
         assert isinstance(student, PretrainedStudent)
         return load_pretrained(student.path, trust_remote_code=student.trust_remote_code)

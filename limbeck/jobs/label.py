@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from limbeck.types import OnProgress
 
 
-def support_spec(target: TopK | Sampled | Hybrid) -> SupportSpec:
+def support_spec(target: TopK | Sampled | Hybrid | Live) -> SupportSpec:
+    """What is kept of a position; nothing where the teacher's full distribution is computed beside the student."""
+    if isinstance(target, Live):
+        return SupportSpec(head=0, draws=0)
     if isinstance(target, TopK):
         return SupportSpec(head=target.k, draws=0)
     if isinstance(target, Sampled):
@@ -38,7 +41,6 @@ def support_spec(target: TopK | Sampled | Hybrid) -> SupportSpec:
 def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:
     """The identity of the store that this recipe and teacher make."""
     target = recipe.trace.target
-    assert not isinstance(target, Live)
     spec = support_spec(target)
     return StoreHeader(
         version=1,
@@ -150,9 +152,12 @@ def label_rows(
             raise Stopped("stopped while labelling; finished shards are kept. Run the same command again to go on.")
         batch_rows = [rows[index] for index in indices]
         fresh = _speak(recipe, header, teacher, batch_rows, seed + number)
-        supports = score(teacher, fresh, spec, header.temperature, draws)
-        for trace, support in zip(fresh, supports, strict=True):
-            records.append(header.codec.encode(support, trace.context_hash, rounding))
+        if spec.head or spec.draws:
+            supports = score(teacher, fresh, spec, header.temperature, draws)
+            encode = header.codec.encode
+            records += [encode(s, t.context_hash, rounding) for s, t in zip(supports, fresh, strict=True)]
+        else:  # text only: the record is the context hash
+            records += [bytes.fromhex(trace.context_hash) for trace in fresh]
         traces += fresh
         if meter is not None:
             meter.add(sum(len(trace.ids) for trace in fresh), sum(lengths[index] for index in indices))

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from limbeck.data import read_rows
 from limbeck.device import pick_device, resolve_dtype
+from limbeck.errors import Stopped
 from limbeck.export.card import Card, make_card
 from limbeck.export.safetensors import read_card, save_artifact, update_card
 from limbeck.jobs.check import check_recipe
@@ -27,9 +28,9 @@ from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
 from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
-from limbeck.jobs.train import needs_teacher, run_train
+from limbeck.jobs.train import needs_teacher, run_train, trusts_remote_code
 from limbeck.lms import open_lm
-from limbeck.lms.gguf import resolve_model
+from limbeck.lms.gguf import model_licence, resolve_model
 from limbeck.meter import measure
 from limbeck.recipe import GenerateMode, Recipe, Steps
 from limbeck.recipe_io import dump_recipe
@@ -38,7 +39,7 @@ from limbeck.rundir import RunDir, StageRecord, atomic_write, fingerprint
 from limbeck.signals import stop_requests
 from limbeck.store import TraceStore
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
-from limbeck.text import load_tokenizer, tokenizer_hash
+from limbeck.text import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks, barrier, join_ranks
 
@@ -98,7 +99,7 @@ class _Run:
             atomic_write(self.path / "recipe.yaml", dump_recipe(self.recipe))
         for name in NAMES[: NAMES.index(last) + 1]:
             if self.stages.stop_asked():
-                break
+                raise Stopped(f"stopped before the stage {name}; run the same command again to go on.")
             getattr(self, f"_{name}")()
         return write_summary(self.recipe, self.stages.run) if self.stages.is_first else {}
 
@@ -141,7 +142,8 @@ class _Run:
     @cached_property
     def data_print(self) -> str:
         generated = isinstance(self.recipe.trace.mode, GenerateMode)
-        return fingerprint(data_fingerprint(self.recipe), tokenizer_hash(self.tokenizer), generated, self.recipe.seed)
+        words = [tokenizer_hash(self.tokenizer), template_hash(self.tokenizer)]
+        return fingerprint(data_fingerprint(self.recipe), words, generated, self.recipe.seed)
 
     @cached_property
     def label_print(self) -> str:
@@ -298,7 +300,8 @@ class _Run:
             if role == "twin"
             else f"distilled from {teacher}"
         )
-        return make_card(self.recipe, lineage=[*before, how], role=role)
+        licence = model_licence(teacher)
+        return make_card(self.recipe, lineage=[*before, how], role=role, licence=licence)
 
     def _evaluate(self) -> None:
         roles = ["student", *(["twin"] if self.recipe.train.twin else [])]
@@ -308,7 +311,8 @@ class _Run:
 
         def work() -> None:
             dtype = str(self.teacher.dtype).removeprefix("torch.")
-            students = {role: open_lm(folder, dtype=dtype) for role, folder in folders.items()}
+            trust = trusts_remote_code(self.recipe)
+            students = {r: open_lm(folder, dtype=dtype, trust_remote_code=trust) for r, folder in folders.items()}
             result = run_evaluate(
                 self.recipe,
                 self.stages.run,

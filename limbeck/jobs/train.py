@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.device import pick_device, resolve_dtype
 from limbeck.errors import DataError, RecipeError, StoreError
+from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms
-from limbeck.recipe import JSD, Live, Recipe
+from limbeck.recipe import JSD, Live, PretrainedStudent, Recipe
 from limbeck.rundir import atomic_write
 from limbeck.store import TraceStore
 from limbeck.train import sources
@@ -24,7 +25,6 @@ from limbeck.train.loop import Job, fit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.lms.hf import HfLM
     from limbeck.types import Row, Trace
 
 
@@ -65,8 +65,11 @@ def run_train(
     if not items:
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
     device = pick_device()
-    student = AutoModelForCausalLM.from_pretrained(student_path, dtype=torch.float32, use_safetensors=True).to(device)
-    own = student.get_output_embeddings().weight.shape[0]
+    student = AutoModelForCausalLM.from_pretrained(
+        student_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trusts_remote_code(recipe)
+    )
+    student.to(device)  # type: ignore[arg-type]
+    own = head_layer(student).weight.shape[0]
     if own < vocab:
         raise RecipeError(
             f"the student's head has {own} tokens but the teacher's tokenizer has {vocab}; they must share one "
@@ -105,3 +108,9 @@ def check_store(store: TraceStore, recipe: Recipe) -> None:
 def needs_teacher(recipe: Recipe) -> bool:
     """Whether training runs the teacher beside the student."""
     return isinstance(recipe.trace.target, Live)
+
+
+def trusts_remote_code(recipe: Recipe) -> bool:
+    """Whether the student's own code may run: it is the teacher's, or that of the model it starts from."""
+    student = recipe.student
+    return student.trust_remote_code if isinstance(student, PretrainedStudent) else recipe.teacher.trust_remote_code

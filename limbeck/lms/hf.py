@@ -34,9 +34,18 @@ if TYPE_CHECKING:
 CAPS = frozenset(Cap)
 
 
+def head_layer(model: PreTrainedModel) -> Any:
+    """The module whose `weight` (and perhaps `bias`) makes logits. Raises TeacherError when the model has none."""
+    layer = model.get_output_embeddings()
+    if layer is None:
+        family = model.config.model_type
+        raise TeacherError(f"the model family {family!r} has no output head; allowed are causal language models.")
+    return layer
+
+
 def head_of(model: PreTrainedModel) -> Head:
     """The model's output head and what its family does to logits after it."""
-    layer = model.get_output_embeddings()
+    layer = head_layer(model)
     config: Any = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
@@ -58,7 +67,7 @@ def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 @contextlib.contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the model attends within documents of packed rows; afterwards it is as it was."""
-    before = model.config._attn_implementation
+    before = str(model.config._attn_implementation)
     if before == segments.NAME:
         yield
         return
@@ -112,7 +121,8 @@ class HfLM:
                 f"the model {str(path)!r} cannot be opened: {error}. "
                 "Allowed are a hub id, a folder with safetensors weights, a .gguf file, or smollm2-135m."
             ) from error
-        return cls.wrap(model.to(device), tokenizer, name=str(path))
+        model.to(device)  # type: ignore[arg-type]
+        return cls.wrap(model, tokenizer, name=str(path))
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> HfLM:
@@ -123,7 +133,7 @@ class HfLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_output_embeddings().weight.device
+        return head_layer(self.model).weight.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,7 +142,7 @@ class HfLM:
     @property
     def vocab(self) -> int:
         """Real tokens: heads are often padded beyond the tokenizer (Qwen2.5: 151,936 or 152,064 rows for 151,665)."""
-        return min(self.model.get_output_embeddings().weight.shape[0], len(self.tokenizer))
+        return min(head_layer(self.model).weight.shape[0], len(self.tokenizer))
 
     @property
     def head(self) -> Head:
@@ -154,7 +164,7 @@ class HfLM:
         """`sampling.n` replies to each prompt, as one batch. Deterministic given `sampling.seed` and the batch."""
         width = max(len(prompt) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
-        pad = pad if pad is not None else 0
+        pad = pad if isinstance(pad, int) else 0
         ids_BT = torch.full((len(prompts), width), pad)
         mask_BT = torch.zeros_like(ids_BT)
         for row, prompt in enumerate(prompts):
@@ -163,7 +173,8 @@ class HfLM:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(sampling.seed)
-            out_BT = self.model.generate(
+            generate: Any = self.model.generate
+            out_BT = generate(
                 ids_BT.to(self.device),
                 attention_mask=mask_BT.to(self.device),
                 generation_config=self._generation(sampling, pad),
@@ -174,7 +185,9 @@ class HfLM:
 
     def _generation(self, sampling: Sampling, pad: int) -> GenerationConfig:
         greedy = sampling.temperature == 0
-        drawn = {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        drawn: dict[str, float] = (
+            {} if greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        )
         return GenerationConfig(
             do_sample=not greedy,
             num_return_sequences=sampling.n,
@@ -188,9 +201,9 @@ class HfLM:
     @property
     def end_ids(self) -> list[int]:
         """Token ids that end a reply."""
-        end = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        end: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
         end = end if end is not None else self.tokenizer.eos_token_id
-        return [] if end is None else list(end) if isinstance(end, (list, tuple)) else [end]
+        return [] if end is None else list(end) if isinstance(end, list | tuple) else [end]
 
     def _reply(self, ids: np.ndarray, sampling: Sampling) -> Reply:
         """Cut what follows the first end token or stop string (padding), and say why the reply ended."""
@@ -205,11 +218,11 @@ class HfLM:
                 middle = (low + high) // 2
                 low, high = (low, middle) if self._contains(ids[:middle], sampling.stop) else (middle + 1, high)
             ids = ids[:low]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         return Reply(ids.astype(np.int32), text, "stop" if stopped else "length")
 
     def _contains(self, ids: np.ndarray, stops: tuple[str, ...]) -> bool:
-        text = self.tokenizer.decode(ids)
+        text = str(self.tokenizer.decode(ids))
         return any(stop in text for stop in stops)
 
 
@@ -227,11 +240,9 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 def refuse_unsupported(model: PreTrainedModel) -> None:
     """Raise TeacherError, naming the family, unless packed hidden rows and the head give the model's own logits."""
     family = model.config.model_type
-    if model.get_output_embeddings() is None:
-        raise TeacherError(f"the model family {family!r} has no output head; allowed are causal language models")
-    vocab = model.get_output_embeddings().weight.shape[0]
-    rows = [_probe_row(length, vocab) for length in (5, 9)]
-    batch = pack(rows, device=model.get_output_embeddings().weight.device)
+    weight_VD: Tensor = head_layer(model).weight
+    rows = [_probe_row(length, weight_VD.shape[0]) for length in (5, 9)]
+    batch = pack(rows, device=weight_VD.device)
     with torch.no_grad():
         try:
             with packed_attention(model):
