@@ -16,7 +16,7 @@ from limbeck.device import pick_device, resolve_dtype
 from limbeck.evaluate.compare import evaluate_models
 from limbeck.evaluate.speed import MOST_ROUNDS
 from limbeck.jobs.label import label_rows, store_header
-from limbeck.jobs.train import needs_teacher, terms_of
+from limbeck.jobs.train import needs_teacher, recompute_activations, terms_of
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms, cut_head
 from limbeck.meter import measure
@@ -224,7 +224,7 @@ class _Probe:
         precision = resolve_dtype(settings.precision, pick_device())
         distiller = Distiller(self.student, terms, vocab=self.teacher.vocab, precision=precision)
         if settings.activation_checkpointing:
-            self.student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(self.student)
         optimizer = build_optimizer(distiller, settings.optimizer)
 
         def step(now: Batch) -> None:

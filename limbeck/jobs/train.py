@@ -86,7 +86,7 @@ def run_train(
     precision = resolve_dtype(train.precision, device)
     distiller = Distiller(student, terms, precision=precision, vocab=vocab)
     if train.activation_checkpointing:
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(student)
     if train.compile:
         student.get_decoder().compile(dynamic=True)
     order = sources.Order(items, train.batch_tokens, recipe.seed)
@@ -114,3 +114,10 @@ def trusts_remote_code(recipe: Recipe) -> bool:
     """Whether the student's own code may run: it is the teacher's, or that of the model it starts from."""
     student = recipe.student
     return student.trust_remote_code if isinstance(student, PretrainedStudent) else recipe.teacher.trust_remote_code
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep block inputs only and recompute the rest in the backward pass."""
+    # transformers 5 renames this function; both names take the same settings.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -310,9 +310,10 @@ def stages(files: RunFiles) -> list[dict[str, Any]]:
     out = []
     for name, entry in found.items() if isinstance(found, dict) else ():
         cells = []
-        for key, show in (("seconds", duration), ("peak_bytes", size), ("disk_bytes", size)):
+        for key, show, least in (("seconds", duration, 2.0), ("peak_bytes", size, 2**20), ("disk_bytes", size, 2**20)):
             took, guess = (number(dig(entry, side, key)) for side in ("took", "estimated"))
-            off = f"{signed(100 * (took / guess - 1), 0)}%" if took is not None and guess else ""
+            # A share of next to nothing says nothing.
+            off = f"{signed(100 * (took / guess - 1), 0)}%" if took and guess and max(took, guess) >= least else ""
             cells.append((MISSING if took is None else show(took), "" if guess is None else show(guess), off))
         out.append({"name": shortened(str(name), 20), "cells": cells})
     return out
@@ -323,9 +324,34 @@ def environment_facts(files: RunFiles) -> list[tuple[str, str]]:
     return _facts(files.get("environment"))
 
 
+COUNTS = {
+    "read": ("rows read", True),
+    "train": ("training rows", True),
+    "heldout": ("held-out rows", True),
+    "tokens": ("tokens", True),
+    "supervised": ("supervised tokens", True),
+    "truncated": ("rows cut to fit", False),
+    "duplicates": ("duplicates dropped", False),
+    "bad": ("malformed rows left out", False),
+    "empty": ("empty rows left out", False),
+    "long_skipped": ("long rows left out", False),
+    "unsupervised": ("rows with nothing to learn left out", False),
+}
+"""Counts of the data stage in words, and whether a zero is worth saying."""
+
+
 def data_facts(files: RunFiles) -> list[tuple[str, str]]:
-    """Counts of the data stage."""
-    return _facts(files.get("data"))
+    """Counts of the data stage, and where the rows came from."""
+    source = dig(files.recipe, "data", "source")
+    kind, path = (dig(source, key) for key in ("kind", "path"))
+    named = {"stdlib": "the interpreter's standard library"}.get(str(kind), str(path or kind or ""))
+    out = [("source", shortened(named, 120))] if named else []
+    for key, (words, always) in COUNTS.items():
+        value = number(files.get("data", key))
+        if value is not None and (value or always):
+            out.append((words, f"{value:,.0f}"))
+    topics = files.get("data", "topics")
+    return [*out, ("topics", f"{len(topics):,}")] if isinstance(topics, dict) and len(topics) > 1 else out
 
 
 def _facts(found: Any) -> list[tuple[str, str]]:
@@ -353,4 +379,5 @@ def warnings(files: RunFiles) -> list[str]:
     for part in ("teacher", "student"):
         if dig(files.recipe, part, "trust_remote_code") is True:
             out.append(f"Code that the {part}'s authors ship was run ({part}.trust_remote_code is true).")
-    return out + files.gaps
+    notes = files.get("data", "notes")
+    return out + [str(note) for note in (notes if isinstance(notes, list) else [])] + files.gaps

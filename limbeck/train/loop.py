@@ -15,8 +15,8 @@ from limbeck.rundir import fingerprint
 from limbeck.train import checkpoint
 from limbeck.train.checkpoint import FitState
 from limbeck.train.metrics import MetricsWriter
-from limbeck.train.optim import build_optimizer, lr_factor
-from limbeck.train.parallel import Ranks, full, gradient_sync, sum_over_ranks, wrap
+from limbeck.train.optim import build_optimizer, set_rate
+from limbeck.train.parallel import Ranks, agree, full, gradient_sync, sum_over_ranks, wrap
 from limbeck.types import Progress
 
 if TYPE_CHECKING:
@@ -65,8 +65,10 @@ class Budget:
     def used(self, state: FitState) -> float:
         return {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds}[self.unit]
 
-    def share(self, state: FitState) -> float:
-        return self.used(state) / self.total
+    def share(self, state: FitState, *, ahead: float = 0.0) -> float:
+        """The share used, looking `ahead` by some steps (of the mean size so far)."""
+        step = 1.0 if self.unit == "steps" else self.used(state) / max(state.step, 1)
+        return (self.used(state) + ahead * step) / self.total
 
 
 def fit(distiller: Distiller, order: Order, fetch: Fetch, settings: Train, job: Job) -> FitState:
@@ -79,43 +81,32 @@ def fit(distiller: Distiller, order: Order, fetch: Fetch, settings: Train, job: 
     module = wrap(distiller, job.ranks)
     optimizer = build_optimizer(module, settings.optimizer)
     folder = job.out / "checkpoints"
-    state = checkpoint.load_newest(folder, distiller.student, optimizer, job.on_message)
+    state = first = checkpoint.load_newest(folder, distiller.student, optimizer, job.on_message)
     budget = Budget(settings, order)
-    metrics = MetricsWriter(job.out, state.step, tensorboard=settings.tensorboard, write=job.ranks.is_first)
-    saved_at, begun, seconds_before = time.monotonic(), time.monotonic(), state.seconds
-    first = state
-    while budget.share(state) < 1.0:
-        for group in optimizer.param_groups:
-            # The share at the middle of a step, so that neither the first nor the last step has rate 0.
-            middle = (budget.used(state) + 0.5 * _mean_step(state, budget)) / budget.total
-            group["lr"] = settings.optimizer.lr * lr_factor(settings.schedule, min(middle, 1.0))
-        torch.manual_seed(int(fingerprint(job.seed, state.step, job.ranks.rank)[:15], 16))
-        state, values = _step(module, optimizer, order, fetch, state, settings, job)
-        state = replace(state, seconds=seconds_before + time.monotonic() - begun)
-        metrics.write(state, values, rate=(state.tokens - first.tokens) / max(state.seconds - first.seconds, 1e-9))
-        job.on_progress(_progress(job.stage, budget, state, first, values))
-        stop = sum_over_ranks(torch.tensor(float(job.stop_asked())), job.ranks).item() > 0
-        due = time.monotonic() - saved_at > 60.0 * settings.checkpoint_minutes
-        # All ranks must agree on when to save: the first rank's clock decides.
-        due = sum_over_ranks(torch.tensor(float(due and job.ranks.is_first)), job.ranks).item() > 0
-        if (stop or due) and budget.share(state) < 1.0:
-            checkpoint.save(folder, distiller.student, optimizer, state, job.ranks)
-            checkpoint.keep_newest(folder, settings.keep_checkpoints)
-            saved_at = time.monotonic()
-        if stop and budget.share(state) < 1.0:
-            metrics.close()
-            raise Stopped(f"stopped at step {state.step} and saved; run the same command again to go on.")
-    checkpoint.save(folder, distiller.student, optimizer, state, job.ranks)
-    checkpoint.keep_newest(folder, settings.keep_checkpoints)
-    metrics.close()
+
+    def save() -> float:
+        checkpoint.save(folder, distiller.student, optimizer, state, job.ranks)
+        checkpoint.keep_newest(folder, settings.keep_checkpoints)
+        return time.monotonic()
+
+    saved_at = begun = time.monotonic()
+    with MetricsWriter(job.out, state.step, tensorboard=settings.tensorboard, write=job.ranks.is_first) as metrics:
+        while budget.share(state) < 1.0:
+            set_rate(optimizer, settings, budget.share(state, ahead=0.5))
+            torch.manual_seed(int(fingerprint(job.seed, state.step, job.ranks.rank)[:15], 16))
+            state, values = _step(module, optimizer, order, fetch, state, settings, job)
+            state = replace(state, seconds=first.seconds + time.monotonic() - begun)
+            progress = _progress(job.stage, budget, state, first, values)
+            metrics.write(state, values, rate=progress.values["tokens_per_second"])
+            job.on_progress(progress)
+            due = time.monotonic() - saved_at > 60.0 * settings.checkpoint_minutes
+            stop, due = agree(job.stop_asked(), due, job.ranks)
+            if (stop or due) and budget.share(state) < 1.0:
+                saved_at = save()
+            if stop and budget.share(state) < 1.0:
+                raise Stopped(f"stopped at step {state.step} and saved; run the same command again to go on.")
+    save()
     return state
-
-
-def _mean_step(state: FitState, budget: Budget) -> float:
-    """What one step uses of the budget; exact for steps, a mean so far for tokens and seconds."""
-    if budget.unit == "steps":
-        return 1.0
-    return budget.used(state) / max(state.step, 1)
 
 
 def _step(

@@ -51,6 +51,12 @@ class MetricsWriter:
             for name, value in (*values.items(), ("tokens_per_second", rate)):
                 self._board.add_scalar(f"train/{name}", value, state.step)
 
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         if self._file is not None:
             self._file.close()

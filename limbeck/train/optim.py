@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from limbeck.recipe import WSD, Constant, Cosine, Optimizer
+from limbeck.recipe import WSD, Constant, Cosine, Optimizer, Train
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +28,12 @@ def build_optimizer(module: nn.Module, settings: Optimizer) -> torch.optim.AdamW
         eps=settings.eps,
         fused=fused,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, settings: Train, progress: float) -> None:
+    """The learning rate of the next step. `progress` is taken at its middle: neither end of a schedule has rate 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = settings.optimizer.lr * lr_factor(settings.schedule, min(progress, 1.0))
 
 
 def lr_factor(schedule: Constant | Cosine | WSD, progress: float) -> float:

@@ -93,9 +93,17 @@ def gradient_sync(module: nn.Module, enabled: bool) -> Iterator[None]:
 
 
 def sum_over_ranks(values: Tensor, ranks: Ranks) -> Tensor:
-    if ranks.world > 1:
-        dist.all_reduce(values)
-    return values
+    if ranks.world == 1:
+        return values
+    on_device = values.cuda() if dist.get_backend() == "nccl" else values
+    dist.all_reduce(on_device)
+    return on_device.cpu()
+
+
+def agree(stop: bool, due: bool, ranks: Ranks) -> tuple[bool, bool]:
+    """What all ranks do together: stop when any was asked to, save when the first rank's clock says so."""
+    votes = sum_over_ranks(torch.tensor([float(stop), float(due and ranks.is_first)]), ranks)
+    return bool(votes[0] > 0), bool(votes[1] > 0)
 
 
 def barrier(ranks: Ranks) -> None:

@@ -85,7 +85,17 @@ def summary(roles: list[str]) -> dict[str, Any]:
         "verdict": verdict,
         "warnings": [],
         "stages": stages(roles),
-        "data": {"rows": 4411, "train": 4171, "heldout": 240, "tokens": 602_113, "duplicates": 12, "bad_rows": 0},
+        "data": {
+            "read": 4423,
+            "train": 4171,
+            "heldout": 240,
+            "tokens": 602_113,
+            "supervised": 597_702,
+            "duplicates": 12,
+            "bad": 0,
+            "topics": {name: {"train": 400, "heldout": 24} for name in TOPICS},
+            "notes": [],
+        },
         "environment": {
             "python": "3.11.7",
             "system": "Linux x86_64",

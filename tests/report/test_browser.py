@@ -108,6 +108,18 @@ def test_is_drawn_light_and_dark(page, tmp_path, width, scheme):
     assert len(picture.getcolors(2**20) or range(2**20)) > 100  # text and charts, not an empty sheet
 
 
+def test_a_marked_token_tells_what_the_teacher_would_have_written(page):
+    """Tapping a mark shows its hint below the answers."""
+    tap = """<script>addEventListener("load", () => document.querySelector("article mark").click());</script>"""
+    copy = page.with_name("tapped.html")
+    html = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(), count=1)
+    copy.write_text(html.replace("</body>", f"{tap}</body>"))
+    done = browse(copy, 1280, "--dump-dom")
+    hint = re.search(r'<p class="hint" aria-live="polite">([^<]*)</p>', done.stdout)
+    assert hint is not None and hint[1].startswith("the teacher would have written “")
+    assert 'class="far on"' in done.stdout
+
+
 def test_can_be_printed(page, tmp_path):
     sheet = tmp_path / "report.pdf"
     browse(page, 1280, f"--print-to-pdf={sheet}", "--no-pdf-header-footer")

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from limbeck.report import charts
 from limbeck.report.collect import collect
-from limbeck.report.page import headline, measures, render, stages, tiles, verdict, warnings
+from limbeck.report.page import data_facts, headline, measures, render, stages, tiles, verdict, warnings
 from tests.report.fake import RECIPE, make_run, write
 
 EVIL = '<script>document.title="pwned"</script><img src=x onerror=alert(1)>\u202e\x1b[31m"\'&{{7*7}}'
@@ -162,6 +162,19 @@ def test_stage_costs_beside_their_estimates(files):
     assert (took, guess, off) == ("2 min 51 s", "2 min 39 s", "+8%")
 
 
+def test_what_the_data_stage_counted(files):
+    facts = dict(data_facts(files))
+    assert facts["source"] == "the interpreter's standard library" and facts["topics"] == "9"
+    assert facts["training rows"] == "4,171" and facts["duplicates dropped"] == "12"
+    assert not [name for name in facts if "malformed" in name]  # none were
+
+
+def test_shares_of_next_to_nothing_are_not_shown(files):
+    changed = copy.deepcopy(files)
+    changed.summary["stages"] = {"student": {"took": {"seconds": 0.2}, "estimated": {"seconds": 0.01}}}
+    assert stages(changed)[0]["cells"][0] == ("0.2 s", "0.0 s", "")
+
+
 def test_names_of_students(files):
     def how(student):
         changed = copy.deepcopy(files)
@@ -194,7 +207,12 @@ def test_hostile_text_everywhere(tmp_path):
     make_run(tmp_path, steps=5)
     huge = EVIL * 20_000
     summary = json.loads((tmp_path / "summary.json").read_text())
-    summary |= {"name": EVIL, "scope": huge, "warnings": [huge, EVIL], "data": {EVIL: EVIL, "n": [EVIL]}}
+    summary |= {
+        "name": EVIL,
+        "scope": huge,
+        "warnings": [huge, EVIL],
+        "data": {EVIL: EVIL, "notes": [EVIL], "topics": {EVIL: 1, "b": 2}},
+    }
     summary["verdict"]["sentence"] = f"{EVIL}: {huge}"
     summary["environment"] = {"python": EVIL, "packages": {EVIL: EVIL}}
     summary["stages"] = {EVIL: {"took": {"seconds": 3}}}
