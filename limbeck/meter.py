@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 import time
@@ -39,6 +41,9 @@ def measure() -> Iterator[Cost]:
 
 
 def _reset_peak() -> None:
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc only: give freed memory back, so that it is not counted
+        ctypes.CDLL(None).malloc_trim(0)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):

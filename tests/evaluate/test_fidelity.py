@@ -42,8 +42,8 @@ def test_agrees_with_fp64(num, vocab, size, gap, seed):
     assert torch.equal(found.agree_N, z.argmax(-1) == u.argmax(-1))
     assert torch.equal(found.correct_N, z.argmax(-1) == labels)
     assert (found.kl_N >= 0).all() and (found.tv_N <= 1).all()
-    # Pinsker: tv <= sqrt(kl / 2)
-    assert (found.tv_N.double() <= (found.kl_N.double() / 2).sqrt() + 1e-4).all()
+    # Pinsker: tv <= sqrt(kl / 2); a KL below 1e-6 is rounding.
+    assert (found.tv_N.double() <= ((found.kl_N.double() + 1e-6) / 2).sqrt() + 1e-4).all()
 
 
 def test_direction_is_teacher_to_student():
