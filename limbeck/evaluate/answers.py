@@ -112,7 +112,9 @@ def write_answers(
     for name, lm in models.items():
         begun = time.perf_counter()
         replies = [each[0] for each in lm.generate([prompt.ids for prompt in prompts], sampling)]
-        rates[name] = sum(len(reply.ids) for reply in replies) / max(time.perf_counter() - begun, 1e-9)
+        # The batch runs until its longest answer ends: answers that ended before cost the same.
+        written = len(prompts) * max(len(reply.ids) for reply in replies)
+        rates[name] = written / max(time.perf_counter() - begun, 1e-9)
         for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
             pieces = mark(teacher, prompt.ids, reply.ids) if len(reply.ids) else ()
             by_prompt[number][name] = Answer(pieces, reply.finish_reason)

@@ -30,6 +30,7 @@ WIDTH, HEIGHT = 340.0, 226.0  # CSS pixels at scale 1: about a phone's width
 POINTS = 240
 FEW = 10  # positions below which a reliability bin says nothing
 MOST_TOPICS = 10
+TOPIC_ROWS = 5  # fewer rows than these resample to an interval that is far too narrow
 MARKERS = {"teacher": "o", "student": "o", "twin": "s"}
 ROUND = [1, 2, 5, 10]  # steps between ticks
 
@@ -277,7 +278,8 @@ def _reliable(bins: Mapping[str, Sequence[float]]) -> list[tuple[float, float, f
 
 
 def topics(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
-    """Agreement of student and twin with the teacher by topic, with 95% intervals; the largest topics."""
+    """Agreement of student and twin with the teacher by topic, the largest topics, with 95% intervals
+    where they have enough rows for one."""
     shown = sorted(rows, key=lambda row: -(number(row.get("positions")) or 0))[:MOST_TOPICS]
     shown = [row for row in shown if _triple(row, "student")]
     if not shown:
@@ -291,7 +293,8 @@ def topics(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
             for role, shift in (("student", 0.13), ("twin", -0.13)):
                 if part := _triple(row, role):
                     mean, low, high = part
-                    axes.plot([low, high], [place + shift] * 2, color=COLOURS[role], linewidth=2.2, alpha=0.4)
+                    if (number(row.get("rows")) or 0) >= TOPIC_ROWS:
+                        axes.plot([low, high], [place + shift] * 2, color=COLOURS[role], linewidth=2.2, alpha=0.4)
                     axes.plot([mean], [place + shift], MARKERS[role], color=COLOURS[role], markersize=5.2)
         axes.set_yticks(range(len(shown)), [shortened(str(row.get("topic")), 22) for row in shown])
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"])

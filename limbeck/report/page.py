@@ -268,7 +268,12 @@ def evaluation_figures(files: RunFiles) -> list[Figure]:
             "Held-out rows: how often a first choice is right, by how sure the model is. Dotted: perfect calibration.",
             _those(reliable, MODELS),
         ),
-        ("Agreement by topic", charts.topics(by_topic), f"Held-out rows, 95% intervals.{extra}", _those(places, ROLES)),
+        (
+            "Agreement by topic",
+            charts.topics(by_topic),
+            f"Held-out rows; 95% intervals from {charts.TOPIC_ROWS} rows on.{extra}",
+            _those(places, ROLES),
+        ),
     )
     return [Figure(title, chart, caption, models) for title, chart, caption, models in made if chart is not None]
 

@@ -64,6 +64,12 @@ def test_degenerate_values():
     assert charts.intervals({"student": (0.5, 0.5, 0.5)}, "KL", as_percent=True) is not None
 
 
+def test_topics_of_a_row_or_two_get_no_interval():
+    agreement = {"student": [0.5, 0.5, 0.5]}
+    few, enough = ({"topic": "x", "positions": 5, "rows": rows, "agreement": agreement} for rows in (2, 5))
+    assert charts.topics([few]).count("stroke-opacity: 0.4") < charts.topics([enough]).count("stroke-opacity: 0.4")
+
+
 def test_hostile_labels_are_text():
     rows = [
         {"topic": name, "positions": 5, "agreement": {"student": [0.5, 0.4, 0.6]}}
