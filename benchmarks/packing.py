@@ -21,7 +21,7 @@ from limbeck.train.distiller import Distiller
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--documents", type=int, default=32)
     args = parser.parse_args()
     lm = teacher()
     rows = stdlib_rows(lm, 400)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from limbeck.device import pick_device, resolve_dtype
+from limbeck.device import bound_kernel_caches, pick_device, resolve_dtype
 from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms
@@ -64,6 +64,7 @@ def run_train(
         )
     if not items:
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
+    bound_kernel_caches()
     device = pick_device()
     student = AutoModelForCausalLM.from_pretrained(
         student_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trusts_remote_code(recipe)

@@ -49,9 +49,9 @@ def select(
     temperature: float,
     generator: torch.Generator,
     *,
-    scratch_nV: Tensor | None = None,
+    scratch: Tensor | None = None,
 ) -> Support:
-    """Select the support of softmax(logits / temperature). Overwrites `logits_nV` (float32), and `scratch_nV` of at
+    """Select the support of softmax(logits / temperature). Overwrites `logits_nV` (float32), and `scratch` of at
     least that size where given: a fresh temporary of this size costs more than the maths.
 
     Draws are systematic: one uniform number places `m` equally spaced points on the cumulative tail, so a token of
@@ -63,9 +63,9 @@ def select(
         logits_nV.div_(temperature)
     z_nV = logits_nV.sub_(logits_nV.amax(1, keepdim=True))
     head_z_nH, head_ids_nH = z_nV.topk(min(spec.head, vocab), dim=1) if spec.head else _empty_head(z_nV)
-    p_nV = torch.exp(z_nV, out=None if scratch_nV is None else scratch_nV[:num])
+    p_nV = torch.exp(z_nV, out=None if scratch is None else scratch[:num])
     total_n = p_nV.sum(1)
-    entropy_n = total_n.log() - row_dot(p_nV, z_nV) / total_n
+    entropy_n = total_n.log() - z_nV.mul_(p_nV).sum(1) / total_n
     head_p_nH = head_z_nH.exp() / total_n[:, None]
     dropped_nH = head_p_nH < spec.min_prob
     if spec.head:

@@ -59,11 +59,27 @@ def straight(recipe, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("stage", ["label", "train", "artifact"])
+def test_killed_five_times_in_a_stage(recipe, straight, tmp_path, stage):
+    """At random moments of labelling, of training, and of writing the artifact."""
+    rng, codes = random.Random(stage), []
+    longest = {"label": 0.05, "train": 0.05, "artifact": 0.02}[stage]
+    for _ in range(5):
+        codes.append(run_until_killed(recipe, tmp_path / "run", at=stage, delay=rng.uniform(0.001, longest)))
+        if stage == "artifact":  # written in a moment: when it was finished before the kill, it is written once more
+            (tmp_path / "run" / "stages" / "train.json").unlink(missing_ok=True)
+    assert codes.count(-signal.SIGKILL) >= 3
+    assert set(codes) <= {0, -signal.SIGKILL}
+    assert run_until_killed(recipe, tmp_path / "run") == 0
+    assert state_of(tmp_path / "run") == straight
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_writes(recipe, straight, tmp_path, seed):
-    """Killed again and again at the n-th fsync, wherever that is: in shards, manifests, checkpoints, the artifact."""
+    """At the n-th fsync, wherever that is: in shards, manifests, checkpoints, the artifact."""
     rng = random.Random(seed)
-    codes = [run_until_killed(recipe, tmp_path / "run", fsync=rng.randint(2, 30)) for _ in range(5)]
+    codes = [run_until_killed(recipe, tmp_path / "run", at="fsync", count=rng.randint(2, 30)) for _ in range(5)]
     assert codes.count(-signal.SIGKILL) >= 3 and set(codes) <= {0, -signal.SIGKILL}
     assert run_until_killed(recipe, tmp_path / "run") == 0
     assert state_of(tmp_path / "run") == straight
@@ -71,17 +87,9 @@ def test_killed_at_writes(recipe, straight, tmp_path, seed):
 
 
 @pytest.mark.slow
-def test_killed_in_training_steps(recipe, straight, tmp_path):
-    for step in (1, 2, 3):
-        assert run_until_killed(recipe, tmp_path / "run", step=step) == -signal.SIGKILL
-    assert run_until_killed(recipe, tmp_path / "run") == 0
-    assert state_of(tmp_path / "run") == straight
-
-
-@pytest.mark.slow
 def test_killed_at_random_times(recipe, straight, tmp_path):
     rng = random.Random(3)
     for _ in range(5):
-        run_until_killed(recipe, tmp_path / "run", seconds=rng.uniform(0.05, 1.5))
+        run_until_killed(recipe, tmp_path / "run", at="start", delay=rng.uniform(0.05, 1.5))
     assert run_until_killed(recipe, tmp_path / "run") == 0
     assert state_of(tmp_path / "run") == straight
