@@ -269,7 +269,6 @@ class _Run:
             store=self.store if not live and not twin else None,
         )
         if ranks.is_first:
-            trained.model.load_state_dict(trained.weights, strict=False)
             save_artifact(
                 out / "artifact", trained.model, self.tokenizer, self._card(role), dtype=self._artifact_dtype()
             )

@@ -35,10 +35,9 @@ def terms_of(recipe: Recipe) -> Terms:
 
 
 class Trained(NamedTuple):
-    """The final state, the trained weights as full tensors, and the model they belong to."""
+    """The final state and the trained model, whole. On ranks beyond the first the model may still be sharded."""
 
     state: FitState
-    weights: dict[str, torch.Tensor]
     model: PreTrainedModel
 
 
@@ -66,10 +65,7 @@ def run_train(
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
     bound_kernel_caches()
     device = pick_device()
-    student = AutoModelForCausalLM.from_pretrained(
-        student_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trusts_remote_code(recipe)
-    )
-    student.to(device)  # type: ignore[arg-type]
+    student = open_student(recipe, student_path, device)
     own = head_layer(student).weight.shape[0]
     if own < vocab:
         raise RecipeError(
@@ -94,7 +90,21 @@ def run_train(
     state = fit(distiller, order, fetch, train, job)
     if job.ranks.is_first:
         atomic_write(job.out / "state.json", json.dumps(asdict(state)))
-    return Trained(state, model_tensors(student), student)
+    if job.ranks.kind == "fsdp2":
+        weights = model_tensors(student)  # a collective: every rank takes part
+        if job.ranks.is_first:
+            student = open_student(recipe, student_path, torch.device("cpu"))
+            student.load_state_dict(weights, strict=False)  # tied weights are there once
+    return Trained(state, student)
+
+
+def open_student(recipe: Recipe, path: Path, device: torch.device) -> PreTrainedModel:
+    """The untrained student in float32."""
+    student = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trusts_remote_code(recipe)
+    )
+    student.to(device)  # type: ignore[arg-type]
+    return student
 
 
 def check_store(store: TraceStore, recipe: Recipe) -> None:

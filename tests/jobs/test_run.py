@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import limbeck
 from limbeck.errors import NonFiniteError, RecipeError, RunDirError, StoreError
 from limbeck.jobs.run import run_recipe
 from limbeck.recipe import Recipe
+from limbeck.recipe_io import dump_recipe
 from limbeck.rundir import RunDir
 from limbeck.store import TraceStore
 
@@ -145,6 +147,23 @@ def test_methods(changes, tiny_llama, text_jsonl, tmp_path):
         assert list((tmp_path / "run/train/student/tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_make_the_artifact_of_one(kind, tiny_llama, text_jsonl, tmp_path):
+    recipe = recipe_of(tiny_llama, text_jsonl, train__accumulate=2)
+    train(recipe, tmp_path / "one")
+    (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "limbeck"]
+    command = [*launch, "train", str(tmp_path / "r.yaml"), f"train.parallel={kind}", "--run-dir", str(tmp_path / "two")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
+    path = "train/student/artifact/model.safetensors"
+    assert (tmp_path / "two" / path).exists(), done.stderr[-3000:]
+    one, two = load_file(tmp_path / "one" / path), load_file(tmp_path / "two" / path)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("target", [{"kind": "hybrid"}, {"kind": "full"}])
 def test_the_teacher_writes_replies(target, tiny_llama, tmp_path):
     data = tmp_path / "prompts.jsonl"
@@ -225,8 +244,6 @@ def test_stop_saves_and_the_rest_is_the_same(tiny_llama, text_jsonl, tmp_path):
     """SIGTERM in the middle of training: exit 75, and the resumed run ends in the same weights."""
     recipe_file = tmp_path / "r.yaml"
     recipe = recipe_of(tiny_llama, text_jsonl, train__budget={"kind": "steps", "steps": 60})
-    from limbeck.recipe_io import dump_recipe
-
     recipe_file.write_text(dump_recipe(recipe))
     train(recipe, tmp_path / "straight")
     command = [sys.executable, "-m", "limbeck", "train", str(recipe_file), "--run-dir", str(tmp_path / "run")]
