@@ -11,7 +11,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from limbeck.screen import duration, visible
+from limbeck.screen import visible
+from limbeck.units import duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,6 +12,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.units import count, duration, size
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -34,31 +36,6 @@ def _visible(char: str) -> str:
     if char.isprintable():
         return char
     return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
-
-
-def duration(seconds: float) -> str:
-    """ "0.4 s", "3 min 05 s", "2 h 10 min"."""
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def size(num_bytes: float) -> str:
-    """Bytes in powers of 1024."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1023.5:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 99.5 else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
-
-
-def count(number: float) -> str:
-    """ "134.5M", "17.0M", "812"."""
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.1f}{unit}"
-    return f"{number:.0f}"
 
 
 # ---- a finished run --------------------------------------------------------------------------------------------------

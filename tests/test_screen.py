@@ -42,24 +42,6 @@ def test_visible():
     assert screen.visible("héllo 字 👍") == "héllo 字 👍"
 
 
-def test_numbers():
-    assert [screen.duration(s) for s in (0.44, 12.3, 59.7, 185, 7800)] == [
-        "0.4 s",
-        "12 s",
-        "1 min 00 s",
-        "3 min 05 s",
-        "2 h 10 min",
-    ]
-    assert [screen.size(n) for n in (5, 2048, 150 * 2**20, 3 * 2**30, 5 * 2**40)] == [
-        "5 B",
-        "2.0 KiB",
-        "150 MiB",
-        "3.0 GiB",
-        "5.0 TiB",
-    ]
-    assert [screen.count(n) for n in (812, 17_000_000, 1.5e9)] == ["812", "17.0M", "1.5B"]
-
-
 def test_result():
     text = shown(screen.result(SUMMARY))
     rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}

@@ -174,7 +174,7 @@ class _Probe:
         seconds += min(SPEED_SECONDS, MOST_ROUNDS * min(forward, 1.0)) * (1 + len(roles))
         if settings.answers:
             seconds += self._answer_seconds(roles) * settings.answer_tokens
-        return _costs(seconds, cost.peak_bytes, 100.0 * sum(row.num_supervised for row in held_out) / 100)
+        return _costs(seconds, cost.peak_bytes, float(sum(row.num_supervised for row in held_out)))
 
     def _answer_seconds(self, students: dict[str, HfLM]) -> float:
         """Seconds per token of answering all prompts, over all models."""

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from limbeck.report import charts
 from limbeck.report.answers import answer_cards
 from limbeck.report.collect import MODELS, ROLES, RunFiles, dig
-from limbeck.report.words import count, duration, number, percent, perplexity, shortened, signed, size, times, visible
+from limbeck.report.words import number, percent, perplexity, shortened, signed, times, visible
+from limbeck.units import count, duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
