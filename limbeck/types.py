@@ -79,17 +79,31 @@ class Dist:
     `ids_NK` int64, -1 marks padding of the support; `logp_NK` fp32 log-probabilities (minus infinity on padding);
     `tail_N` fp32 log mass of all tokens outside the support together (minus infinity when the support is complete).
     exp(logp).sum(-1) + exp(tail) == 1. `entropy_N` is the teacher's full entropy in nats where the support is a random
-    sample: it makes the reported divergence unbiased, and never touches a gradient.
+    sample: it makes the reported divergence unbiased, and never touches a gradient. `spread` says that the tail's mass
+    lies evenly on all tokens outside the support (biased; for comparison).
     """
 
     ids_NK: Tensor
     logp_NK: Tensor
     tail_N: Tensor
     entropy_N: Tensor | None = None
+    spread: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether cells say nothing about single divergences but forward KL: a sample, or a tail spread evenly."""
+        return self.entropy_N is not None or self.spread
 
     def to(self, device: torch.device | str) -> Dist:
-        entropy = None if self.entropy_N is None else self.entropy_N.to(device)
-        return Dist(self.ids_NK.to(device), self.logp_NK.to(device), self.tail_N.to(device), entropy)
+        return self._each(lambda tensor: tensor.to(device))
+
+    def __getitem__(self, part: slice) -> Dist:
+        """Some of the positions (views)."""
+        return self._each(lambda tensor: tensor[part])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Dist:
+        entropy_N = None if self.entropy_N is None else change(self.entropy_N)
+        return Dist(change(self.ids_NK), change(self.logp_NK), change(self.tail_N), entropy_N, self.spread)
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,10 @@ class LiveTarget:
 
     hidden_ND: Tensor
     head: Head
+
+    def __getitem__(self, part: slice) -> LiveTarget:
+        """Some of the positions (views)."""
+        return LiveTarget(self.hidden_ND[part], self.head)
 
 
 Target = Dist | LiveTarget

@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.losses.support import row_dot
-
 
 class PositionScores(NamedTuple):
     """Scores of one model at N positions.
@@ -49,7 +47,7 @@ def reference(teacher_logits_NV: Tensor) -> Reference:
     """What students are compared with. The logits are not kept: they may be overwritten afterwards."""
     logp_NV = torch.log_softmax(_wide(teacher_logits_NV), dim=-1)
     p_NV = logp_NV.exp()
-    return Reference(logp_NV, p_NV, logp_NV.argmax(-1), -row_dot(p_NV, logp_NV))
+    return Reference(logp_NV, p_NV, logp_NV.argmax(-1), -torch.linalg.vecdot(p_NV, logp_NV))
 
 
 def position_scores(student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor) -> PositionScores:
@@ -69,7 +67,7 @@ def score_against(student_logits_NV: Tensor, teacher: Reference, labels_N: Tenso
         )
     logq_NV = torch.log_softmax(_wide(student_logits_NV), dim=-1)
     # p . (log p - log q) and not the difference of two sums: it does not cancel where the two are close.
-    kl_N = row_dot(teacher.p_NV, teacher.logp_NV - logq_NV).clamp_min(0.0)
+    kl_N = torch.linalg.vecdot(teacher.p_NV, teacher.logp_NV - logq_NV).clamp_min(0.0)
     top_N, ce_N = logq_NV.argmax(-1), -_at(logq_NV, labels_N)
     confidence_N = _at(logq_NV, top_N).exp()
     tv_N = torch.linalg.vector_norm(logq_NV.exp_().sub_(teacher.p_NV), ord=1, dim=-1) / 2

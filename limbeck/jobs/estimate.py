@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE_REPLY = 8
+PROBE_STEPS, PROBE_SECONDS = 3, 10.0
 SPEED_SECONDS = 4.0  # what evaluate.speed takes for each model
 SAVE_RATIO = 12  # bytes of a checkpoint per parameter: weights and two moments in float32
 
@@ -236,13 +238,15 @@ class _Probe:
             torch.nn.utils.clip_grad_norm_(distiller.parameters(), settings.clip or 1.0)
             optimizer.step()
 
+        seconds = []
         with measure() as cost:
-            step(batch)
-            begun = time.monotonic()
-            step(batch)
-            seconds = time.monotonic() - begun
+            step(batch)  # kernels are made, the heap grows
+            while len(seconds) < PROBE_STEPS and sum(seconds) < PROBE_SECONDS:
+                begun = time.monotonic()
+                step(batch)
+                seconds.append(time.monotonic() - begun)
         optimizer.zero_grad()
-        return seconds, cost.peak_bytes
+        return statistics.median(seconds), cost.peak_bytes
 
 
 def _resident() -> int:

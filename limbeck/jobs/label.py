@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from limbeck.lms.hf import HfLM
     from limbeck.types import OnProgress
 
-SELECT_ROWS = 32
-
 
 def support_spec(target: TopK | Sampled | Hybrid | Live) -> SupportSpec:
     """What is kept of a position; nothing where the teacher's full distribution is computed beside the student."""
@@ -172,13 +170,7 @@ def score(
     """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
     raw: before temperature of sampling, top-p or penalties."""
     hidden_ND = teacher.hidden(pack(traces, device=teacher.device))
-    parts: list[Support] = []
-    scratch = None
-    for _, z_nV in iter_logits(hidden_ND, teacher.head):
-        # The product wants many rows at a time; the passes over its result want few enough for the cache.
-        scratch = torch.empty_like(z_nV[:SELECT_ROWS]) if scratch is None else scratch
-        for few_nV in z_nV.split(SELECT_ROWS):
-            parts.append(select(few_nV, spec, temperature, generator, scratch=scratch))
+    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head)]
     return split(join(parts), [trace.num_supervised for trace in traces])
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from limbeck.device import bound_kernel_caches, pick_device, resolve_dtype
+from limbeck.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms
-from limbeck.recipe import JSD, Live, PretrainedStudent, Recipe
+from limbeck.recipe import Live, PretrainedStudent, Recipe
 from limbeck.rundir import atomic_write
 from limbeck.store import TraceStore
 from limbeck.train import sources
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 def terms_of(recipe: Recipe) -> Terms:
     divergence = recipe.objective.divergence
-    beta = divergence.beta if isinstance(divergence, JSD) else 0.5
-    return Terms(divergence.kind, recipe.objective.temperature, recipe.objective.ce_weight, beta)
+    params = divergence.model_dump(exclude={"kind"})
+    return Terms(divergence.kind, recipe.objective.temperature, recipe.objective.ce_weight, params)
 
 
 class Trained(NamedTuple):
@@ -63,7 +63,7 @@ def run_train(
         )
     if not items:
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
-    bound_kernel_caches()
+    prepare_cpu()
     device = pick_device()
     student = open_student(recipe, student_path, device)
     own = head_layer(student).weight.shape[0]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from limbeck.device import bound_kernel_caches, pick_device, resolve_dtype
+from limbeck.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.errors import TeacherError
 from limbeck.lms import segments
 from limbeck.lms.gguf import resolve_model
@@ -106,7 +106,7 @@ class HfLM:
         Raises TeacherError when there is no such model, when it is stored as pickle only, or when its family computes
         logits in a way that the fused path does not reproduce.
         """
-        bound_kernel_caches()
+        prepare_cpu()
         device = device or pick_device()
         folder = resolve_model(str(path))
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
