@@ -23,6 +23,7 @@ from limbeck.jobs.data import run_data
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.lms import KINDS, open_lm
 from limbeck.lms.gguf import resolve_model
+from limbeck.meter import disk_bytes, measure
 from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe
 from limbeck.rules import Problem, check_static, needs, problem
 from limbeck.rundir import RunDir
@@ -113,7 +114,10 @@ def _estimate(recipe: Recipe, teacher: _Model, found: CheckResult, on_progress: 
     """Make the rows in a folder that is thrown away, open the teacher, and do a little of everything."""
     try:
         with tempfile.TemporaryDirectory(prefix="limbeck-check-") as folder, RunDir.open(Path(folder) / "run") as run:
-            run_data(recipe, run, teacher.tokenizer, max_context=teacher.context, on_progress=on_progress)
+            with measure() as cost:
+                run_data(recipe, run, teacher.tokenizer, max_context=teacher.context, on_progress=on_progress)
+            written = float(disk_bytes(run.path / "data"))
+            found.estimate["data"] = StageEstimate(seconds=cost.seconds, peak_bytes=cost.peak_bytes, disk_bytes=written)
             rows = read_rows(run.path / "data" / "rows.parquet")
         settings = recipe.teacher
         lm = open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)

@@ -67,9 +67,9 @@ def run_recipe(
     """
     if until not in NAMES:
         raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(NAMES)}")
-    with _opened(Path(run_dir)) as run, stop_requests() as stop_asked:
+    with _opened(Path(run_dir)) as run, stop_requests() as stop_asked, contextlib.ExitStack() as resources:
         stages = Stages(run, on_progress or _ignore, on_message or _ignore, stop_asked)
-        return _Run(recipe, stages, estimate).until(until)
+        return _Run(recipe, stages, estimate, resources).until(until)
 
 
 def _ignore(_what: str | Progress) -> None:
@@ -89,8 +89,9 @@ def _opened(path: Path) -> Iterator[RunDir]:
 class _Run:
     """One run: the fingerprint of each stage covers all that it depends on, the stages before it included."""
 
-    def __init__(self, recipe: Recipe, stages: Stages, estimate: bool) -> None:
+    def __init__(self, recipe: Recipe, stages: Stages, estimate: bool, resources: contextlib.ExitStack) -> None:
         self.recipe, self.stages, self.path, self.estimate = recipe, stages, stages.run.path, estimate
+        self.resources = resources
 
     def until(self, last: str) -> dict[str, Any]:
         if self.stages.is_first:
@@ -104,6 +105,12 @@ class _Run:
         return write_summary(self.recipe, self.stages.run) if self.stages.is_first else {}
 
     # ---- what stages share ----
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """Joined once, by the first stage that all ranks work on: a second process group in one process finds the
+        first one's addresses in torchrun's store, and waits for ever."""
+        return self.resources.enter_context(join_ranks(self.recipe.train.parallel))
 
     @cached_property
     def teacher(self) -> HfLM:
@@ -245,11 +252,10 @@ class _Run:
         if self.stages.run.is_current(stage, key) and (out / "artifact").exists():
             self.stages.do(stage, key, lambda: None, out)
             return
-        with join_ranks(self.recipe.train.parallel) as ranks:
-            work = lambda: self._fit_on(ranks, stage, role, out, key)  # noqa: E731
-            self.stages.do(stage, key, work, out, collective=True)
+        self.stages.do(stage, key, lambda: self._fit_on(stage, role, out, key), out, collective=True)
 
-    def _fit_on(self, ranks: Ranks, stage: str, role: str, out: Path, key: str) -> None:
+    def _fit_on(self, stage: str, role: str, out: Path, key: str) -> None:
+        ranks = self.ranks
         if ranks.is_first:
             marker = out / "fingerprint"
             if marker.exists() and marker.read_text() != key:

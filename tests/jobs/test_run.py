@@ -149,19 +149,20 @@ def test_methods(changes, tiny_llama, text_jsonl, tmp_path):
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_make_the_artifact_of_one(kind, tiny_llama, text_jsonl, tmp_path):
-    recipe = recipe_of(tiny_llama, text_jsonl, train__accumulate=2)
-    train(recipe, tmp_path / "one")
+    recipe = recipe_of(tiny_llama, text_jsonl, train__accumulate=2, train__twin=True)
+    run_recipe(recipe, tmp_path / "one", until="twin", estimate=False)
     (tmp_path / "r.yaml").write_text(dump_recipe(recipe))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "limbeck"]
     command = [*launch, "train", str(tmp_path / "r.yaml"), f"train.parallel={kind}", "--run-dir", str(tmp_path / "two")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment)
-    path = "train/student/artifact/model.safetensors"
-    assert (tmp_path / "two" / path).exists(), done.stderr[-3000:]
-    one, two = load_file(tmp_path / "one" / path), load_file(tmp_path / "two" / path)
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for role in ("student", "twin"):
+        path = f"train/{role}/artifact/model.safetensors"
+        one, two = load_file(tmp_path / "one" / path), load_file(tmp_path / "two" / path)
+        assert one.keys() == two.keys()
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("target", [{"kind": "hybrid"}, {"kind": "full"}])
