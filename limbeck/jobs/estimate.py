@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 PROBE_REPLY = 8
 PROBE_STEPS, PROBE_SECONDS = 3, 10.0
 SPEED_SECONDS = 4.0  # what evaluate.speed takes for each model
+DETAIL_BYTES, ROW_BYTES = 48 * 2.0**10, 160.0  # of an evaluation's files: what the report draws; per held-out row
 SAVE_RATIO = 12  # bytes of a checkpoint per parameter: weights and two moments in float32
 
 
@@ -73,12 +74,16 @@ class _Probe:
     all_rows: list[Row]
 
     def __post_init__(self) -> None:
-        batch_tokens = min(self.recipe.train.batch_tokens, self.recipe.trace.batch_tokens)
-        order = np.random.default_rng(self.recipe.seed).permutation(len(self.train_rows)).tolist()
-        plan = plan_batches([len(row.ids) for row in self.train_rows], batch_tokens, order=order)
-        self.batch_rows = [self.train_rows[index] for index in plan[0]]
+        self.batch_rows = self._some_rows(self.recipe.train.batch_tokens)
         self.write_rate = _write_rate()
         self.student: PreTrainedModel | None = None
+
+    def _some_rows(self, batch_tokens: int) -> list[Row]:
+        """One batch of training rows, drawn as the loop draws them; prompts are taken to be replies throughout."""
+        order = np.random.default_rng(self.recipe.seed).permutation(len(self.train_rows)).tolist()
+        plan = plan_batches([len(row.ids) for row in self.train_rows], batch_tokens, order=order)
+        rows = [self.train_rows[index] for index in plan[0]]
+        return [replace(row, spans=((1, len(row.ids)),)) for row in rows] if self.generates else rows
 
     @property
     def labels(self) -> bool:
@@ -91,24 +96,23 @@ class _Probe:
     def label(self) -> dict[str, float]:
         """One batch through the teacher, target selection and encoding; replies by timing a few tokens of them."""
         todo = self.all_rows if self.generates else self.train_rows
-        rows = self.batch_rows
+        rows = self._some_rows(self.recipe.trace.batch_tokens)
         reply_seconds = 0.0
         mode = self.recipe.trace.mode
         if isinstance(mode, GenerateMode):
             reply_seconds = self._reply_seconds(mode, len(todo))
-            rows = [replace(row, spans=((1, len(row.ids)),)) for row in rows]
         scoring = self.recipe.model_copy(update={"trace": self.recipe.trace.model_copy(update={"mode": ScoreMode()})})
         if needs_teacher(self.recipe):
             return _costs(reply_seconds, float(_resident()), 0.0)
         header = store_header(self.recipe, self.teacher)
-        label_rows(scoring, header, self.teacher, rows[:1], 0)
+        self.records = label_rows(scoring, header, self.teacher, self.batch_rows, 0)[1]
         with measure() as cost:
-            traces, self.records = label_rows(scoring, header, self.teacher, rows, 0)
+            traces, records = label_rows(scoring, header, self.teacher, rows, 0)
         positions = sum(trace.num_supervised for trace in traces)
         tokens = self._label_tokens(todo)
         seconds = cost.seconds * tokens / sum(len(trace.ids) for trace in traces)
         total_positions = tokens if self.generates else sum(row.num_supervised for row in todo)
-        bytes_per_position = sum(map(len, self.records)) / max(positions, 1)
+        bytes_per_position = sum(map(len, records)) / max(positions, 1)
         disk = total_positions * bytes_per_position + sum(len(row.text) for row in todo) / 2
         return _costs(reply_seconds + seconds, cost.peak_bytes, disk)
 
@@ -134,7 +138,7 @@ class _Probe:
         self.student.to(pick_device())  # type: ignore[arg-type]
         self.attention = str(self.student.config._attn_implementation)
         parameters = sum(param.numel() for param in self.student.parameters())
-        rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
+        rows = self.batch_rows
         batch = pack(rows, self._stored_target(), pick_device())
         order = Order(rows if self.generates else self.train_rows, settings.batch_tokens, self.recipe.seed)
         budget = Budget(settings, order)
@@ -167,7 +171,7 @@ class _Probe:
         self.student.to(self.teacher.dtype)  # type: ignore[arg-type]
         student = HfLM.wrap(self.student, self.teacher.tokenizer, name="probe")
         roles = {"student": student, "twin": student} if self.recipe.train.twin else {"student": student}
-        rows = [replace(row, spans=((1, len(row.ids)),)) if self.generates else row for row in self.batch_rows]
+        rows = self.batch_rows
         held_out = [row for row in self.all_rows if row.split == "heldout"]
         with measure() as cost:
             evaluate_models(self.teacher, roles, rows, settings=settings, on_progress=lambda _: None)
@@ -176,7 +180,7 @@ class _Probe:
         seconds += min(SPEED_SECONDS, MOST_ROUNDS * min(forward, 1.0)) * (1 + len(roles))
         if settings.answers:
             seconds += self._answer_seconds(roles) * settings.answer_tokens
-        return _costs(seconds, cost.peak_bytes, float(sum(row.num_supervised for row in held_out)))
+        return _costs(seconds, cost.peak_bytes, DETAIL_BYTES + ROW_BYTES * len(held_out))
 
     def _answer_seconds(self, students: dict[str, HfLM]) -> float:
         """Seconds per token of answering all prompts, over all models."""
@@ -215,7 +219,7 @@ class _Probe:
         if needs_teacher(self.recipe):
             return None
         header = store_header(self.recipe, self.teacher)
-        sizes = [len(row.ids) - 1 if self.generates else row.num_supervised for row in self.batch_rows]
+        sizes = [row.num_supervised for row in self.batch_rows]
         buffers = [np.frombuffer(record, np.uint8) for record in self.records]
         return header.codec.decode(list(zip(buffers, sizes, strict=True))).to(pick_device())
 
