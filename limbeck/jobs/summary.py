@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from limbeck.recipe import Recipe
     from limbeck.rundir import RunDir
 
+# What each model cost to make: the twin needs no labels, so at equal steps it is the cheaper one.
+MAKING = {"student": ("label", "student", "train"), "twin": ("student", "twin")}
 PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy")
 
 
@@ -43,10 +45,14 @@ def write_summary(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         if record is not None:
             took = {"seconds": record.seconds, "peak_bytes": record.peak_bytes, "disk_bytes": record.disk_bytes}
             stages[name] = {"estimated": estimated.get(name), "took": took}
+    scores = _read(run.path / "evaluate" / "scores.json")
+    for role, parts in MAKING.items():
+        if role in scores:
+            scores[role]["making_seconds"] = sum(stages[part]["took"]["seconds"] for part in parts if part in stages)
     summary = {
         "name": recipe.name,
         "scope": recipe.scope,
-        **_read(run.path / "evaluate" / "scores.json"),
+        **scores,
         "stages": stages,
         "data": _read(run.path / "data" / "summary.json"),
         "environment": environment(),

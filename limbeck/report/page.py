@@ -195,6 +195,7 @@ MEASURES: tuple[tuple[str, str, str, tuple[str, ...], Callable[[float], str]], .
     ("Accuracy", "Perplexity", "of the true text", ("perplexity",), perplexity),
     ("Accuracy", "Accuracy", "how often the first choice is the true next token", ("accuracy",), percent),
     ("Accuracy", "ECE", "how far confidence is from accuracy", ("ece",), "{:.3f}".format),
+    ("Cost", "Making", "labelling and training", ("making_seconds",), duration),
     ("Cost", "Parameters", "tied ones counted once", ("parameters",), count),
     ("Cost", "Weights on disk", "", ("bytes",), size),
     ("Cost", "Memory", "weights and one forward", ("speed", "memory_bytes"), size),

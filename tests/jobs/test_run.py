@@ -70,6 +70,9 @@ def test_summary_has_everything(finished):
         assert keys <= summary[who].keys()
     assert summary["teacher"]["kl"] == 0 and summary["student"]["kl"] > 0
     assert summary["student"]["parameters"] < summary["teacher"]["parameters"]
+    took = {stage: parts["took"]["seconds"] for stage, parts in summary["stages"].items()}
+    assert summary["student"]["making_seconds"] == took["label"] + took["student"] + took["train"]
+    assert summary["twin"]["making_seconds"] == took["student"] + took["twin"]
     for stage in ("label", "student", "train", "twin", "evaluate"):
         for side in ("estimated", "took"):
             assert summary["stages"][stage][side].keys() == {"seconds", "peak_bytes", "disk_bytes"}
