@@ -17,8 +17,8 @@ def prepare_cpu() -> None:
     """What makes a long job on a CPU steady and fast, once per process. A user's own environment variables win.
 
     oneDNN is kept from remembering a kernel for every shape it ever saw: packed rows differ in length at each step, and
-    its cache of 1,024 grew by 35 MB a step. 64 hold what one step needs (16 made it a quarter slower). Read once, at the
-    first product.
+    its cache of 1,024 grew by 35 MB a step. 64 hold what one step needs; with 16, attention made its kernels anew all
+    the time and a step took a quarter longer (measured). Read once, at the first product.
 
     glibc is told to keep the memory that tensors free instead of returning it to the system after each: a training step
     makes gigabytes of temporaries, and faulting their pages in anew took 13-16 % of it (measured; same peak memory).
