@@ -86,7 +86,7 @@ def build(precision: str, kinds: tuple[str, ...]) -> dict:
         if kind.startswith("stored"):
             return replace(batch, target=codec.decode(records))
         if kind == "live":
-            return replace(batch, target=LiveTarget(lm.hidden(batch), lm.head))
+            return replace(batch, target=LiveTarget.of(lm.hidden(batch), lm.head))
         return batch
 
     def step(kind: str) -> None:

@@ -48,7 +48,7 @@ def main() -> None:
         h, w = hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
         return torch.autograd.grad(fused_distill_loss(h, w, target), (w, h))
 
-    full = gradients(LiveTarget(teacher_ND, Head(teacher_VD)))
+    full = gradients(LiveTarget(teacher_ND, teacher_VD))
     print(f"# {machine()}, {batch.num_supervised} positions of the standard library's functions")
     print(f"{'target':24}{'bytes':>7}{'read/s':>11}{'cos head':>10}{'cos rows':>10}{'norm head':>10}{'norm rows':>10}")
     for name, spec in SPECS.items():

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from limbeck.jobs.run import run_recipe as run
     from limbeck.lms import open_lm
     from limbeck.recipe import Recipe
+    from limbeck.types import Dist, LiveTarget
 
 __version__ = "0.1.0"
 
-__all__ = ["LimbeckError", "Recipe", "__version__", "check", "open_lm", "run"]
+__all__ = ["Dist", "LimbeckError", "LiveTarget", "Recipe", "__version__", "check", "open_lm", "run"]
 __all__ += ["data", "evaluate", "export", "losses", "store", "students", "train"]
 
 _HOMES = {
+    "Dist": ("limbeck.types", "Dist"),
     "LimbeckError": ("limbeck.errors", "LimbeckError"),
+    "LiveTarget": ("limbeck.types", "LiveTarget"),
     "Recipe": ("limbeck.recipe", "Recipe"),
     "check": ("limbeck.jobs.check", "check_recipe"),
     "open_lm": ("limbeck.lms", "open_lm"),

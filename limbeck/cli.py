@@ -243,12 +243,16 @@ def check(
         return {"origin": origin_of(written, problem.where), **asdict(problem)}
 
     problems = [told(problem) for problem in found.problems]
+    warnings = [told(warning) for warning in found.warnings]
     if as_json:
-        _print({"problems": problems, "facts": found.facts, "estimate": found.estimate}, as_json=True)
+        told_all = {"problems": problems, "warnings": warnings, "facts": found.facts, "estimate": found.estimate}
+        _print(told_all, as_json=True)
     else:
         from limbeck.screen import check_facts
 
         _print(check_facts(found), as_json=False)
+        for warning in warnings:
+            _complain("warning: {origin}: {message}".format(**warning))
         for problem in problems:
             _complain(_error("{origin}: {message}".format(**problem)))
         _print(f"\n{len(problems)} problems" if problems else "\nno problems", as_json=False)

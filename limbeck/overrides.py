@@ -63,7 +63,9 @@ def _set(site: Site, section: Node, path: tuple[str, ...], node: Node) -> Node:
     if not sections_of(site.model.model_fields[key]):
         name = ".".join((*site.keys, key))
         raise RecipeError(f"{node.origin}: {name} is a value and has no {rest[0]!r} in it; set {name} itself.")
-    child = section.value.get(key) or Node({}, node.origin)
+    child = section.value.get(key)
+    if child is None or child.value is None:
+        child = Node({}, node.origin)
     return Node({**section.value, key: _set_inside(site, key, child, rest, node)}, section.origin)
 
 

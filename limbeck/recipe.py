@@ -1,30 +1,23 @@
 """The recipe: one frozen typed tree that names everything a run does. A choice among methods is a union by `kind`.
 
-Every field is described once, here; `docs/recipe.md` is generated from these descriptions.
+Every field is described once, here and, for what is minimised, in `objectives`; `docs/recipe.md` is generated from
+these descriptions.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from limbeck.objectives import Objective
 from limbeck.rundir import fingerprint
+from limbeck.shape import Fraction, Positive, Section
 from limbeck.tree import load_tree, override_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """Base of every part of the tree: frozen; unknown keys, infinities and NaN are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
 
 # ---- teacher ---------------------------------------------------------------------------------------------------------
 
@@ -200,38 +193,6 @@ class ScratchStudent(Section):
         default=False,
         description="start from the teacher's embeddings, projected to the student's width where it differs",
     )
-
-
-# ---- objective -------------------------------------------------------------------------------------------------------
-
-
-class ForwardKL(Section):
-    """KL(teacher || student)."""
-
-    kind: Literal["forward_kl"] = "forward_kl"
-
-
-class ReverseKL(Section):
-    """KL(student || teacher); needs the teacher's full distribution."""
-
-    kind: Literal["reverse_kl"] = "reverse_kl"
-
-
-class JSD(Section):
-    """Generalised Jensen-Shannon divergence (GKD, arXiv 2306.13649, eq. 1): `beta` weighs the teacher."""
-
-    kind: Literal["jsd"] = "jsd"
-    beta: Fraction = Field(default=0.5, description="0 is forward KL, 1 is reverse KL (GKD's limits)")
-
-
-class Objective(Section):
-    """loss = (1 - ce_weight) * T^2 * divergence(teacher, student at temperature T) + ce_weight * CE(ground truth)."""
-
-    divergence: ForwardKL | ReverseKL | JSD = Field(default_factory=ForwardKL, discriminator="kind")
-    temperature: Annotated[float, Field(gt=0.0)] = Field(
-        default=1.0, description="T, on both sides; the student is used at 1"
-    )
-    ce_weight: Fraction = Field(default=0.0, description="share of cross-entropy on ground truth; 1 is plain training")
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------

@@ -10,25 +10,38 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RecipeError
+from limbeck.objectives import (
+    AlphaBeta,
+    ByTeacher,
+    Decoupled,
+    FirstTokens,
+    PlaceRamp,
+    Ranking,
+    Schedule,
+    needs_of,
+)
 from limbeck.recipe import (
-    JSD,
     WSD,
     DatasetSource,
     FileSource,
     GenerateMode,
+    Hybrid,
     Live,
     PruneStudent,
     Recipe,
-    ReverseKL,
+    Sampled,
     ScoreMode,
     ScratchStudent,
-    Section,
     StdlibSource,
+    TopK,
 )
 from limbeck.types import Cap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from limbeck.objectives import Divergence, Needs, Objective, PositionWeights, TeacherWeights
+    from limbeck.shape import Section
 
 PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
@@ -182,20 +195,162 @@ def _scratch(student: ScratchStudent) -> Iterator[Problem]:
 
 def _objective(recipe: Recipe) -> Iterator[Problem]:
     objective, target = recipe.objective, recipe.trace.target
-    divergence = objective.divergence
-    full = isinstance(divergence, ReverseKL) or (isinstance(divergence, JSD) and divergence.beta != 0)
-    if objective.ce_weight == 1:
-        yield from _idle(objective, "objective", ("divergence", "temperature"), "when ce_weight is 1 (plain training)")
-        if not isinstance(target, Live):
+    by_teacher = objective.position_weights.teacher
+    if objective.only_ce:
+        names = ("divergence", "temperature", "also")
+        yield from _idle(objective, "objective", names, "when ce_weight is 1 (plain training)")
+        if not isinstance(target, Live) and by_teacher is None:
             names = ("target",)
             yield from _idle(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
-    elif full and not isinstance(target, Live):
-        yield problem(
-            "objective.divergence",
-            f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's "
-            f"probability of every token; a stored {target.kind} target has only some. Set trace.target.kind=full "
-            "(the teacher runs beside the student), or use forward_kl.",
+    else:
+        yield from _divergences(recipe)
+        yield from _temperature(recipe)
+    yield from _ce(objective)
+    yield from _weights(objective.position_weights, target)
+
+
+def _all_divergences(objective: Objective) -> list[tuple[str, Divergence]]:
+    """Every divergence with its place in the recipe."""
+    also = [(f"objective.also[{n}].divergence", term.divergence) for n, term in enumerate(objective.also)]
+    return [("objective.divergence", objective.divergence), *also]
+
+
+def offers(target: TopK | Sampled | Hybrid | Live) -> Needs:
+    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
+    return "full" if isinstance(target, Live) else "cells" if isinstance(target, TopK) else "sample"
+
+
+def _divergences(recipe: Recipe) -> Iterator[Problem]:
+    target = recipe.trace.target
+    for where, divergence in _all_divergences(recipe.objective):
+        needs, has = needs_of(divergence), offers(target)
+        if needs == "full" and has != "full":
+            yield problem(
+                where,
+                f"is {divergence.kind}, which compares the logits of every token; a stored {target.kind} target has "
+                "only some. Set trace.target.kind=full (the teacher runs beside the student).",
+            )
+        elif needs == "cells" and has == "sample":
+            yield problem(
+                where,
+                f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's "
+                f"probability of every token; a stored {target.kind} target has only some. Set trace.target.kind=full "
+                "(the teacher runs beside the student), or use forward_kl.",
+            )
+        for name, value in divergence.inert.items():
+            if getattr(divergence, name) == value:
+                yield problem(f"{where}.{name}", f"is {value:g}, at which the loss is always 0; lower it.")
+        if isinstance(divergence, (AlphaBeta, Decoupled)) and divergence.alpha == 0 == divergence.beta:
+            yield problem(where, "has alpha 0 and beta 0; at least one must be above 0.")
+        if isinstance(divergence, Ranking) and isinstance(target, TopK) and divergence.k > target.k:
+            yield problem(f"{where}.k", f"is {divergence.k}, but trace.target keeps {target.k} tokens; lower it.")
+
+
+def _temperature(recipe: Recipe) -> Iterator[Problem]:
+    objective, stored = recipe.objective, not isinstance(recipe.trace.target, Live)
+    by = objective.temperature
+    heeded = objective.divergence.tempered or any(
+        term.divergence.tempered and term.temperature is None for term in objective.also
+    )
+    if not heeded:
+        why = "on these divergences: the temperature changes nothing in them, or they have their own"
+        yield from _idle(objective, "objective", ("temperature",), why)
+    if not isinstance(by, (int, float)):
+        if stored:
+            yield problem(
+                "objective.temperature",
+                f"is {by.kind}, but a stored {recipe.trace.target.kind} target has one temperature: its tail cannot be "
+                "re-tempered. Give a number, or set trace.target.kind=full (the teacher runs beside the student).",
+            )
+        ends = (by.certain, by.unsure) if isinstance(by, ByTeacher) else (by.start, by.end)
+        yield from _moves("objective.temperature", by.kind, ends)
+        if min(ends) == 0:
+            yield problem("objective.temperature", "reaches 0; it must be above 0 everywhere.")
+        if isinstance(by, ByTeacher):
+            yield from _doubt("objective.temperature", by)
+    for number, term in enumerate(objective.also):
+        where = f"objective.also[{number}].temperature"
+        if term.temperature is None:
+            continue
+        if not term.divergence.tempered:
+            yield problem(where, f"has no effect on {term.divergence.kind}; remove it.")
+        elif stored and term.temperature != by:
+            yield problem(
+                where,
+                f"is {term.temperature:g}, but a stored target has one temperature, and objective.temperature is its "
+                "own. Remove it, or set trace.target.kind=full.",
+            )
+
+
+def _moves(where: str, kind: str, ends: tuple[float, float]) -> Iterator[Problem]:
+    if ends[0] == ends[1]:
+        yield problem(where, f"is {kind} from {ends[0]:g} to {ends[1]:g}: it does not change. Write the number.")
+
+
+def _doubt(where: str, by: ByTeacher | TeacherWeights) -> Iterator[Problem]:
+    if by.by == "confidence" and by.full > 1:
+        yield problem(f"{where}.full", f"is {by.full:g}, but 1 - a probability is at most 1; lower it.")
+
+
+def _ce(objective: Objective) -> Iterator[Problem]:
+    by = objective.ce_weight
+    if isinstance(by, Schedule):
+        yield from _moves("objective.ce_weight", by.kind, (by.start, by.end))
+        if objective.most_ce > 1:
+            yield problem("objective.ce_weight", f"reaches {objective.most_ce:g}; a share is at most 1.")
+    if objective.most_ce == 0:
+        yield from _idle(objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)")
+
+
+def _weights(weights: PositionWeights, target: TopK | Sampled | Hybrid | Live) -> Iterator[Problem]:
+    where = "objective.position_weights"
+    teacher, tokens, place = weights.teacher, weights.tokens, weights.place
+    if teacher is not None:
+        yield from _doubt(f"{where}.teacher", teacher)
+        if teacher.certain == teacher.unsure:
+            yield problem(f"{where}.teacher", "gives every position one weight; remove it.")
+        if teacher.by == "entropy" and isinstance(target, TopK):
+            yield problem(
+                f"{where}.teacher.by",
+                "is entropy, which a stored top_k target does not know. Use confidence, or another trace.target.",
+            )
+        if teacher.by == "confidence" and isinstance(target, Sampled):
+            yield problem(
+                f"{where}.teacher.by",
+                "is confidence, of which a stored sample is a poor witness. Use entropy, which is stored with it.",
+            )
+    if tokens is not None and len(set(tokens.model_dump().values())) == 1:
+        yield problem(f"{where}.tokens", "gives every class one weight; remove it.")
+    if isinstance(place, FirstTokens) and place.weight == 1:
+        yield problem(f"{where}.place", "gives the first tokens the weight 1, which all have; remove it.")
+    if isinstance(place, PlaceRamp):
+        yield from _moves(f"{where}.place", place.kind, (place.start, place.end))
+
+
+SMALL_K = 32
+
+
+def warn_static(recipe: Recipe) -> list[Problem]:
+    """What is allowed and yet doubtful; [] when nothing is. Beside a problem it says nothing new."""
+    target, objective = recipe.trace.target, recipe.objective
+    if not isinstance(target, TopK) or objective.only_ce:
+        return []
+    found = []
+    for where, divergence in _all_divergences(objective):
+        if needs_of(divergence) == "cells":
+            message = (
+                f"is {divergence.kind} on a stored top_k target: all tokens outside the {target.k} kept are one cell, "
+                "so the student hears how much mass they have together, not which of them the teacher would never say. "
+                "Its value is a lower bound. trace.target.kind=full has no such gap."
+            )
+            found.append(problem(where, message))
+    if target.k < SMALL_K:
+        message = (
+            f"is {target.k}: gradients of a small top_k are biased, since the tail is one cell. hybrid is unbiased at "
+            f"the same size; or raise k to {SMALL_K} or more."
         )
+        found.append(problem("trace.target.k", message))
+    return found
 
 
 def _train(recipe: Recipe) -> Iterator[Problem]:
@@ -210,7 +365,7 @@ def _train(recipe: Recipe) -> Iterator[Problem]:
             f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than "
             "all of it; their sum may be at most 1.",
         )
-    if train.twin and recipe.objective.ce_weight == 1:
+    if train.twin and recipe.objective.only_ce and recipe.objective.position_weights.teacher is None:
         yield problem(
             "train.twin",
             "has no effect when objective.ce_weight is 1: the student is the hard-label twin already. Lower ce_weight, "

@@ -8,7 +8,7 @@ import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Kinds = dict[str, type[BaseModel]]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Base of every part of the tree: frozen; unknown keys, infinities and NaN are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,12 @@ class Site:
         model = kinds[str(kind)] if kinds else sections_of(self.model.model_fields[key])[0]
         return Site(self.top, model, (*self.keys, key), kinds, kind)
 
+    def into_item(self, key: str, index: int) -> Site:
+        """One section of the list that the field `key` holds."""
+        model = items_of(self.model.model_fields[key])
+        assert model is not None
+        return Site(self.top, model, (*self.keys, f"{key}[{index}]"))
+
     @property
     def name(self) -> str:
         return ".".join(self.keys) or "a recipe"
@@ -50,7 +64,17 @@ def parts_of(annotation: Any) -> tuple[Any, ...]:
 
 def sections_of(info: FieldInfo) -> list[type[BaseModel]]:
     """The models that a field may hold: none for a value, one for a section, several for a union by kind."""
-    return [part for part in parts_of(info.annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return [part for part in parts_of(info.annotation) if _is_section(part)]
+
+
+def items_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The model of a list's items, where the field is a list of sections."""
+    lists = [get_args(part)[0] for part in parts_of(info.annotation) if get_origin(part) is tuple]
+    return lists[0] if lists and _is_section(lists[0]) else None
+
+
+def _is_section(part: Any) -> bool:
+    return isinstance(part, type) and issubclass(part, BaseModel)
 
 
 def kinds_of(info: FieldInfo) -> Kinds:
@@ -60,9 +84,15 @@ def kinds_of(info: FieldInfo) -> Kinds:
 
 
 def default_kind(info: FieldInfo) -> str | None:
-    """The kind that is used when the section is absent; None when it must be written, or stays absent."""
+    """The kind that is used when the section is absent; None when it must be written, stays absent, or is a value."""
+    default = default_section(info)
+    return None if default is None else default.kind  # type: ignore[attr-defined]
+
+
+def default_section(info: FieldInfo) -> BaseModel | None:
+    """The section that stands when none is written; None when one must be written, or nothing or a value stands."""
     default = None if info.is_required() else info.get_default(call_default_factory=True)
-    return None if default is None else default.kind
+    return default if isinstance(default, BaseModel) else None
 
 
 def options_of(info: FieldInfo) -> list[str]:
@@ -75,7 +105,8 @@ def paths_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted paths of every key of the tree, those of all kinds included."""
     for name, info in model.model_fields.items():
         yield prefix + name
-        for section in sections_of(info):
+        item = items_of(info)
+        for section in [item] if item else sections_of(info):
             yield from paths_of(section, f"{prefix}{name}.")
 
 
@@ -88,9 +119,13 @@ _LIMITS = {"gt": "above {}", "ge": "at least {}", "lt": "below {}", "le": "at mo
 
 def describe(info: FieldInfo) -> str:
     """What a field allows, in words: "one of auto, float32", "a whole number, above 0, or null"."""
-    words = " or ".join(_describe_type(part) for part in parts_of(info.annotation))
+    sections, kinds = sections_of(info), kinds_of(info)
+    text = " or ".join(_describe_type(part) for part in parts_of(info.annotation) if part not in sections)
     limits = [text for item in [*info.metadata, *_inner_metadata(info.annotation)] for text in _limits(item)]
-    text = f"{words}, {' and '.join(limits)}" if limits else words
+    text = f"{text}, {' and '.join(limits)}" if limits else text
+    if sections:
+        map_text = f"a map whose kind is one of {', '.join(kinds)}" if kinds else _describe_type(sections[0])
+        text = f"{text}, or {map_text}" if text else map_text
     return f"{text}, or null" if type(None) in get_args(info.annotation) else text
 
 
@@ -100,6 +135,8 @@ def _describe_type(part: Any) -> str:
         return str(options[0]) if len(options) == 1 else f"one of {', '.join(map(str, options))}"
     if get_origin(part) is tuple:
         inner = get_args(part)
+        if _is_section(inner[0]):
+            return f"a list of maps with {', '.join(inner[0].model_fields)}"
         name = _PLURALS[inner[0]]
         return f"a list of {name}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {name}"
     if issubclass(part, BaseModel):

@@ -19,6 +19,7 @@ from limbeck.shape import (
     closest,
     default_kind,
     describe,
+    items_of,
     kinds_of,
     meant,
     options_of,
@@ -84,6 +85,9 @@ def _fill_kinds(model: type[BaseModel], section: Node) -> Node:
     filled = dict(section.value)
     for key, child in section.value.items():
         info = model.model_fields.get(key)
+        item = items_of(info) if info else None
+        if item and isinstance(child.value, list):
+            filled[key] = Node([_fill_kinds(item, node) for node in child.value], child.origin)
         if info is None or not isinstance(child.value, dict) or not sections_of(info):
             continue
         kinds = kinds_of(info)
@@ -116,11 +120,16 @@ def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _P
     site, key, node = Site(model, model), str(loc[0]), _child(root, str(loc[0]))
     parts = list(loc[1:])
     while parts:
-        part = parts.pop(0)
-        if isinstance(part, int):  # an item of a list: the list is shown whole
-            break
-        union = bool(kinds_of(site.model.model_fields[key]))
-        if union and not parts:
+        part, info = parts.pop(0), site.model.model_fields[key]
+        if isinstance(part, int):
+            if items_of(info) is None or not parts:  # an item that is a value: the list is shown whole
+                break
+            site, node = site.into_item(key, part), _item(node, part)
+            key = str(parts.pop(0))
+            node = _child(node, key)
+            continue
+        union = bool(kinds_of(info))
+        if union and (not parts or part not in kinds_of(info)):
             break
         site = site.into(key, part if union else None)
         key = str(parts.pop(0)) if union else part
@@ -130,6 +139,10 @@ def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _P
 
 def _child(node: Node, key: str) -> Node:
     return node.value.get(key, node) if isinstance(node.value, dict) else node
+
+
+def _item(node: Node, index: int) -> Node:
+    return node.value[index] if isinstance(node.value, list) and index < len(node.value) else node
 
 
 def _explain_all(model: type[BaseModel], root: Node, errors: list[ErrorDetails]) -> list[str]:
@@ -165,7 +178,7 @@ def _explain(place: _Place, error: ErrorDetails) -> str:
     if kinds and isinstance(found, dict):
         return wrong_kind(name, kinds, found.get("kind"), [str(key) for key in found])
     if kinds:
-        return f"{name} is {show(found)}; it must be a map whose kind is one of {', '.join(kinds)}."
+        return f"{name} is {show(found)}; it must be {describe(place.info)}."
     hint = meant(found, options_of(place.info))
     if str in parts_of(place.info.annotation) and isinstance(found, (bool, int, float)):
         hint = f' Put it in quotes: "{show(found)}".'

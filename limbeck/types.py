@@ -9,7 +9,7 @@ masks, no padding, no shift and no ignore index in any loss or metric.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -121,14 +121,32 @@ class Head:
 
 @dataclass(frozen=True)
 class LiveTarget:
-    """The teacher's full distribution, as hidden rows and a head: logits exist only a chunk at a time."""
+    """The teacher's full distribution, as its last hidden rows and its head: logits exist only a chunk at a time.
+
+    `hidden_ND` and `weight_VD` in any float dtype, on one device; `D` is the teacher's width, `N` and `V` the student's
+    (cut both heads to the real tokens first). Logits are `softcap(logit_scale * (hidden @ weight.T + bias))`. No
+    gradient flows into it.
+    """
 
     hidden_ND: Tensor
-    head: Head
+    weight_VD: Tensor
+    _: KW_ONLY
+    bias_V: Tensor | None = None
+    softcap: float | None = None
+    logit_scale: float = 1.0
+
+    @classmethod
+    def of(cls, hidden_ND: Tensor, head: Head) -> LiveTarget:
+        """Hidden rows and a head that is one already."""
+        return cls(hidden_ND, head.weight_VD, bias_V=head.bias_V, softcap=head.softcap, logit_scale=head.scale)
+
+    @property
+    def head(self) -> Head:
+        return Head(self.weight_VD, self.bias_V, self.softcap, self.logit_scale)
 
     def __getitem__(self, part: slice) -> LiveTarget:
         """Some of the positions (views)."""
-        return LiveTarget(self.hidden_ND[part], self.head)
+        return replace(self, hidden_ND=self.hidden_ND[part])
 
 
 Target = Dist | LiveTarget
@@ -140,7 +158,7 @@ class Batch:
 
     `ids_T`, `positions_T` (restart at 0 in every document); `lengths` of the documents, in order, summing to T;
     `rows_N` indices into T of the hidden rows that predict; `labels_N` the tokens that really follow (ground truth);
-    `weights_N` per-position weights or None for all ones; `target` the teacher's distributions or None (CE only).
+    `weights_N` multiply each position's loss, None is all ones; `target` the teacher's distributions, None is CE only.
     """
 
     ids_T: Tensor

@@ -223,7 +223,10 @@ def test_check_tells_problems_with_their_origin(recipe_file, monkeypatch):
     from limbeck.rules import problem
 
     found = types.SimpleNamespace(
-        problems=[problem("student.layers", "is 2, too many.")], facts=["context of 8 tokens"], estimate={}
+        problems=[problem("student.layers", "is 2, too many.")],
+        warnings=[problem("train.budget", "is doubtful.")],
+        facts=["context of 8 tokens"],
+        estimate={},
     )
     asked = []
     fake = types.SimpleNamespace(check_recipe=lambda _recipe, *, estimate, on_progress: asked.append(estimate) or found)
@@ -238,6 +241,8 @@ def test_check_tells_problems_with_their_origin(recipe_file, monkeypatch):
         "where": "student.layers",
         "message": "student.layers is 2, too many.",
     }
+    assert "warning: tiny.yaml:7: train.budget is doubtful." in out.stderr
+    assert data["warnings"][0]["where"] == "train.budget"
     assert asked == [False, True]
     found.problems.clear()
     found.estimate["label"] = {"seconds": 60.0, "peak_bytes": 2**30, "disk_bytes": 2**20}

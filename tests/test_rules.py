@@ -4,14 +4,22 @@ import pytest
 
 from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
-from limbeck.rules import Problem, changed, check_static, needs, problem, raise_problems
+from limbeck.rules import Problem, changed, check_static, needs, problem, raise_problems, warn_static
 from limbeck.types import Cap
 from tests.recipes import tiny_recipe
 
 FILES = "data.source={kind: files, path: x.jsonl}"
 PRUNE = "student={kind: prune, layers: 2}"
 GENERATE = "trace.mode={kind: generate, temperature: 0}"
-FULL = "trace.target.kind=full"
+FULL, TOP_K = "trace.target.kind=full", "trace.target.kind=top_k"
+LINEAR = "objective.temperature={kind: linear, start: 4, end: 1}"
+ADAPTIVE = "objective.temperature={kind: adaptive, certain: 2, unsure: 1}"
+WEIGHTS = "objective.position_weights"
+TEACHER = f"{WEIGHTS}.teacher={{certain: 0.5, unsure: 1"
+
+
+def also(terms: str) -> str:
+    return f"objective.also=[{terms}]"
 
 
 @pytest.fixture
@@ -52,7 +60,37 @@ def recipe() -> Recipe:
         (["student={kind: scratch, hidden_size: 10, heads: 3, layers: 1}"], "student.hidden_size", "multiple"),
         (["objective.divergence.kind=reverse_kl"], "objective.divergence", "trace.target.kind=full"),
         (["objective.divergence.kind=jsd"], "objective.divergence", "a stored hybrid target has only some"),
-        (["objective.divergence.kind=jsd", "trace.target.kind=top_k"], "objective.divergence", "stored top_k"),
+        (["objective.divergence.kind=mse", TOP_K], "objective.divergence", "logits of every token"),
+        ([also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "a stored hybrid target"),
+        ([FULL, "objective.divergence={kind: skew_forward, alpha: 1}"], "objective.divergence.alpha", "always 0"),
+        ([FULL, "objective.divergence={kind: alpha_beta, alpha: 0, beta: 0}"], "objective.divergence", "at least one"),
+        ([TOP_K, "objective.divergence={kind: ranking, k: 40}"], "objective.divergence.k", "keeps 32 tokens"),
+        ([FULL, "objective.divergence.kind=cosine", "objective.temperature=2"], "objective.temperature", "no effect"),
+        ([LINEAR], "objective.temperature", "cannot be re-tempered"),
+        ([ADAPTIVE], "objective.temperature", "cannot be re-tempered"),
+        ([FULL, "objective.temperature={kind: linear, start: 2, end: 2}"], "objective.temperature", "does not change"),
+        ([FULL, "objective.temperature={kind: cosine, start: 2, end: 0}"], "objective.temperature", "reaches 0"),
+        ([FULL, f"{ADAPTIVE[:-1]}, by: confidence, full: 2}}"], "objective.temperature.full", "at most 1"),
+        (
+            [FULL, also("{divergence: {kind: mse}, temperature: 2}")],
+            "objective.also[0].temperature",
+            "no effect on mse",
+        ),
+        (
+            [also("{divergence: {kind: forward_kl}, temperature: 2}")],
+            "objective.also[0].temperature",
+            "one temperature",
+        ),
+        (["objective.ce_weight={kind: linear, start: 0.5, end: 0.5}"], "objective.ce_weight", "does not change"),
+        (["objective.ce_weight={kind: linear, start: 0.5, end: 1.5}"], "objective.ce_weight", "at most 1"),
+        (["objective.label_smoothing=0.1"], "objective.label_smoothing", "without cross-entropy"),
+        (["objective.ce_weight=1", also("{divergence: {kind: tvd}}")], "objective.also", "ce_weight is 1"),
+        ([TOP_K, f"{TEACHER}, by: entropy}}"], f"{WEIGHTS}.teacher.by", "Use confidence"),
+        (["trace.target.kind=sampled", f"{TEACHER}, by: confidence}}"], f"{WEIGHTS}.teacher.by", "Use entropy"),
+        ([f"{WEIGHTS}.teacher={{certain: 2, unsure: 2}}"], f"{WEIGHTS}.teacher", "one weight"),
+        ([f"{WEIGHTS}.tokens={{}}"], f"{WEIGHTS}.tokens", "one weight"),
+        ([f"{WEIGHTS}.place={{kind: first, tokens: 3, weight: 1}}"], f"{WEIGHTS}.place", "which all have"),
+        ([f"{WEIGHTS}.place={{kind: ramp, tokens: 3, start: 2, end: 2}}"], f"{WEIGHTS}.place", "does not change"),
         (["objective.divergence.kind=reverse_kl", "trace.target.kind=sampled"], "objective.divergence", "sampled"),
         (["objective.ce_weight=1", "objective.temperature=2"], "objective.temperature", "ce_weight is 1"),
         (["objective.ce_weight=1", "objective.divergence.kind=jsd"], "objective.divergence", "ce_weight is 1"),
@@ -80,6 +118,15 @@ def test_one_problem(recipe: Recipe, overrides, where, message):
         ["data.source={kind: files, path: x, prompt: a}", GENERATE],
         [FULL, "objective.divergence.kind=reverse_kl"],
         [FULL, "objective.divergence.kind=jsd"],
+        [TOP_K, "objective.divergence.kind=jsd"],
+        [FULL, LINEAR, also("{divergence: {kind: mse}}, {divergence: {kind: tvd}, temperature: 3}")],
+        [FULL, ADAPTIVE, "objective.divergence.kind=decoupled"],
+        [FULL, "objective.divergence.kind=mse", "objective.temperature=2", also("{divergence: {kind: tvd}}")],
+        ["objective.temperature=2", also("{divergence: {kind: forward_kl}, weight: 0.5}")],
+        ["objective.ce_weight={kind: linear, start: 0.0, end: 1}", "objective.label_smoothing=0.1", "train.twin=true"],
+        ["objective.ce_weight=1", f"{TEACHER}}}", "trace.target.kind=sampled", "train.twin=true"],
+        [f"{TEACHER}}}", f"{WEIGHTS}.tokens.digits=2", f"{WEIGHTS}.place={{kind: first, tokens: 3, weight: 2}}"],
+        [TOP_K, f"{TEACHER}, by: confidence}}"],
         ["objective.divergence={kind: jsd, beta: 0}"],
         ["objective.ce_weight=1"],
         ["objective.ce_weight=0.5", "train.twin=true"],
@@ -92,6 +139,26 @@ def test_one_problem(recipe: Recipe, overrides, where, message):
 )
 def test_sound(recipe: Recipe, overrides):
     assert check_static(recipe.override(*overrides)) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "message"),
+    [
+        ([TOP_K, "objective.divergence.kind=reverse_kl"], "objective.divergence", "a lower bound"),
+        ([TOP_K, also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "tvd on a stored top_k"),
+        ([TOP_K, "trace.target.k=12"], "trace.target.k", "hybrid is unbiased"),
+    ],
+)
+def test_warnings(recipe: Recipe, overrides, where, message):
+    changed = recipe.override(*overrides)
+    assert check_static(changed) == []
+    assert [found.where for found in warn_static(changed)] == [where]
+    assert message in warn_static(changed)[0].message
+
+
+@pytest.mark.parametrize("overrides", [[], [TOP_K], [FULL, "objective.divergence.kind=reverse_kl"]])
+def test_no_warnings(recipe: Recipe, overrides):
+    assert warn_static(recipe.override(*overrides)) == []
 
 
 def test_raise_problems():

@@ -27,4 +27,4 @@ def test_a_dataclass_refuses_fields_that_do_not_match():
     with pytest.raises(ShapeError, match="V = 8"):
         Head(torch.zeros(7, 5), torch.zeros(8))
     with pytest.raises(ShapeError, match="hidden_ND"):
-        LiveTarget(torch.zeros(5), Head(torch.zeros(7, 5)))
+        LiveTarget(torch.zeros(5), torch.zeros(7, 5))

@@ -20,12 +20,13 @@ from transformers import AutoConfig
 from limbeck.data import read_examples, read_rows
 from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
 from limbeck.jobs.data import run_data
+from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.lms import KINDS, open_lm
 from limbeck.lms.gguf import resolve_model
 from limbeck.meter import disk_bytes, measure
 from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe
-from limbeck.rules import Problem, check_static, needs, problem
+from limbeck.rules import Problem, check_static, needs, problem, warn_static
 from limbeck.rundir import RunDir
 from limbeck.text import Encoder, compare_tokenizers, load_tokenizer, template_hash
 
@@ -50,11 +51,13 @@ class StageEstimate(TypedDict):
 
 @dataclass(frozen=True)
 class CheckResult:
-    """`problems` stop a run; `facts` are worth knowing; `estimate` is by stage, {} when there are problems or none was
+    """`problems` stop a run; `warnings` are about what is allowed and yet doubtful, with the key that they are about;
+    `facts` are worth knowing; `estimate` is by stage, {} when there are problems or none was
     asked for."""
 
     problems: list[Problem] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     estimate: dict[str, StageEstimate] = field(default_factory=dict)
 
 
@@ -87,7 +90,7 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
 
     `estimate` also reads all rows and does a little of each stage's work, which takes some seconds longer.
     """
-    found = CheckResult(check_static(recipe))
+    found = CheckResult(check_static(recipe), warnings=warn_static(recipe))
     offered = KINDS[recipe.teacher.kind].caps
     for cap, part in needs(recipe).items():
         if cap not in offered:
@@ -121,6 +124,7 @@ def _estimate(recipe: Recipe, teacher: _Model, found: CheckResult, on_progress: 
             rows = read_rows(run.path / "data" / "rows.parquet")
         settings = recipe.teacher
         lm = open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+        found.warnings.extend(warn_of_teacher(recipe, lm, rows))  # type: ignore[arg-type]
         found.estimate.update(estimate_stages(recipe, lm, rows))  # type: ignore[arg-type]
         _check_room(found)
     except DataError as error:

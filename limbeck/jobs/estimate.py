@@ -17,7 +17,7 @@ from limbeck.device import pick_device, resolve_dtype
 from limbeck.evaluate.compare import evaluate_models
 from limbeck.evaluate.speed import MOST_ROUNDS
 from limbeck.jobs.label import label_rows, store_header
-from limbeck.jobs.train import needs_teacher, recompute_activations, terms_of
+from limbeck.jobs.train import needs_teacher, recompute_activations
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms, cut_head
 from limbeck.meter import measure
@@ -29,6 +29,7 @@ from limbeck.students.prune import prune_layers
 from limbeck.students.scratch import build_scratch
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import Budget
+from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.optim import build_optimizer
 from limbeck.train.sources import Order
 from limbeck.types import Batch, Dist, LiveTarget, Row, Sampling
@@ -147,9 +148,9 @@ class _Probe:
         micro_batches = budget.total * settings.accumulate
         if budget.unit == "tokens":
             micro_batches = budget.total / micro_tokens
-        terms = terms_of(self.recipe)
+        objective = self.recipe.objective
         stages, seconds = [], []
-        kinds = [terms, *([replace(terms, ce_weight=1.0)] if settings.twin else [])]
+        kinds = [terms_at(objective, 0.5), *([twin_terms(objective)] if settings.twin else [])]
         for number, each in enumerate(kinds):
             step, peak = self._time_step(batch, each, live=needs_teacher(self.recipe) and number == 0)
             work = step * (micro_tokens / len(batch.ids_T)) * micro_batches
@@ -236,7 +237,7 @@ class _Probe:
         def step(now: Batch) -> None:
             if live:
                 head = cut_head(self.teacher.head, self.teacher.vocab)
-                now = replace(now, target=LiveTarget(self.teacher.hidden(now), head))
+                now = replace(now, target=LiveTarget.of(self.teacher.hidden(now), head))
             optimizer.zero_grad()
             (distiller(now).loss / max(now.num_supervised, 1)).backward()
             torch.nn.utils.clip_grad_norm_(distiller.parameters(), settings.clip or 1.0)

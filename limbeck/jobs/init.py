@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
-from limbeck.shape import default_kind, kinds_of, options_of, sections_of
+from limbeck.shape import default_kind, default_section, kinds_of, options_of, sections_of
 from limbeck.yaml_nodes import dump_yaml
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _section(model: type[BaseModel], values: dict[str, Any], path: str, depth: i
     lines: list[str] = []
     for name, info in model.model_fields.items():
         where = f"{path}{name}"
-        if not sections_of(info):
+        if _is_line(info, values.get(name)):
             stands = name in values or where in MAIN
             lines += _value(name, info, values.get(name, info.default), depth, comment=not stands)
             continue
@@ -124,8 +124,19 @@ def _section(model: type[BaseModel], values: dict[str, Any], path: str, depth: i
             inner.setdefault("kind", default_kind(info))
         chosen = kinds[inner["kind"]] if kinds else sections_of(info)[0]
         lines += [""] * (depth == 0) + _about(chosen, [kind for kind in kinds if kind != inner["kind"]], depth)
-        lines += [f"{'  ' * depth}{name}:", *_section(chosen, inner, f"{where}.", depth + 1)]
+        inside = _section(chosen, inner, f"{where}.", depth + 1)
+        if all(line.lstrip().startswith("#") for line in inside):  # a section of comments would be empty, not absent
+            default = info.get_default(call_default_factory=True).model_dump()
+            lines += _value(name, info, default, depth, comment=True)
+        else:
+            lines += [f"{'  ' * depth}{name}:", *inside]
     return lines
+
+
+def _is_line(info: FieldInfo, given: Any) -> bool:
+    """Whether a field is written on one line: a value, or a section that is absent."""
+    absent = not isinstance(given, dict) and not info.is_required() and default_section(info) is None
+    return not sections_of(info) or absent
 
 
 def _about(model: type[BaseModel], others: list[str], depth: int) -> list[str]:

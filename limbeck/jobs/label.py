@@ -49,7 +49,7 @@ def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:
         draws=spec.draws,
         min_prob=spec.min_prob,
         vocab=teacher.vocab,
-        temperature=recipe.objective.temperature,
+        temperature=recipe.objective.stored_temperature,
         dtype=str(teacher.dtype).removeprefix("torch."),
         lm=teacher.fingerprint,
         lm_name=teacher.name,

@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from limbeck.recipe import Recipe
-from limbeck.shape import default_kind, describe, kinds_of, sections_of
+from limbeck.shape import default_kind, default_section, describe, items_of, kinds_of, sections_of
 from limbeck.yaml_nodes import dump_yaml
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 HEAD = """\
 # Recipe reference
 
-Generated from `limbeck/recipe.py` by `limbeck schema --markdown`; edit the descriptions there. `limbeck schema` prints
-the JSON schema for editors, `limbeck init` writes a commented recipe.
+Generated from `limbeck/recipe.py` and `limbeck/objectives.py` by `limbeck schema --markdown`; edit the descriptions
+there. `limbeck schema` prints the JSON schema for editors, `limbeck init` writes a commented recipe.
 
 A recipe is a YAML file. A choice among methods is a section with a `kind`, and each kind has its own keys. Unknown keys
 are refused, and so is a setting that has no effect. Any key can be set on the command line:
@@ -32,11 +32,13 @@ Paths are relative to the folder that the command runs in.
 
 
 def recipe_markdown() -> str:
-    """The reference as Markdown, sections in the order of the recipe."""
-    return "\n".join([HEAD, *_section(Recipe, "recipe", "## The recipe")]).rstrip() + "\n"
+    """The reference as Markdown, sections in the order of the recipe; a kind that stands in two places is described in
+    the first."""
+    return "\n".join([HEAD, *_section(Recipe, "recipe", "## The recipe", set())]).rstrip() + "\n"
 
 
-def _section(model: type[BaseModel], path: str, heading: str) -> Iterator[str]:
+def _section(model: type[BaseModel], path: str, heading: str, seen: set[type[BaseModel]]) -> Iterator[str]:
+    seen.add(model)
     yield f"{heading}\n"
     if model.__doc__:
         yield f"{inspect.cleandoc(model.__doc__)}\n"
@@ -47,22 +49,26 @@ def _section(model: type[BaseModel], path: str, heading: str) -> Iterator[str]:
         yield ""
     for name, info in fields.items():
         where = name if path == "recipe" else f"{path}.{name}"
-        kinds = kinds_of(info)
+        kinds, item = kinds_of(info), items_of(info)
         for kind, section in kinds.items():
-            yield from _section(section, where, f"### {where}: `kind: {kind}`")
+            if section not in seen:
+                yield from _section(section, where, f"### {where}: `kind: {kind}`", seen)
+        if item:
+            yield from _section(item, f"{where}[]", f"### {where}: each of the list", seen)
         for section in [] if kinds else sections_of(info):
-            yield from _section(section, where, f"{'##' if path == 'recipe' else '###'} {where}")
+            yield from _section(section, where, f"{'##' if path == 'recipe' else '###'} {where}", seen)
 
 
 def _row(name: str, info: FieldInfo, path: str) -> str:
-    kinds = kinds_of(info)
-    if kinds:
+    kinds, standing = kinds_of(info), default_section(info)
+    if standing is None and not info.is_required():
+        allowed, default = describe(info), f"`{dump_yaml(info.default, flow=True).strip()}`"
+    elif kinds:
         allowed = "kind: " + ", ".join(f"`{kind}`" for kind in kinds)
-        default = f"`kind: {default_kind(info)}`" if default_kind(info) else "required"
+        default = f"`kind: {default_kind(info)}`" if standing else "required"
     elif sections_of(info):
-        allowed, default = "section", "required" if info.is_required() else "its defaults"
+        allowed, default = "section", "its defaults" if standing else "required"
     else:
-        allowed = describe(info)
-        default = "required" if info.is_required() else f"`{dump_yaml(info.default, flow=True).strip()}`"
+        allowed, default = describe(info), "required"
     cells = (f"`{name}`", allowed, default, info.description or "")
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

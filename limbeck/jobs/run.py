@@ -97,6 +97,8 @@ class _Run:
         if self.stages.is_first:
             found = check_recipe(self.recipe, estimate=False)
             raise_problems(found.problems)
+            for warning in found.warnings:
+                self.stages.on_message(f"warning: {warning.message}")
             atomic_write(self.path / "recipe.yaml", dump_recipe(self.recipe))
         for name in NAMES[: NAMES.index(last) + 1]:
             if self.stages.stop_asked():
@@ -155,7 +157,7 @@ class _Run:
     @cached_property
     def label_print(self) -> str:
         parts = self.recipe.fingerprint("trace", "teacher", "seed")
-        return fingerprint(self.data_print, parts, self.recipe.objective.temperature)
+        return fingerprint(self.data_print, parts, self.recipe.objective.stored_temperature)
 
     @cached_property
     def student_print(self) -> str:
@@ -165,7 +167,9 @@ class _Run:
         train = self.recipe.train.model_dump(mode="json")
         for key in ("twin", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "parallel"):
             train.pop(key)
-        objective = None if twin else self.recipe.fingerprint("objective")
+        # The twin shares what needs no teacher.
+        shared = ("objective.label_smoothing", "objective.position_weights.tokens", "objective.position_weights.place")
+        objective = self.recipe.fingerprint(*(shared if twin else ("objective",)))
         return fingerprint(self.label_print, self.student_print, train, objective, twin)
 
     # ---- stages ----

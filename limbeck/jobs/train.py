@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,25 +13,21 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from limbeck.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.lms.hf import HfLM, head_layer
-from limbeck.losses.chunked import Terms
 from limbeck.recipe import Live, PretrainedStudent, Recipe
 from limbeck.rundir import atomic_write
 from limbeck.store import TraceStore
+from limbeck.text import load_tokenizer
 from limbeck.train import sources
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
+from limbeck.train.emphasis import weigher
 from limbeck.train.loop import Job, fit
+from limbeck.train.objective import terms_at, twin_terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limbeck.types import Row, Trace
-
-
-def terms_of(recipe: Recipe) -> Terms:
-    divergence = recipe.objective.divergence
-    params = divergence.model_dump(exclude={"kind"})
-    return Terms(divergence.kind, recipe.objective.temperature, recipe.objective.ce_weight, params)
 
 
 class Trained(NamedTuple):
@@ -51,9 +47,8 @@ def run_train(
     teacher: HfLM | None = None,
     store: TraceStore | None = None,
 ) -> Trained:
-    """Train the student at `student_path` on `items`. With neither teacher nor store: the twin, CE only.
-    `vocab` is the number of the teacher's real tokens.
-
+    """Train the student at `student_path` on `items`. With neither teacher nor store: the twin, CE only, with
+    the student's label smoothing and weights by token and place. `vocab` is the number of the teacher's real tokens.
     """
     train = recipe.train
     if train.accumulate % job.ranks.world:
@@ -72,14 +67,18 @@ def run_train(
             f"the student's head has {own} tokens but the teacher's tokenizer has {vocab}; they must share one "
             "tokenizer. Choose a student of the same family."
         )
-    terms = terms_of(recipe)
+    twin = store is None and teacher is None
+    terms = twin_terms(recipe.objective) if twin else terms_at(recipe.objective, 0.0)
     if store is not None:
         check_store(store, recipe)
         fetch = sources.stored(items, store, device)  # type: ignore[arg-type]
     elif teacher is not None:
         fetch = sources.live(items, teacher, vocab)
     else:
-        terms, fetch = replace(terms, ce_weight=1.0), sources.plain(items, device)
+        fetch = sources.plain(items, device)
+    weigh = weigher(recipe.objective.position_weights, lambda: load_tokenizer(str(student_path)))
+    if weigh is not None:
+        fetch = sources.weighted(fetch, items, weigh)
     precision = resolve_dtype(train.precision, device)
     distiller = Distiller(student, terms, precision=precision, vocab=vocab)
     if train.activation_checkpointing:
@@ -87,7 +86,7 @@ def run_train(
     if train.compile:
         student.get_decoder().compile(dynamic=True)
     order = sources.Order(items, train.batch_tokens, recipe.seed)
-    state = fit(distiller, order, fetch, train, job)
+    state = fit(distiller, order, fetch, train, job, None if twin else recipe.objective)
     if job.ranks.is_first:
         atomic_write(job.out / "state.json", json.dumps(asdict(state)))
     if job.ranks.kind == "fsdp2":
@@ -109,10 +108,11 @@ def open_student(recipe: Recipe, path: Path, device: torch.device) -> PreTrained
 
 def check_store(store: TraceStore, recipe: Recipe) -> None:
     """Raise StoreError when the stored temperature is not the objective's: a stored tail cannot be re-tempered."""
-    if store.header.temperature != recipe.objective.temperature:
+    wanted = recipe.objective.stored_temperature
+    if store.header.temperature != wanted:
         raise StoreError(
-            f"{store.path} was labelled at temperature {store.header.temperature}, the objective uses "
-            f"{recipe.objective.temperature}; a stored tail cannot be re-tempered. Label again at this temperature."
+            f"{store.path} was labelled at temperature {store.header.temperature}, the objective uses {wanted}; "
+            "a stored tail cannot be re-tempered. Label again at this temperature."
         )
 
 

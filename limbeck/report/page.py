@@ -227,17 +227,23 @@ def _measured(files: RunFiles, name: str, keys: tuple[str, ...]) -> float | None
 
 def training_figures(files: RunFiles) -> list[Figure]:
     """Loss, KL and cross-entropy over the steps, as far as they were measured."""
-    plain = number(dig(files.recipe, "objective", "temperature")) in (None, 1.0)
+    kind, temperature, also = (
+        dig(files.recipe, "objective", *k) for k in (("divergence", "kind"), ("temperature",), ("also",))
+    )
+    is_kl = kind in (None, "forward_kl") and not also
+    plain = is_kl and temperature in (None, 1.0)
     held_out = {role: value for role in ROLES if (value := number(files.get(role, "kl"))) is not None}
     made = [
         ("Training loss", "loss", {}, "Each model's own objective, so the two are not comparable."),
         (
-            "KL while training",
+            "KL while training" if is_kl else "Divergence while training",
             "kl",
             held_out if plain else {},
             "Training rows, nats per token; dashed: held-out rows. The twin never sees the teacher."
             if plain and held_out
-            else "Training rows, nats per token.",
+            else "Training rows, nats per token."
+            if is_kl
+            else "Training rows: the objective's own divergences, without T^2.",
         ),
         ("Cross-entropy while training", "ce", {}, "Training rows, nats per token of the true text."),
     ]

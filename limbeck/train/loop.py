@@ -15,6 +15,7 @@ from limbeck.rundir import fingerprint
 from limbeck.train import checkpoint
 from limbeck.train.checkpoint import FitState
 from limbeck.train.metrics import MetricsWriter
+from limbeck.train.objective import moving, terms_at
 from limbeck.train.optim import build_optimizer, set_rate
 from limbeck.train.parallel import Ranks, agree, full, gradient_sync, sum_over_ranks, wrap
 from limbeck.types import Progress
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from limbeck.objectives import Objective
     from limbeck.train.distiller import Distiller
     from limbeck.train.sources import Fetch, Order
     from limbeck.types import OnProgress
@@ -71,9 +73,17 @@ class Budget:
         return (self.used(state) + ahead * step) / self.total
 
 
-def fit(distiller: Distiller, order: Order, fetch: Fetch, settings: Train, job: Job) -> FitState:
+def fit(
+    distiller: Distiller,
+    order: Order,
+    fetch: Fetch,
+    settings: Train,
+    job: Job,
+    objective: Objective | None = None,
+) -> FitState:
     """Train until the budget is used. Resumes from the newest sound checkpoint under `job.out`; the result is the same
-    as without the interruption (bit-equal on one CPU process, minutes budgets excepted).
+    as without the interruption (bit-equal on one CPU process, minutes budgets excepted). With an `objective` the
+    distiller's terms are those of each step; without, they stay what they are.
 
     Raises NonFiniteError before a step with a non-finite loss or gradient is taken, Stopped after a requested stop was
     saved, BudgetError when memory runs out.
@@ -92,13 +102,18 @@ def fit(distiller: Distiller, order: Order, fetch: Fetch, settings: Train, job: 
     saved_at = begun = time.monotonic()
     with MetricsWriter(job.out, state.step, tensorboard=settings.tensorboard, write=job.ranks.is_first) as metrics:
         while budget.share(state) < 1.0:
-            set_rate(optimizer, settings, budget.share(state, ahead=0.5))
+            progress = budget.share(state, ahead=0.5)
+            set_rate(optimizer, settings, progress)
+            if objective is not None:
+                distiller.terms = terms_at(objective, progress)
             torch.manual_seed(int(fingerprint(job.seed, state.step, job.ranks.rank)[:15], 16))
             state, values = _step(module, optimizer, order, fetch, state, settings, job)
             state = replace(state, seconds=first.seconds + time.monotonic() - begun)
-            progress = _progress(job.stage, budget, state, first, values)
-            metrics.write(state, values, rate=progress.values["tokens_per_second"])
-            job.on_progress(progress)
+            if objective is not None:
+                values |= moving(objective, progress)
+            told = _progress(job.stage, budget, state, first, values)
+            metrics.write(state, values, rate=told.values["tokens_per_second"])
+            job.on_progress(told)
             due = time.monotonic() - saved_at > 60.0 * settings.checkpoint_minutes
             stop, due = agree(job.stop_asked(), due, job.ranks)
             if (stop or due) and budget.share(state) < 1.0:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from limbeck.losses.chunked import cut_head
 from limbeck.packing import pack, plan_batches
@@ -17,8 +18,6 @@ from limbeck.types import LiveTarget
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import torch
 
     from limbeck.lms.hf import HfLM
     from limbeck.store import TraceStore
@@ -69,6 +68,17 @@ class Order:
         return sum(self.supervised[index] for index in batch)
 
 
+def weighted(fetch: Fetch, items: Sequence[Row | Trace], weigh: Callable[[Sequence[Row | Trace]], np.ndarray]) -> Fetch:
+    """The same batches, with a weight for every supervised position."""
+
+    def fetch_weighted(indices: Sequence[int]) -> Batch:
+        batch = fetch(indices)
+        weights_N = torch.from_numpy(weigh([items[index] for index in indices]))
+        return replace(batch, weights_N=weights_N.to(batch.ids_T.device))
+
+    return fetch_weighted
+
+
 def plain(items: Sequence[Row | Trace], device: torch.device) -> Fetch:
     """Ground truth only: the hard-label twin, or plain fine-tuning."""
     return lambda indices: pack([items[index] for index in indices], device=device)
@@ -89,6 +99,6 @@ def live(items: Sequence[Row | Trace], teacher: HfLM, vocab: int) -> Fetch:
 
     def fetch(indices: Sequence[int]) -> Batch:
         batch = pack([items[index] for index in indices], device=teacher.device)
-        return replace(batch, target=LiveTarget(teacher.hidden(batch), cut_head(teacher.head, vocab)))
+        return replace(batch, target=LiveTarget.of(teacher.hidden(batch), cut_head(teacher.head, vocab)))
 
     return fetch

@@ -122,7 +122,7 @@ def test_value_and_gradients_agree_with_fp64(
     temperature = temperature if spec.tempered else 1.0
     t = problem(rows, vocab, 6, seed, dtype)
     u = t["ht"].double() @ t["Wt"].double().T
-    live = LiveTarget(t["ht"], Head(t["Wt"]))
+    live = LiveTarget(t["ht"], t["Wt"])
     target, cells = (live, None) if kind == "live" else targets(kind, u, temperature, dtype)
     if kind == "full_support" and name in ("adaptive", "ranking"):
         cells = (target.ids_NK, target.logp_NK.double(), target.tail_N.double())
@@ -145,7 +145,7 @@ def test_several_terms_share_one_pass(kind, first, second, temperatures, ce_weig
         temperatures = (temperatures[0], temperatures[0])
     t = problem(5, 17, 6, seed, torch.float64)
     u = t["ht"] @ t["Wt"].T
-    live = LiveTarget(t["ht"], Head(t["Wt"]))
+    live = LiveTarget(t["ht"], t["Wt"])
     target, cells = (live, None) if kind == "live" else targets("top_k", u, temperatures[0], torch.float64)
     terms = Terms(
         first, temperatures[0], ce_weight, label_smoothing=smooth, also=(Term(second, temperatures[1], weight=0.3),)
@@ -189,7 +189,7 @@ def test_a_tail_spread_evenly_is_forward_kl_to_that_distribution(temperature, ce
 @pytest.mark.parametrize("measure", ["entropy", "confidence"])
 def test_temperature_and_weight_by_the_teachers_doubt(measure):
     t = problem(8, 31, 6, 0, torch.float64)
-    live = LiveTarget(t["ht"], Head(t["Wt"]))
+    live = LiveTarget(t["ht"], t["Wt"])
     u = t["ht"] @ t["Wt"].T
     p = torch.softmax(u, -1)
     doubt = -(p * p.log()).sum(-1) / 2.5 if measure == "entropy" else (1 - p.amax(-1)) / 0.8
@@ -217,7 +217,7 @@ def test_a_second_backward_is_refused():
 def test_chunks_do_not_change_the_result(kind, monkeypatch):
     t = problem(50, 40, 6, 0)
     u = t["ht"].double() @ t["Wt"].double().T
-    target = LiveTarget(t["ht"], Head(t["Wt"])) if kind == "live" else targets("top_k", u, 1.0, torch.float32)[0]
+    target = LiveTarget(t["ht"], t["Wt"]) if kind == "live" else targets("top_k", u, 1.0, torch.float32)[0]
     results = []
     for rows in (7, 64):
         monkeypatch.setattr(chunked, "MIN_ROWS", rows)
@@ -243,7 +243,7 @@ def test_bf16_is_no_worse_than_plain_bf16(name, kind):
     plain = half["h"].clone().requires_grad_()
     (plain_grad,) = torch.autograd.grad(divergence(name, plain @ half["W"].T, u, labels_N=t["y"]).sum(), plain)
     target = (
-        LiveTarget(t["ht"], Head(t["Wt"]))
+        LiveTarget(t["ht"], t["Wt"])
         if kind == "live"
         else Dist(torch.arange(200).expand(64, -1), torch.log_softmax(u, -1).float(), torch.full((64,), -INF))
     )
@@ -278,7 +278,7 @@ def test_teacher_matters_and_gets_no_gradient():
     for shift in (0.0, 0.5):
         teacher_h, teacher_w = (t["ht"] + shift).requires_grad_(), t["Wt"].clone().requires_grad_()
         h = t["h"].clone().requires_grad_()
-        fused_distill_loss(h, t["W"], LiveTarget(teacher_h, Head(teacher_w))).backward()
+        fused_distill_loss(h, t["W"], LiveTarget(teacher_h, teacher_w)).backward()
         assert teacher_h.grad is None and teacher_w.grad is None
         grads.append(h.grad)
     assert (grads[0] - grads[1]).norm() > 1e-3

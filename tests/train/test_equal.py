@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from limbeck.lms.hf import HfLM
 from limbeck.losses import Terms, iter_logits
 from limbeck.packing import pack
 from limbeck.train.distiller import Distiller
+from limbeck.train.objective import terms_at
 from limbeck.types import Dist, LiveTarget
 from tests.train import two_ranks
 
@@ -58,7 +60,7 @@ def teacher(family, tiny_model, tiny_tokenizer):
 
 def with_live(teacher, rows):
     batch = pack(rows)
-    return pack(rows, LiveTarget(teacher.hidden(batch), teacher.head))
+    return pack(rows, LiveTarget.of(teacher.hidden(batch), teacher.head))
 
 
 def same(one, other):
@@ -74,6 +76,23 @@ def test_accumulated_is_one_batch(distiller, teacher):
     whole = loss_and_grads(distiller, [with_live(teacher, rows)])
     parts = loss_and_grads(distiller, [with_live(teacher, rows[:1]), with_live(teacher, rows[1:])])
     same(whole, parts)
+
+
+def test_weighted_terms_do_not_depend_on_the_cut(tiny_model):
+    """Several terms at two temperatures, weights by teacher, token and place: one batch is many, and so are its sums.
+    The divisor is the number of positions, so a weight of 2 everywhere doubles loss and gradients."""
+    torch.manual_seed(1)
+    made = Distiller(tiny_model("llama"), terms_at(two_ranks.OBJECTIVE, 0.5), vocab=384)
+    rows = two_ranks.rows(6)
+    fetch = two_ranks.fetch_weighted(rows)
+    whole = fetch(range(6))
+    assert whole.weights_N is not None and whole.weights_N.unique().numel() > 2
+    one = loss_and_grads(made, [whole])
+    same(one, loss_and_grads(made, [fetch([0]), fetch([1, 2, 3]), fetch([4, 5])]))
+    order = [3, 0, 5, 1, 4, 2]
+    same(one, loss_and_grads(made, [fetch(order[:4]), fetch(order[4:])]))
+    twice = loss_and_grads(made, [replace(whole, weights_N=2 * whole.weights_N)])
+    same((2 * one[0], {name: 2 * grad for name, grad in one[1].items()}), twice)
 
 
 def test_packed_is_padded(distiller, teacher):

@@ -1,4 +1,5 @@
-"""Run by torchrun (or alone): one step's loss and gradients, and three steps' weights, written by the first rank.
+"""Run by torchrun (or alone): one step's loss and gradients, and three steps' weights, written by the first rank. The
+objective has all that could depend on how work is cut: two terms, schedules, weights by teacher, token and place.
 
 python tests/train/two_ranks.py KIND MODEL OUT
 """
@@ -13,16 +14,34 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from limbeck.losses import Terms
+from limbeck.lms.hf import HfLM
+from limbeck.objectives import Objective
 from limbeck.recipe import Constant, Optimizer, Steps, Train
 from limbeck.train import loop
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
+from limbeck.train.emphasis import weigher
 from limbeck.train.loop import Job, fit
+from limbeck.train.objective import terms_at
 from limbeck.train.optim import build_optimizer
 from limbeck.train.parallel import full, join_ranks, wrap
-from limbeck.train.sources import Order, plain
+from limbeck.train.sources import Order, live, weighted
 from limbeck.types import Row
+from tests import tiny
+
+OBJECTIVE = Objective.model_validate(
+    {
+        "temperature": {"kind": "linear", "start": 3.0, "end": 1.0},
+        "also": ({"divergence": {"kind": "tvd"}, "weight": 0.5, "temperature": 1.0},),
+        "ce_weight": {"kind": "cosine", "start": 0.0, "end": 0.8},
+        "label_smoothing": 0.1,
+        "position_weights": {
+            "teacher": {"by": "entropy", "certain": 0.5, "unsure": 2.0, "full": 5.0},
+            "tokens": {"digits": 3.0, "punctuation": 0.25},
+            "place": {"kind": "first", "tokens": 4, "weight": 2.0},
+        },
+    }
+)
 
 
 def rows(num=12):
@@ -35,9 +54,18 @@ def rows(num=12):
     return made
 
 
+def fetch_weighted(items):
+    """Batches with a live teacher and weights."""
+    tokenizer = tiny.build_tokenizer()
+    teacher = HfLM.wrap(tiny.build_model("llama", seed=7), tokenizer, name="teacher")
+    weigh = weigher(OBJECTIVE.position_weights, lambda: tokenizer)
+    assert weigh is not None
+    return weighted(live(items, teacher, 384), items, weigh)
+
+
 def main(kind, model, out):
     torch.set_num_threads(1)
-    items, device = rows(), torch.device("cpu")
+    items = rows()
     settings = Train(
         budget=Steps(steps=3),
         optimizer=Optimizer(lr=1e-2),
@@ -50,9 +78,9 @@ def main(kind, model, out):
     quiet = lambda *_: None  # noqa: E731
     with join_ranks(kind) as ranks:
         build = lambda: Distiller(  # noqa: E731
-            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), Terms(ce_weight=1.0), vocab=384
+            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), terms_at(OBJECTIVE, 0.5), vocab=384
         )
-        order, fetch = Order(items, settings.batch_tokens, 0), plain(items, device)
+        order, fetch = Order(items, settings.batch_tokens, 0), fetch_weighted(items)
         job = Job("train", Path(out), 0, ranks, quiet, quiet, lambda: False)
         distiller = build()
         module = wrap(distiller, ranks)
@@ -61,7 +89,7 @@ def main(kind, model, out):
         _, values = loop._step(module, optimizer, order, fetch, FitState(), settings, job)
         grads = {name: full(p.grad).clone() for name, p in distiller.student.named_parameters()}
         trained = build()
-        fit(trained, order, fetch, settings, job)
+        fit(trained, order, fetch, settings, job, OBJECTIVE)
         weights = model_tensors(trained.student)
         if ranks.is_first:
             save_file(grads, Path(out) / "grads.safetensors")

@@ -1,0 +1,98 @@
+"""How much each position counts, from its token and its place: the weights of a batch that need no teacher."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.objectives import FirstTokens, PlaceRamp, TokenWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from limbeck.objectives import PositionWeights
+    from limbeck.types import Row, Trace
+
+CLASSES = tuple(TokenWeights.model_fields)
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _printable_bytes() -> dict[str, int]:
+    """The character that stands for each byte in byte-level BPE (GPT-2): printable bytes stand for themselves."""
+    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
+
+
+BYTES = _printable_bytes()
+
+
+def token_text(token: str, *, byte_level: bool) -> str:
+    """What a token of a vocabulary stands for: byte-level BPE, or SentencePiece with byte fallback."""
+    if byte_level and all(char in BYTES for char in token):
+        return bytes(BYTES[char] for char in token).decode("utf-8", "replace")
+    found = _BYTE.fullmatch(token)
+    if found:
+        return bytes([int(found[1], 16)]).decode("utf-8", "replace")
+    return token.replace("\u2581", " ")
+
+
+def class_of(text: str) -> str:
+    """The class of a token that is not special."""
+    bare = text.strip()
+    if not bare:
+        return "whitespace"
+    if bare.isdecimal():
+        return "digits"
+    # A replaced character is part of a letter of more than one byte.
+    return "words" if any(char.isalnum() or char == "\ufffd" for char in bare) else "punctuation"
+
+
+def token_classes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The class of every token id, as an index into `CLASSES`: int64 [V]."""
+    byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)  # type: ignore[attr-defined]
+    vocabulary = tokenizer.get_vocab()
+    classes = np.full(max(vocabulary.values()) + 1, CLASSES.index("words"))
+    for token, index in vocabulary.items():
+        classes[index] = CLASSES.index(class_of(token_text(token, byte_level=byte_level)))
+    special = {index for index, added in tokenizer.added_tokens_decoder.items() if added.special}
+    classes[sorted(special | set(tokenizer.all_special_ids))] = CLASSES.index("special")
+    end: object = tokenizer.eos_token_id
+    if isinstance(end, int):
+        classes[end] = CLASSES.index("end")
+    return classes
+
+
+def place_weights(by: FirstTokens | PlaceRamp, length: int) -> np.ndarray:
+    """Weights of the first `length` supervised tokens of a document or reply: float64 [length]."""
+    place = np.arange(length)
+    if isinstance(by, FirstTokens):
+        return np.where(place < by.tokens, by.weight, 1.0)
+    return by.start + (by.end - by.start) * np.minimum(place / max(by.tokens - 1, 1), 1.0)
+
+
+def weigher(
+    by: PositionWeights, tokenizer: Callable[[], PreTrainedTokenizerBase]
+) -> Callable[[Sequence[Row | Trace]], np.ndarray] | None:
+    """From documents to the weights of their supervised positions, in order: float32 [N]. None when all are 1. The
+    tokenizer is only asked for where classes of tokens count."""
+    tokens, place = by.tokens, by.place
+    if tokens is None and place is None:
+        return None
+    table = None
+    if tokens is not None:
+        table = np.array([float(getattr(tokens, name)) for name in CLASSES])[token_classes(tokenizer())]
+
+    def weights(items: Sequence[Row | Trace]) -> np.ndarray:
+        parts = [np.zeros(0)]
+        for item in items:
+            for start, end in item.spans:
+                own = np.ones(end - start) if table is None else table[item.ids[start:end]]
+                parts.append(own if place is None else own * place_weights(place, end - start))
+        return np.concatenate(parts).astype(np.float32)
+
+    return weights
