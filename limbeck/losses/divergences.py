@@ -179,11 +179,19 @@ def _mse(p: Cells, q: Cells, _: Extra) -> CellLoss:
 
 def _cosine(p: Cells, q: Cells, _: Extra) -> CellLoss:
     u_NC, z_NC = _centred(p.logp_NC), _centred(q.logp_NC)
-    u_NC = u_NC / _dot(u_NC, u_NC).sqrt().clamp_min(TINY)[:, None]
-    size_N = _dot(z_NC, z_NC).sqrt().clamp_min(1e-18)
+    u_NC = u_NC / _length(u_NC, p.logp_NC)[:, None]
+    size_N = _length(z_NC, q.logp_NC)
     z_NC = z_NC / size_N[:, None]
     cosine_N = _dot(u_NC, z_NC)
     return CellLoss(1 - cosine_N, (cosine_N[:, None] * z_NC - u_NC) / size_N[:, None])
+
+
+def _length(centred_NC: Tensor, logp_NC: Tensor) -> Tensor:
+    """Euclidean length of each row. Infinite where all tokens are equally likely up to rounding: nothing has a
+    direction there, so that the cosine is 0 and moves nothing."""
+    noise_N = (16 * torch.finfo(logp_NC.dtype).eps) ** 2 * _dot(logp_NC, logp_NC).detach()
+    square_N = _dot(centred_NC, centred_NC)
+    return square_N.masked_fill(square_N <= noise_N, math.inf).sqrt()
 
 
 def _decoupled(p: Cells, q: Cells, extra: Extra) -> CellLoss:
