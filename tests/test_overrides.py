@@ -76,6 +76,7 @@ def test_an_absent_section_has_its_default_kind(load):
         ("trace.target.k=4", "'k' is not a key of trace.target of kind hybrid. It belongs to kind top_k"),
         ("trace.target.kind=topk", "trace.target.kind is 'topk'; it must be one of top_k, sampled, hybrid, full"),
         ("seed.x=3", "seed is a value and has no 'x' in it; set seed itself"),
+        ("objective.also.weight=3", "objective.also is a value and has no 'weight' in it; set objective.also itself"),
         ("train.optimizer.betas.0=3", "train.optimizer.betas is a value"),
         ("train=5", "override train=5: train is 5; it must be a map with budget"),
         (
@@ -105,3 +106,13 @@ def test_a_python_recipe_can_be_overridden(load):
     assert recipe.name == "tiny"
     with pytest.raises(RecipeError, match="sead"):
         recipe.override("sead=1")
+
+
+def test_a_number_may_become_a_section_and_a_section_begin(load):
+    """The tree's own mixed fields: a number or a kind, a section or nothing."""
+    linear = load("objective.temperature=3").override("objective.temperature={kind: linear, start: 2, end: 1}")
+    assert linear.override("objective.temperature.start=4").objective.temperature.start == 4.0
+    assert linear.override("objective.temperature=2").objective.temperature == 2.0
+    weighted = linear.override("objective.position_weights.tokens.digits=2")
+    assert weighted.objective.position_weights.tokens.digits == 2.0
+    assert weighted.override("objective.position_weights.tokens=null").objective.position_weights.tokens is None

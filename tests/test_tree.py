@@ -104,6 +104,41 @@ def test_wrong_values(complaint, old, new, message):
     assert message in complaint(TEXT.replace(old, new))
 
 
+TERMS = "objective: {{temperature: {}, also: [{}]}}\n"
+
+
+@pytest.mark.parametrize(
+    ("temperature", "term", "message"),
+    [
+        (
+            "0",
+            "",
+            "objective.temperature is 0; it must be a number, above 0, or a map whose kind is one of linear, cosine",
+        ),
+        ("hot", "", "objective.temperature is 'hot'; it must be a number, above 0, or a map"),
+        ("{kind: lin, start: 2, end: 1}", "", "objective.temperature.kind is 'lin'; it must be one of linear"),
+        ("{start: 2, end: 1}", "", "objective.temperature has no kind"),
+        ("{kind: linear, start: 2}", "", "objective.temperature.end is missing"),
+        ("1", "3", "objective.also is [3]; it must be a list of maps with divergence, weight, temperature."),
+        ("1", "{weight: 2}", "objective.also[0].divergence is missing; it is a map whose kind is one of forward_kl"),
+        ("1", "{divergence: {kind: tvdd}}", "objective.also[0].divergence.kind is 'tvdd'"),
+        ("1", "{divergence: {kind: tvd}, weight: 0}", "objective.also[0].weight is 0; it must be a number, above 0."),
+        (
+            "1",
+            "{divergence: {kind: tvd}, weigth: 1}",
+            "'weigth' is not a key of objective.also[0]. Did you mean weight?",
+        ),
+        (
+            "1",
+            "{divergence: {kind: tvd}}, {divergence: {kind: tvd, beta: 1}}",
+            "'beta' is not a key of objective.also[1].divergence of kind tvd. It belongs to kind jsd",
+        ),
+    ],
+)
+def test_numbers_or_kinds_and_lists_of_sections(complaint, temperature, term, message):
+    assert message in complaint(TEXT + TERMS.format(temperature, term))
+
+
 @pytest.mark.parametrize("text", ["", "just words", "- a\n- b\n", "3"])
 def test_not_a_map(complaint, text):
     assert "a recipe is a map of sections" in complaint(text)
