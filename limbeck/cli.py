@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from limbeck.types import OnProgress
     from limbeck.yaml_nodes import Node
 
+FAILED = 1
 INTERRUPTED = 130
 PIPE_WIDTH = 120
 
@@ -42,10 +43,12 @@ EXAMPLES = """\
 
   limbeck show traces runs/my --row 3
 
+  limbeck selftest --teacher smollm2-135m --student runs/my/train/student/artifact
+
 Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
 
-Exit codes: 0 done, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, 7 store, 8 run folder, 9 not finite, \
-10 missing package, 75 stopped (run it again)."""
+Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, \
+7 store, 8 run folder, 9 not finite, 10 missing package, 75 stopped (run it again)."""
 
 app = typer.Typer(
     name="limbeck",
@@ -258,6 +261,46 @@ def check(
         _print(f"\n{len(problems)} problems" if problems else "\nno problems", as_json=False)
     if problems:
         raise typer.Exit(RecipeError.exit_code)
+
+
+@app.command(rich_help_panel="Start")
+def selftest(
+    teacher: Annotated[str, typer.Option(help="hub id, folder, .gguf file, or smollm2-135m", show_default=False)],
+    student: Annotated[
+        str | None, typer.Option(help="hub id or folder; without one, the teacher with a little noise in its weights")
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="text, JSONL, Parquet or CSV: its first rows instead of the built-in ones")
+    ] = None,
+    divergence: Annotated[str | None, typer.Option(help="only this one, such as jsd (default: all)")] = None,
+    dtype: Annotated[str, typer.Option(help="the teacher's: auto, float32, bfloat16 or float16")] = "float32",
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="run code that the models' authors ship")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure on your own pair of models that losses, targets and positions are right.
+
+    Example: limbeck selftest --teacher smollm2-135m --student runs/my/student
+
+    Every statement is measured through the code that trains, and told with its bound. A failure names the statement.
+    """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"--dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
+    with _watched() as (on_progress, _):
+        from limbeck.jobs.selftest import Choice, run_selftest
+
+        choice = Choice(rows, divergence, dtype, trust_remote_code)
+        found = run_selftest(teacher, student, choice=choice, on_progress=on_progress)
+    if as_json:
+        _print(found.to_json(), as_json=True)
+    else:
+        from limbeck.screen import statements
+
+        _print(statements(found), as_json=False)
+    if found.failed:
+        _complain(_error(f"these statements do not hold: {', '.join(found.failed)}"))
+        raise typer.Exit(FAILED)
 
 
 @app.command(rich_help_panel="Work")

@@ -6,6 +6,7 @@ rich's markup.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from limbeck.jobs.check import CheckResult
+    from limbeck.jobs.selftest import Finding, SelfTest
     from limbeck.jobs.show import RunView, TokenView, TraceView
 
 WHO = ("teacher", "student", "twin")
@@ -113,6 +115,48 @@ def check_facts(result: CheckResult) -> Group:
         table.add_row("together", duration(total), size(peak), size(disk), style="bold")
         parts += [Text(), table]
     return Group(*parts)
+
+
+# ---- selftest --------------------------------------------------------------------------------------------------------
+
+VERDICTS = {True: ("pass", "green"), False: ("FAIL", "bold red"), None: ("not run", "yellow")}
+
+
+def statements(found: SelfTest) -> Group:
+    """Every statement with what was measured, the bound, and whether it holds."""
+    parts: list[RenderableType] = [Text(f"- {visible(fact)}") for fact in found.facts]
+    table = Table("statement", "", "measured", box=None, pad_edge=False, header_style="bold")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("bound", no_wrap=True)
+    for finding in found.findings:
+        _add_finding(table, finding)
+    counts = [sum(finding.passed is verdict for finding in found.findings) for verdict in (True, False, None)]
+    last = "{} statements hold, {} do not, {} could not run".format(*counts)
+    return Group(*parts, Text(), table, Text(), Text(f"{last} ({duration(found.seconds)})", style="bold"))
+
+
+def _add_finding(table: Table, finding: Finding) -> None:
+    word, style = VERDICTS[finding.passed]
+    lines = [
+        (measure.what, _measured(measure.value), _bound(measure.low, measure.high), measure.passed)
+        for measure in finding.measures
+    ]
+    lines += [(f"it raised {finding.raised}", "", "", False)] if finding.raised is not None else []
+    lines += [(finding.skipped, "", "", None)] if finding.skipped is not None else []
+    for number, (what, value, bound, passed) in enumerate(lines):
+        first = number == 0
+        name, verdict = (Text(finding.name), Text(word, style=style)) if first else (Text(), Text())
+        table.add_row(name, verdict, Text(visible(what)), value, bound, style="red" if passed is False else None)
+
+
+def _measured(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def _bound(low: float, high: float) -> str:
+    if math.isinf(low):
+        return "" if math.isinf(high) else "0" if high == 0 else f"at most {high:g}"
+    return f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
 
 
 # ---- show ------------------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ Each statement measures something and says in which range it has to be; docs/cor
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -100,6 +101,21 @@ class SelfTest:
     def failed(self) -> list[str]:
         return [finding.name for finding in self.findings if finding.passed is False]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a bound that is not there is null, and so is a value that is not a number."""
+        findings = [
+            {**asdict(one), "passed": one.passed, "measures": [_plain(measure) for measure in one.measures]}
+            for one in self.findings
+        ]
+        return {"facts": list(self.facts), "failed": self.failed, "seconds": self.seconds, "findings": findings}
+
+
+def _plain(measure: Measure) -> dict[str, Any]:
+    numbers = {
+        key: value if math.isfinite(value) else None for key, value in measure._asdict().items() if key != "what"
+    }
+    return {"what": measure.what, **numbers, "passed": measure.passed}
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -135,12 +151,16 @@ def run_selftest(
         pair = Pair(ours, theirs, rows, names, Path(folder), _apart(ours, theirs))
         findings = []
         for number, statement in enumerate(STATEMENTS):
-            if on_progress is not None:
-                left = (time.monotonic() - begun) / max(number, 1) * (len(STATEMENTS) - number)
-                on_progress(Progress("selftest", number, len(STATEMENTS), "statements", 0.0, left))
             findings.append(_finding(statement, pair))
+            if on_progress is not None:
+                on_progress(_progress(number + 1, time.monotonic() - begun))
     facts = tuple(_facts(pair, alike))
     return SelfTest(facts, tuple(findings), time.monotonic() - begun)
+
+
+def _progress(done: int, seconds: float) -> Progress:
+    rate = done / max(seconds, 1e-9)
+    return Progress("selftest", done, len(STATEMENTS), "statements", rate, (len(STATEMENTS) - done) / rate)
 
 
 def _shake(lm: HfLM) -> None:

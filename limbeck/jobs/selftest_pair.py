@@ -164,12 +164,16 @@ class Pair:
         return Side(self.student.hidden(pack(self.rows, device=self.student.device))[self.few], head)
 
     @cached_property
-    def live(self) -> LiveTarget:
-        """The teacher at `few`, in float32: what bfloat16 does to products is a statement of its own."""
+    def other(self) -> Side:
+        """The teacher's, in float32: what bfloat16 does to products is a statement of its own."""
         target = self.live_batch.target
         assert isinstance(target, LiveTarget)
         head = replace(target.head, weight_VD=target.head.weight_VD.float())
-        return LiveTarget(target.hidden_ND[self.few].float(), head)
+        return Side(target.hidden_ND[self.few].float(), head)
+
+    @property
+    def live(self) -> LiveTarget:
+        return LiveTarget(self.other.hidden_ND, self.other.head)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -311,11 +315,22 @@ def change(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 # ---- losses in double precision --------------------------------------------------------------------------------------
 
 
-class Side(NamedTuple):
+@dataclass(frozen=True)
+class Side:
     """Hidden rows and the head that makes logits of them."""
 
     hidden_ND: Tensor
     head: Head
+
+    @cached_property
+    def raw_NV(self) -> Tensor:
+        """hidden @ weight.T in float64, made once."""
+        parts = self.head.weight_VD.detach().split(CHUNK)
+        return torch.cat([self.hidden_ND.detach().double() @ part.double().T for part in parts], 1)
+
+    @property
+    def logits_NV(self) -> Tensor:
+        return finished(self.raw_NV, self.head)
 
 
 class Result(NamedTuple):
@@ -357,13 +372,12 @@ def _grad(leaf: Tensor) -> Tensor:
     return torch.full_like(leaf, torch.nan) if leaf.grad is None else leaf.grad
 
 
-def plain(side: Side, target: Dist | LiveTarget, terms: Terms, labels_N: Tensor) -> Result:
+def plain(side: Side, target: Dist | Side, terms: Terms, labels_N: Tensor) -> Result:
     """The same in float64, from the definition, by autograd."""
-    raw_NV = raw_logits(side.hidden_ND, side.head).requires_grad_()
+    raw_NV = side.raw_NV.detach().requires_grad_()
     z_NV = finished(raw_NV, side.head)
-    if isinstance(target, LiveTarget):
-        u_NV = finished(raw_logits(target.hidden_ND, target.head), target.head)
-        loss = plain_loss(z_NV, u_NV, terms, labels_N).sum()
+    if isinstance(target, Side):
+        loss = plain_loss(z_NV, target.logits_NV, terms, labels_N).sum()
     else:
         loss = plain_stored_loss(z_NV, target, terms, labels_N).sum()
     loss.backward()
@@ -372,12 +386,6 @@ def plain(side: Side, target: Dist | LiveTarget, terms: Terms, labels_N: Tensor)
     dhidden_ND = torch.stack([dz_NV[:, part] @ side.head.weight_VD[part].detach().double() for part in parts]).sum(0)
     dweight_RD = dz_NV[:, _rows_of(labels_N, dz_NV.shape[1])].T @ side.hidden_ND.double()
     return Result(float(loss.detach()), dhidden_ND, dweight_RD, None if side.head.bias_V is None else dz_NV.sum(0))
-
-
-def raw_logits(hidden_ND: Tensor, head: Head) -> Tensor:
-    """hidden @ weight.T in float64."""
-    parts = head.weight_VD.detach().split(CHUNK)
-    return torch.cat([hidden_ND.detach().double() @ part.double().T for part in parts], 1)
 
 
 def finished(z_NV: Tensor, head: Head) -> Tensor:
