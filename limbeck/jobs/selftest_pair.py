@@ -28,7 +28,7 @@ from limbeck.recipe import FileSource, Recipe
 from limbeck.text import Encoder, Example
 from limbeck.train import sources
 from limbeck.train.distiller import Distiller
-from limbeck.types import Dist, Head, LiveTarget, Row
+from limbeck.types import Dist, Head, LiveTarget, Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -51,6 +51,7 @@ PASSAGES = (
 
 SHORT, LONG = 32, 128  # most tokens of a built-in row, and of a row of the user's
 NUM_ROWS = 6
+PROMPT, REPLY = 8, 12  # tokens that the teacher is given, and writes
 NUM_FEW = 8  # positions on which losses are compared in double precision
 SAMPLE = 65536  # entries of a parameter's gradient that are compared
 CHUNK = 8192  # rows of a head in double precision at a time
@@ -94,7 +95,7 @@ def _masked(row: Row, number: int) -> Row:
     return replace(row, spans=(*row.spans[:-1], (start + 2 if start == 1 else start, end - 2)))
 
 
-def predicting(rows: Sequence[Row]) -> list[list[int]]:
+def predicting(rows: Sequence[Row | Trace]) -> list[list[int]]:
     """By the definition, for every row: hidden rows that predict its supervised tokens (token j is told by j - 1)."""
     return [[j - 1 for start, end in row.spans for j in range(start, end)] for row in rows]
 
@@ -182,13 +183,13 @@ class Pair:
     # ---- the ruler: each document alone, by the model's own code ----
 
     @cached_property
-    def alone(self) -> dict[str, Tensor]:
-        """Logits of every supervised position by "teacher" and "student", float32."""
-        with torch.no_grad():
-            return {
-                who: torch.cat([z_nV.float() for z_nV in logits_alone(lm.model, self.rows, self.vocab)])
-                for who, lm in (("teacher", self.teacher), ("student", self.student))
-            }
+    def teacher_alone(self) -> Tensor:
+        """The teacher's logits of every supervised position: [N, V], float32."""
+        return _alone(self.teacher, self.rows, self.vocab)
+
+    @cached_property
+    def student_alone(self) -> Tensor:
+        return _alone(self.student, self.rows, self.vocab)
 
     @cached_property
     def plain_step(self) -> Step:
@@ -198,7 +199,7 @@ class Pair:
         labels_N, done, loss = self.live_batch.labels_N, 0, 0.0
         for z_nV in logits_alone(student, self.rows, self.vocab):
             part = slice(done, done + len(z_nV))
-            u_nV = self.alone["teacher"][part].to(z_nV.device)
+            u_nV = self.teacher_alone[part].to(z_nV.device)
             value = plain_loss(z_nV.double(), u_nV.double(), self.terms, labels_N[part]).sum()
             value.backward()
             loss, done = loss + float(value.detach()), part.stop
@@ -245,6 +246,13 @@ class Pair:
     def top_k(self) -> TraceStore:
         return self.label(target={"kind": "top_k", "k": min(8, self.vocab - 1)})
 
+    @cached_property
+    def replies(self) -> TraceStore:
+        """What the teacher writes after the beginnings of the rows, sampled colder than it is."""
+        prompts = [replace(row, id=f"{row.id}-prompt", ids=row.ids[:PROMPT], spans=()) for row in self.rows]
+        mode = {"kind": "generate", "temperature": 0.7, "top_p": 0.9, "max_tokens": REPLY}
+        return self.label(prompts, mode=mode, target={"kind": "top_k", "k": min(8, self.vocab - 1)})
+
 
 @contextlib.contextmanager
 def own_attention(model: PreTrainedModel) -> Iterator[None]:
@@ -257,7 +265,12 @@ def own_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def logits_alone(model: PreTrainedModel, rows: Sequence[Row], vocab: int) -> Iterator[Tensor]:
+def _alone(lm: HfLM, rows: Sequence[Row], vocab: int) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([z_nV.float() for z_nV in logits_alone(lm.model, rows, vocab)])
+
+
+def logits_alone(model: PreTrainedModel, rows: Sequence[Row | Trace], vocab: int) -> Iterator[Tensor]:
     """Each document alone: logits_nV of the positions that predict its supervised tokens."""
     device = hf.head_layer(model).weight.device
     for row, at in zip(rows, predicting(rows), strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from limbeck.jobs.selftest_pair import (
     Pair,
+    Step,
     change,
     fused,
     gradient_error,
@@ -200,10 +201,8 @@ def split(pair: Pair) -> Iterator[Measure]:
     yield Measure("loss: against the mean over positions", abs(whole.loss - by_hand) / abs(by_hand), SAME)
 
 
-def _loop_step(pair: Pair, rows: Sequence[Row], batch_tokens: int):
+def _loop_step(pair: Pair, rows: Sequence[Row], batch_tokens: int) -> Step:
     """The mean loss and the gradient of one step of the training loop, from stored targets; no weight moves."""
-    from limbeck.jobs.selftest_pair import Step
-
     by_row = {trace.row_id: trace for trace in pair.top_k.traces()}
     traces = [by_row[row.id] for row in rows]
     order = sources.Order(traces, batch_tokens, 0)

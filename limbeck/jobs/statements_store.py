@@ -13,8 +13,9 @@ from limbeck.errors import StoreError
 from limbeck.jobs.selftest_pair import CannotRun, Pair, logits_alone, predicting
 from limbeck.jobs.statements_loss import Measure
 from limbeck.losses import chunked
+from limbeck.losses.terms import Terms
 from limbeck.train import sources
-from limbeck.types import LiveTarget
+from limbeck.types import Dist, LiveTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,11 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.store import TraceStore
-    from limbeck.types import Dist, Trace
+    from limbeck.types import Row, Trace
 
 SAMPLES = 16  # stores of draws whose mean is compared
 FUNCTIONS = 16  # random signs over the vocabulary
-PROMPT, REPLY = 8, 12  # tokens
 
 
 def kept_mass(pair: Pair) -> Iterator[Measure]:
@@ -36,7 +36,7 @@ def kept_mass(pair: Pair) -> Iterator[Measure]:
     for kind, one in (("top_k", dist), ("hybrid", _hybrid(pair))):
         sum_N = one.logp_NK.double().exp().sum(1) + one.tail_N.double().exp()
         yield Measure(f"sum of cells, {kind}: distance from 1", float((sum_N - 1).abs().max()), 1e-5)
-    p_NV = torch.softmax(pair.alone["teacher"].double(), 1)
+    p_NV = torch.softmax(pair.teacher_alone.double(), 1)
     true = float(1 - p_NV.topk(dist.ids_NK.shape[1], 1).values.sum(1).mean())
     if true < 1e-6:
         raise CannotRun("the teacher is certain everywhere: there is no tail to keep")
@@ -70,7 +70,7 @@ def unbiased(pair: Pair) -> Iterator[Measure]:
         )
 
 
-def _no_grad(pair: Pair, rows: Sequence) -> list[Tensor]:
+def _no_grad(pair: Pair, rows: Sequence[Row | Trace]) -> list[Tensor]:
     with torch.no_grad():
         return list(logits_alone(pair.teacher.model, rows, pair.vocab))
 
@@ -122,49 +122,59 @@ def _is_accepted(store: TraceStore, trace: Trace) -> bool:
 
 def _gap(dist: Dist, pair: Pair, logits_NV: Tensor | None = None) -> float:
     """Mean over positions of the absolute differences of probabilities on the stored support."""
-    u_NV = pair.alone["teacher"] if logits_NV is None else logits_NV
+    u_NV = pair.teacher_alone if logits_NV is None else logits_NV
     p_NV = torch.softmax(u_NV.double().cpu(), 1)
     valid_NK = dist.ids_NK >= 0
     true_NK = p_NV.gather(1, dist.ids_NK.clamp_min(0))
     return float(torch.where(valid_NK, (dist.logp_NK.double().exp() - true_NK).abs(), 0.0).sum(1).mean())
 
 
-def _replies(pair: Pair) -> tuple[TraceStore, list[Trace]]:
-    """What the teacher writes after the beginnings of the rows, sampled colder than it is."""
-    prompts = [replace(row, id=f"{row.id}-prompt", ids=row.ids[:PROMPT], spans=()) for row in pair.rows]
-    mode = {"kind": "generate", "temperature": 0.7, "top_p": 0.9, "max_tokens": REPLY}
-    store = pair.label(prompts, mode=mode, target={"kind": "top_k", "k": min(8, pair.vocab - 1)})
-    return store, store.traces()
-
-
 def raw(pair: Pair) -> Iterator[Measure]:
     """Replies are sampled at T = 0.7 and top-p 0.9; what is stored of them is the teacher at T = 1, nothing cut."""
-    store, traces = _replies(pair)
+    traces = pair.replies.traces()
     u_NV = torch.cat(_no_grad(pair, traces))
-    yield Measure("stored against the teacher's raw probabilities", _gap(store.dists(traces), pair, u_NV), 0.1)
+    yield Measure("stored against the teacher's raw probabilities", _gap(pair.replies.dists(traces), pair, u_NV), 0.1)
 
 
 def shift(pair: Pair) -> Iterator[Measure]:
-    """Text that the teacher wrote is told best by the distributions that a batch carries, and by those only."""
-    _, traces = _replies(pair)
-    batch = sources.live(traces, pair.teacher, pair.vocab)(range(len(traces)))
+    """The next token, once: what a batch carries is the teacher's own word on it, and no neighbour's; a teacher that is
+    the labels themselves makes of KL the cross-entropy."""
+    batch = pair.live_batch
     assert isinstance(batch.target, LiveTarget)
     parts = [z_nV.clone() for _, z_nV in chunked.iter_logits(batch.target.hidden_ND, batch.target.head)]
-    logp_NV = torch.log_softmax(torch.cat(parts).double(), 1).cpu()
-    losses = {by: _loss_at(logp_NV, traces, by) for by in (-1, 0, 1)}
-    others = [loss for by, loss in losses.items() if by and not math.isnan(loss)]
-    yield Measure("nats lost by a shift of the target", min(others) - losses[0], low=0.01)
-    named = logp_NV.gather(1, batch.labels_N.cpu()[:, None])
-    yield Measure("nats between the batch's labels and shift 0", abs(float(-named.mean()) - losses[0]), 1e-9)
+    logq_NV = torch.log_softmax(torch.cat(parts).double(), 1)
+    whole = _no_grad(pair, [replace(row, spans=((1, len(row.ids) + 1),)) for row in pair.rows])
+    gaps = {by: _kl_at(logq_NV, whole, pair, by) for by in (-1, 0, 1)}
+    yield Measure("nats between target and teacher at shift 0", gaps[0], 1e-3 if pair.exact else 0.1)
+    yield Measure("nats at the next best shift", min(gaps[-1], gaps[1]), low=max(0.01, 2 * gaps[0]))
+    wanted = [int(row.ids[at + 1]) for row, ats in zip(pair.rows, predicting(pair.rows), strict=True) for at in ats]
+    wrong = [a != b for a, b in zip(wanted, batch.labels_N.tolist(), strict=True)]
+    yield Measure("labels that are not the next token", sum(wrong), 0)
+    if pair.apart is None:
+        yield from _student_shift(pair, wanted)
 
 
-def _loss_at(logp_NV: Tensor, traces: Sequence[Trace], by: int) -> float:
-    """Mean of -log p of the tokens `by` after those that are predicted; NaN where there are none."""
+def _kl_at(logq_NV: Tensor, whole: Sequence[Tensor], pair: Pair, by: int) -> float:
+    """Mean KL from the teacher's own forward `by` tokens further on to the target, over positions that have one."""
     values, row = [], 0
-    for trace, at in zip(traces, predicting(traces), strict=True):
-        for position in at:
-            token = position + 1 + by
-            if token < len(trace.ids):
-                values.append(-float(logp_NV[row, int(trace.ids[token])]))
+    for z_TV, ats in zip(whole, predicting(pair.rows), strict=True):
+        for at in ats:
+            if 0 <= at + by < len(z_TV):
+                logp_V = torch.log_softmax(z_TV[at + by].double(), 0)
+                values.append(float((logp_V.exp() * (logp_V - logq_NV[row])).sum()))
             row += 1
-    return float(np.mean(values)) if values else math.nan
+    return float(np.mean(values))
+
+
+def _student_shift(pair: Pair, wanted: list[int]) -> Iterator[Measure]:
+    labels_N = torch.tensor(wanted, device=pair.teacher.device)
+    certain = Dist(labels_N[:, None], torch.zeros_like(labels_N[:, None], dtype=torch.float32), _nothing(labels_N))
+    with torch.no_grad():
+        out = pair.forward(replace(pair.live_batch, target=certain), Terms())
+    truth = float(-torch.log_softmax(pair.student_alone.double(), 1).gather(1, labels_N[:, None]).mean())
+    yield Measure("nats between the student's cross-entropy and shift 0", abs(float(out.ce) / out.num - truth), 1e-3)
+    yield Measure("nats between KL to the labels and it", abs(float(out.loss - out.ce)) / out.num, 1e-3)
+
+
+def _nothing(labels_N: Tensor) -> Tensor:
+    return torch.full_like(labels_N, -math.inf, dtype=torch.float32)

@@ -162,7 +162,8 @@ class HfLM:
             return packed_hidden(self.model, batch)
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
-        """`sampling.n` replies to each prompt, as one batch. Deterministic given `sampling.seed` and the batch."""
+        """`sampling.n` replies to each prompt, as one batch; real tokens only. Deterministic given `sampling.seed` and
+        the batch."""
         width = max(len(prompt) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
         pad = pad if isinstance(pad, int) else 0
@@ -196,6 +197,7 @@ class HfLM:
             eos_token_id=self.end_ids or None,
             pad_token_id=pad,
             stop_strings=list(sampling.stop) or None,
+            suppress_tokens=list(range(self.vocab, head_layer(self.model).weight.shape[0])) or None,
             **drawn,
         )
 

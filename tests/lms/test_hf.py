@@ -74,6 +74,16 @@ def test_padded_heads_are_cut_to_real_tokens(tiny_folder, tiny_tokenizer):
     assert lm.vocab == len(tiny_tokenizer) == lm.head.weight_VD.shape[0] == 384
 
 
+def test_no_token_is_generated_that_only_pads_the_head(tiny_tokenizer, tiny_model):
+    model = tiny_model("qwen2", vocab_size=448)
+    with torch.no_grad():
+        model.lm_head.weight[384:] *= 10  # the padding would win nearly always
+    lm = HfLM.wrap(model, tiny_tokenizer, name="padded")
+    for sampling in (Sampling(temperature=0, max_tokens=8), Sampling(n=4, max_tokens=8)):
+        replies = lm.generate([np.arange(5, dtype=np.int32) + 40], sampling)[0]
+        assert max(reply.ids.max() for reply in replies) < lm.vocab == 384
+
+
 def test_fingerprint_tells_weights_apart(tiny_folder, tiny_model, tiny_tokenizer):
     one, same, other = (open_lm(tiny_folder("llama", seed=s), dtype="float32") for s in (0, 0, 1))
     assert one.fingerprint == same.fingerprint != other.fingerprint
