@@ -16,8 +16,8 @@ import torch
 
 from limbeck.errors import BudgetError, LimbeckError, RecipeError
 from limbeck.jobs import statements_loss, statements_model, statements_store
-from limbeck.jobs.selftest_pair import CannotRun, Pair, short_rows
-from limbeck.jobs.statements_loss import Measure
+from limbeck.jobs.selftest_pair import Pair, short_rows
+from limbeck.jobs.statements_loss import CannotRun, Measure
 from limbeck.lms import open_lm
 from limbeck.lms.hf import head_layer
 from limbeck.losses.divergences import NAMES
@@ -132,7 +132,7 @@ def run_selftest(
     teacher: str, student: str | None = None, *, choice: Choice | None = None, on_progress: OnProgress | None = None
 ) -> SelfTest:
     """Measure every statement on a pair: hub ids, folders, .gguf files, or `smollm2-135m`. Without a student, or when
-    both are one path, the student is the teacher with a little noise in its weights.
+    both are one model, the student is the teacher with a little noise in its weights.
 
     Raises TeacherError for a model that cannot be opened, RecipeError for an unknown divergence, DataError for rows
     that cannot be used, BudgetError when memory runs out. A statement that fails is a finding, not an error.
@@ -142,7 +142,7 @@ def run_selftest(
         raise RecipeError(f"there is no divergence {choice.divergence!r}; allowed are {', '.join(NAMES)}.")
     ours = open_lm(teacher, dtype=choice.dtype, trust_remote_code=choice.trust_remote_code)
     theirs = open_lm(student or teacher, dtype="float32", trust_remote_code=choice.trust_remote_code)
-    alike = student in (None, teacher)
+    alike = student in (None, teacher) or ours.fingerprint == theirs.fingerprint
     if alike:
         _shake(theirs)
     with tempfile.TemporaryDirectory(prefix="limbeck-selftest-") as folder:

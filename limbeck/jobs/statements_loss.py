@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from limbeck.jobs.selftest_pair import Pair, Side, fused, plain
+from limbeck.jobs.selftest_pair import Pair
+from limbeck.jobs.selftest_rulers import Side, fused, plain
 from limbeck.losses import chunked
 from limbeck.losses.divergences import DIVERGENCES
 from limbeck.losses.terms import Terms
@@ -27,6 +28,10 @@ FP64 = 1e-3  # largest relative error of float32 products against float64, logit
 ZERO = 1e-5
 PRECISION = 1e-3  # nats, of a single position
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
+
+
+class CannotRun(Exception):
+    """A statement has nothing to measure on this pair; the message says why."""
 
 
 class Measure(NamedTuple):

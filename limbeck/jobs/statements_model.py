@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.jobs.selftest_pair import (
-    Pair,
+from limbeck.jobs.selftest_pair import Pair
+from limbeck.jobs.selftest_rulers import (
     Step,
     change,
     fused,

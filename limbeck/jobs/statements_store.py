@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from limbeck.errors import StoreError
-from limbeck.jobs.selftest_pair import CannotRun, Pair, logits_alone, predicting
-from limbeck.jobs.statements_loss import Measure
+from limbeck.jobs.selftest_pair import Pair
+from limbeck.jobs.selftest_rulers import logits_alone, predicting
+from limbeck.jobs.statements_loss import CannotRun, Measure
 from limbeck.losses import chunked
 from limbeck.losses.terms import Terms
 from limbeck.train import sources

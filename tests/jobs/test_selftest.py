@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -304,10 +305,12 @@ def test_choices(choice, pair_of):
     assert found.failed == [], _told(found)
 
 
-def test_one_path_is_tested_against_itself_shaken(tiny_llama):
-    found = run_selftest(str(tiny_llama))
-    assert found.failed == [], _told(found)
-    assert "shaken by 5%" in found.facts[1]
+def test_one_model_is_tested_against_itself_shaken(tiny_llama, tmp_path):
+    copy = shutil.copytree(tiny_llama, tmp_path / "copy")
+    for student in (None, str(copy)):
+        found = run_selftest(str(tiny_llama), student, choice=QUICK)
+        assert found.failed == [], _told(found)
+        assert "shaken by 5%" in found.facts[1]
 
 
 def test_rows_of_the_user(pair_of, text_jsonl, chat_jsonl):
