@@ -36,7 +36,7 @@ def test_equal_divergences_are_their_own_mean(num, vocab):
     """Statement 3: tokens of no probability and more rows change nothing."""
     z_NV, u_NV = torch.full((2, num, vocab), -1e4).unbind()
     z_NV[:, :2], u_NV[:, :2] = torch.tensor([0.0, 0.0]), torch.tensor([0.9, 0.1]).log()
-    loss = fused_distill_loss(*on_logits(z_NV), LiveTarget(*_side(u_NV)))
+    loss = fused_distill_loss(*on_logits(z_NV), LiveTarget.of(*_side(u_NV)))
     assert float(loss) / num == pytest.approx(0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5), rel=1e-5)
 
 
@@ -92,7 +92,7 @@ def test_the_process_that_wrote_the_text_is_best_at_shift_zero():
     batch = pack(rows)
     head = Head(torch.from_numpy(chain_VV).clamp_min(1e-9).log().float().T.contiguous())
     known_TV = nn.functional.one_hot(batch.ids_T, vocab).float()
-    target = LiveTarget(known_TV[batch.rows_N], head)
+    target = LiveTarget.of(known_TV[batch.rows_N], head)
     losses = {}
     for by in (-2, -1, 0, 1, 2):
         hidden_ND = known_TV[batch.rows_N + by]

@@ -159,7 +159,7 @@ class Pair:
 
     @property
     def live(self) -> LiveTarget:
-        return LiveTarget(self.other.hidden_ND, self.other.head)
+        return LiveTarget.of(self.other.hidden_ND, self.other.head)
 
     @cached_property
     def labels(self) -> Tensor:

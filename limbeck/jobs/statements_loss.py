@@ -63,7 +63,7 @@ def _tempered(name: str) -> bool:
 def self_distillation(pair: Pair) -> Iterator[Measure]:
     """Teacher = student: no loss and no gradient, whatever the divergence."""
     side, labels_N = pair.side, pair.labels
-    own = LiveTarget(side.hidden_ND, side.head)
+    own = LiveTarget.of(side.hidden_ND, side.head)
     size = float(fused(side, None, Terms(ce_weight=1.0), labels_N).hidden_ND.abs().max())
     values, grads = {}, {}
     for name in pair.names:
@@ -90,7 +90,7 @@ def fused_is_plain_live(pair: Pair) -> Iterator[Measure]:
 
 
 def _error(pair: Pair, target: Dist | Side, terms: Terms) -> float:
-    given = LiveTarget(target.hidden_ND, target.head) if isinstance(target, Side) else target
+    given = LiveTarget.of(target.hidden_ND, target.head) if isinstance(target, Side) else target
     return fused(pair.side, given, terms, pair.labels).error(plain(pair.side, target, terms, pair.labels))
 
 
@@ -160,7 +160,7 @@ def _on_logits(z_NV: Tensor) -> Side:
 
 
 def _target_on_logits(u_NV: Tensor) -> LiveTarget:
-    return LiveTarget(u_NV.float(), Head(torch.eye(u_NV.shape[1], device=u_NV.device)))
+    return LiveTarget(u_NV.float(), torch.eye(u_NV.shape[1], device=u_NV.device))
 
 
 def direction(pair: Pair) -> Iterator[Measure]:
@@ -216,7 +216,7 @@ def precision(pair: Pair) -> Iterator[Measure]:
         z_NV, u_NV = (_logits_of(Side(one.hidden_ND[part], one.head)).double() for one in (side, live))
         logq_NV, logp_NV = torch.log_softmax(z_NV, 1), torch.log_softmax(u_NV, 1)
         with torch.no_grad():
-            target = LiveTarget(live.hidden_ND[part], live.head)
+            target = LiveTarget.of(live.hidden_ND[part], live.head)
             out = chunked.fused_terms(side.hidden_ND[part], side.head, target, Terms(ce_weight=0.5), labels_N=label_N)
         assert out.kl is not None
         ce[f"row {row}"] = abs(float(out.ce) + float(logq_NV[0, label_N]))

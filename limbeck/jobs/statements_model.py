@@ -55,7 +55,7 @@ def teacher_matters(pair: Pair) -> Iterator[Measure]:
     assert isinstance(target, LiveTarget)
     noise_ND = torch.randn(target.hidden_ND.shape, generator=torch.Generator().manual_seed(0))
     shaken_ND = target.hidden_ND + NOISE * target.hidden_ND.std() * noise_ND.to(target.hidden_ND)
-    other = pair.step(replace(pair.live_batch, target=LiveTarget(shaken_ND, target.head)), pair.terms)
+    other = pair.step(replace(pair.live_batch, target=LiveTarget.of(shaken_ND, target.head)), pair.terms)
     yield Measure("change of the gradient, live", change(other.grads, pair.packed_step.grads), low=1e-3)
     dist = pair.top_k.dists(pair.top_k.traces()).to(pair.teacher.device)[: len(pair.labels)]
     flipped = replace(dist, ids_NK=dist.ids_NK.flip(0), logp_NK=dist.logp_NK.flip(0), tail_N=dist.tail_N.flip(0))
@@ -72,7 +72,7 @@ def teacher_untouched(pair: Pair) -> Iterator[Measure]:
     if pair.apart is None:
         hidden_ND = pair.live.hidden_ND.clone().requires_grad_()
         weight_VD = pair.live.head.weight_VD.detach().requires_grad_()
-        target = LiveTarget(hidden_ND, replace(pair.live.head, weight_VD=weight_VD))
+        target = LiveTarget.of(hidden_ND, replace(pair.live.head, weight_VD=weight_VD))
         fused(pair.side, target, Terms(), pair.labels)
         reached = [hidden_ND.grad is not None, weight_VD.grad is not None]
         out = pair.forward(sources.live(pair.rows, pair.teacher, pair.vocab)(range(len(pair.rows))), pair.terms)
