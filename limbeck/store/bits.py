@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-CLASSES = 8
+CLASS_BITS = 3
+CLASSES = 1 << CLASS_BITS
 PAD = 8  # bytes behind a buffer, so that a window of 64 bits can begin at its last byte
 
 
@@ -28,7 +29,10 @@ def windows(buffer: np.ndarray) -> np.ndarray:
 
 def read_fields(view: np.ndarray, at: np.ndarray, widths: np.ndarray | int) -> np.ndarray:
     """The numbers at the bit offsets `at`, of at most 56 bits: int64."""
-    return (view[at >> 3].astype(np.int64) >> (at & 7)) & ((1 << np.asarray(widths, dtype=np.int64)) - 1)
+    out = view[at >> 3].view(np.int64)
+    out >>= at & 7
+    out &= (1 << np.asarray(widths, dtype=np.int64)) - 1
+    return out
 
 
 def pieces(flat: np.ndarray, start: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -83,16 +87,21 @@ def set_bits(rows: np.ndarray, ids: np.ndarray, labels: np.ndarray, classes: IdC
 
 
 class Streams:
-    """A cursor over the records of a batch: every `read` takes the next stream of all records at once.
+    """A cursor over the records of a batch: every method takes the next stream of all records at once.
 
     `buffer` are all records, one after the other, and PAD bytes; `at` the bit at which each one is to be read on;
     `sizes` their numbers of positions.
     """
 
     def __init__(self, buffer: np.ndarray, at: np.ndarray, sizes: np.ndarray) -> None:
-        self.view, self.bits = windows(buffer), np.unpackbits(buffer, bitorder="little")
-        self.at, self.sizes = at, sizes
-        self.record = np.repeat(np.arange(len(sizes)), sizes)  # of each position
+        self.view = windows(buffer)
+        self.bits = np.unpackbits(buffer, bitorder="little").view(np.bool_)  # numpy finds ones among bools much faster
+        self.at, self.sizes, self.ends = at, sizes, np.cumsum(sizes)
+
+    def per_record(self, values: np.ndarray) -> np.ndarray:
+        """The sums over each record of a value of each position."""
+        upto = np.concatenate([[0], np.cumsum(values)])
+        return upto[self.ends] - upto[self.ends - self.sizes]
 
     def numbers(self, count: np.ndarray, width: int) -> np.ndarray:
         """`count` numbers of one width of each record."""
@@ -107,42 +116,51 @@ class Streams:
         length = others + CLASSES * self.sizes
         walk = pieces(self.bits, self.at + self.sizes, length)
         self.at = self.at + self.sizes + length
-        ones = np.flatnonzero(walk)
-        number = np.arange(len(ones))
-        steps = ones - number
-        rows, which = steps // CLASSES, steps % CLASSES
-        widths = classes.widths[which]
-        ids = classes.edges[which] + read_fields(self.view, self._varying(others, widths), widths)
-        before = np.cumsum(flags, dtype=np.int64)
-        sizes = np.bincount(rows, minlength=len(labels)) + flags
-        out = np.empty(len(ones) + (int(before[-1]) if len(before) else 0), dtype=np.int64)
-        given = np.flatnonzero(flags)
-        out[(np.cumsum(sizes) - sizes)[given]] = labels[given]
-        out[number + before[rows]] = ids
+        steps = np.flatnonzero(walk)
+        steps -= np.arange(len(steps))  # zeros before each one
+        which = steps & (CLASSES - 1)
+        widths = classes.widths.take(which)
+        ids = read_fields(self.view, self._varying(others, widths), widths)
+        ids += classes.edges.take(which)
+        steps >>= CLASS_BITS
+        sizes = np.bincount(steps, minlength=len(labels)) + flags
+        given = np.zeros(int(sizes.sum()), dtype=np.bool_)
+        given[(np.cumsum(sizes) - sizes)[flags]] = True
+        out = np.empty(len(given), dtype=np.int64)
+        out[given] = labels[flags]
+        np.logical_not(given, out=given)
+        out[given] = ids
         return IdSets(sizes, out)
 
     def counts(self, count: np.ndarray) -> np.ndarray:
         """`count` numbers from 1 of each record, as Elias wrote them: the length in unary, then the other bits."""
         limit = np.concatenate([self.at[1:], [len(self.bits)]])
-        ones, ends = [], []
-        for start, stop, num in zip(self.at.tolist(), limit.tolist(), count.tolist(), strict=True):
-            found = np.flatnonzero(self.bits[start:stop])[:num]
-            ones.append(np.diff(found, prepend=-1))
-            ends.append(start + int(found[-1]) + 1 if num else start)
-        lengths = np.concatenate(ones) - 1
-        self.at = np.array(ends, dtype=np.int64)
-        at = self._varying(count, lengths)
+        found = [
+            np.flatnonzero(self.bits[start:stop])[:num]
+            for start, stop, num in zip(self.at.tolist(), limit.tolist(), count.tolist(), strict=True)
+        ]
+        ones = np.concatenate(found)
+        lengths = np.diff(ones, prepend=0) - 1  # zeros between a one and the last
+        filled = count > 0
+        first = (np.cumsum(count) - count)[filled]
+        lengths[first] = ones[first]
+        self.at = self.at + np.array([int(each[-1]) + 1 if len(each) else 0 for each in found])
         values = np.ones(len(lengths), dtype=np.int64)
         long = np.flatnonzero(lengths)
-        values[long] = (1 << lengths[long]) + read_fields(self.view, at[long], lengths[long])
+        at = self._varying(count, lengths)[long]
+        lengths = lengths[long]
+        values[long] = (1 << lengths) + read_fields(self.view, at, lengths)
         return values
 
     def _varying(self, count: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """Offsets of `count` fields of each record, each of its own width."""
-        ends = np.concatenate([[0], np.cumsum(widths)])
+        ends = np.zeros(len(widths) + 1, dtype=np.int64)
+        np.cumsum(widths, out=ends[1:])
         cuts = np.cumsum(count)
-        at = np.repeat(self.at - ends[cuts - count], count) + ends[:-1]
-        self.at = self.at + ends[cuts] - ends[cuts - count]
+        skipped = ends[cuts - count]
+        at = np.repeat(self.at - skipped, count)
+        at += ends[:-1]
+        self.at = self.at + ends[cuts] - skipped
         return at
 
 

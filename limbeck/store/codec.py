@@ -153,7 +153,7 @@ class Codec:
         num = len(labels)
         tail_N = LEVELS[streams.numbers(streams.sizes, 8)] if self.keeps_tail else np.zeros(num)
         head = streams.sets(others[0], labels, self.classes)
-        per_record = np.bincount(streams.record, weights=head.sizes, minlength=len(streams.sizes)).astype(np.int64)
+        per_record = streams.per_record(head.sizes)
         masses = LEVELS[streams.numbers(per_record, 8)]
         tail_N[head.sizes == self.vocab] = 0.0  # nothing is outside
         drawn, counts = IdSets(np.zeros(num, dtype=np.int64), np.zeros(0, dtype=np.int64)), None
@@ -189,18 +189,17 @@ class Codec:
     def _read_draws(self, streams: Streams, others: np.ndarray, labels: np.ndarray) -> tuple[IdSets, np.ndarray]:
         """Drawn ids and how often each was drawn."""
         sets = streams.sets(others, labels, self.classes)
-        per_record = np.bincount(streams.record, weights=sets.sizes, minlength=len(streams.sizes)).astype(np.int64)
+        per_record = streams.per_record(sets.sizes)
         if self.head:
             return sets, streams.counts(per_record)
-        counts = np.zeros(len(sets.ids) + 1, dtype=np.int64)
-        ends = np.cumsum(sets.sizes)
-        first = ends - sets.sizes
-        later = np.ones(len(sets.ids), dtype=bool)
+        counts = np.zeros(len(sets.ids), dtype=np.int64)
+        first = np.cumsum(sets.sizes) - sets.sizes
+        later = np.ones(len(sets.ids), dtype=np.bool_)
         later[first] = False
-        counts[:-1][later] = streams.counts(per_record - streams.sizes)
-        upto = np.cumsum(counts)
-        counts[first] = self.draws - (upto[ends - 1] - np.where(first > 0, upto[first - 1], 0))
-        return sets, counts[:-1]
+        counts[later] = streams.counts(per_record - streams.sizes)
+        if len(first):
+            counts[first] = self.draws - np.add.reduceat(counts, first)
+        return sets, counts
 
 
 def quantise(p: np.ndarray, start: float) -> np.ndarray:
