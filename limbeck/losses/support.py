@@ -69,7 +69,8 @@ def select(logits_nV: Tensor, spec: SupportSpec, temperature: float, generator: 
     p_nV = torch.softmax(logits_nV, 1)
     entropy_n = max_n - p_nV.amax(1).log() - _mean_logit(p_nV, logits_nV)
     head_ids_nH, head_p_nH = _take_head(p_nV, head_ids_nH, spec.min_prob)
-    blocks_nB = _block_sums(p_nV)
+    p_nV = torch.nn.functional.pad(p_nV, (0, -p_nV.shape[1] % BLOCK))  # whole blocks; nothing is copied if they are
+    blocks_nB = p_nV.view(len(p_nV), p_nV.shape[1] // BLOCK, BLOCK).sum(2)
     tail_n = blocks_nB.sum(1).clamp(0.0, 1.0)
     cdf_nB = blocks_nB.double().cumsum(1)
     m_n = torch.full_like(cdf_nB[:, -1], spec.draws)
@@ -77,15 +78,14 @@ def select(logits_nV: Tensor, spec: SupportSpec, temperature: float, generator: 
         m_n = torch.where(cdf_nB[:, -1] > 0, (spec.draws * tail_n - 1e-4).ceil().clamp(1, spec.draws), 0.0)
     rows_Q, ids_Q, counts_Q = _draw(p_nV, cdf_nB, m_n, generator)
     drawn = Support(head_ids_nH, head_p_nH, tail_n, rows_Q, ids_Q, counts_Q, entropy_n.clamp_min(0.0))
-    return _with_probabilities(drawn, p_nV, spec.draws) if spec.drawn_p else drawn
+    return _with_probabilities(drawn, p_nV, min(spec.draws, logits_nV.shape[1])) if spec.drawn_p else drawn
 
 
 def _mean_logit(p_nV: Tensor, z_nV: Tensor) -> Tensor:
-    """The mean of z under p. A token without any probability may have a logit of minus infinity: it adds nothing."""
-    mean_n = torch.linalg.vecdot(p_nV, z_nV)
-    if not bool(mean_n.isfinite().all()):
-        mean_n = torch.linalg.vecdot(p_nV, z_nV.clamp_min_(-1e30))
-    return mean_n
+    """The mean of z under p; overwrites z. A token without any probability may have a logit of minus infinity: it adds
+    nothing."""
+    mean_n = z_nV.mul_(p_nV).sum(1)
+    return mean_n if bool(mean_n.isfinite().all()) else z_nV.nan_to_num_(nan=0.0).sum(1)
 
 
 def _take_head(p_nV: Tensor, ids_nH: Tensor, min_prob: float) -> tuple[Tensor, Tensor]:
@@ -101,11 +101,11 @@ def _take_head(p_nV: Tensor, ids_nH: Tensor, min_prob: float) -> tuple[Tensor, T
 
 def _with_probabilities(drawn: Support, p_nV: Tensor, draws: int) -> Support:
     """Drawn tokens as a head with the teacher's probabilities, renormalised."""
-    num, vocab = p_nV.shape
+    num = len(p_nV)
     sizes_n = torch.bincount(drawn.draw_rows_Q, minlength=num)
     column_Q = torch.arange(len(drawn.draw_rows_Q), device=p_nV.device)
     column_Q = column_Q - (sizes_n.cumsum(0) - sizes_n)[drawn.draw_rows_Q]
-    ids_nH = torch.full((num, min(draws, vocab)), -1, device=p_nV.device)
+    ids_nH = torch.full((num, draws), -1, device=p_nV.device)
     head_p_nH = torch.zeros_like(ids_nH, dtype=p_nV.dtype)
     ids_nH[drawn.draw_rows_Q, column_Q] = drawn.draw_ids_Q
     head_p_nH[drawn.draw_rows_Q, column_Q] = p_nV[drawn.draw_rows_Q, drawn.draw_ids_Q]
@@ -132,14 +132,6 @@ def top_ids(z_nV: Tensor, k: int) -> Tensor:
     return ids.gather(1, near.topk(k, dim=1).indices)
 
 
-def _block_sums(p_nV: Tensor) -> Tensor:
-    """Mass of each run of BLOCK tokens, the last one shorter: a coarse level for the inverse-CDF search."""
-    num, vocab = p_nV.shape
-    whole = vocab // BLOCK * BLOCK
-    sums_nB = p_nV[:, :whole].view(num, vocab // BLOCK, BLOCK).sum(2)
-    return torch.cat([sums_nB, p_nV[:, whole:].sum(1, keepdim=True)], 1)
-
-
 def _draw(p_nV: Tensor, cdf_nB: Tensor, m_n: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Systematic draws, `m_n` of each row, in two levels (block, then token): (row, id, count) of every drawn token, in
     order of row and id."""
@@ -161,20 +153,19 @@ def _draw(p_nV: Tensor, cdf_nB: Tensor, m_n: Tensor, generator: torch.Generator)
 def _within_blocks(p_nV: Tensor, cdf_nB: Tensor, rows_Q: Tensor, block_Q: Tensor, point_Q: Tensor) -> Tensor:
     """Token of every point, given its block: one search over the cumulative mass of the blocks that were hit, laid end
     to end (block number + share of its mass is increasing over all of them)."""
-    num_blocks, vocab = cdf_nB.shape[1], p_nV.shape[1]
+    num_blocks = cdf_nB.shape[1]
     hit_U, which_Q = torch.unique_consecutive(rows_Q * num_blocks + block_Q, return_inverse=True)
-    rows_U, block_U = hit_U // num_blocks, hit_U % num_blocks
-    columns_UK = block_U[:, None] * BLOCK + torch.arange(BLOCK, device=p_nV.device)
-    inside_UK = p_nV[rows_U[:, None], columns_UK.clamp_max(vocab - 1)].masked_fill(columns_UK >= vocab, 0.0)
-    cdf_UK = inside_UK.double().cumsum(1)
-    below_U = torch.where(block_U > 0, cdf_nB[rows_U, (block_U - 1).clamp_min(0)], 0.0)
-    share_Q = ((point_Q - below_U[which_Q]) / cdf_UK[which_Q, -1]).clamp(0.0, 1.0)
-    line = (torch.arange(len(hit_U), device=p_nV.device)[:, None] + cdf_UK / cdf_UK[:, -1:]).flatten()
+    inside_UK = p_nV.view(-1, BLOCK).index_select(0, hit_U)
+    cdf_UK = inside_UK.cumsum(1, dtype=torch.float64)
+    below_U = torch.where(hit_U % num_blocks > 0, cdf_nB.flatten()[(hit_U - 1).clamp_min(0)], 0.0)
+    share_Q = ((point_Q - below_U[which_Q]) / cdf_UK[:, -1][which_Q]).clamp(0.0, 1.0)
+    line = (cdf_UK / cdf_UK[:, -1:]).add_(torch.arange(len(hit_U), device=p_nV.device)[:, None]).flatten()
     place_Q = torch.searchsorted(line, which_Q + share_Q, right=True) - which_Q * BLOCK
     place_Q = place_Q.clamp(0, BLOCK - 1)
     # Rounding can point past the last token with mass: take the block's most probable token there.
-    missed_Q = inside_UK[which_Q, place_Q] <= 0
-    place_Q = torch.where(missed_Q, inside_UK.argmax(1)[which_Q], place_Q)
+    missed_Q = inside_UK.flatten()[which_Q * BLOCK + place_Q] <= 0
+    if bool(missed_Q.any()):
+        place_Q = torch.where(missed_Q, inside_UK.argmax(1)[which_Q], place_Q)
     return block_Q * BLOCK + place_Q
 
 
