@@ -4,52 +4,60 @@ from __future__ import annotations
 
 import io
 import re
+from typing import TYPE_CHECKING
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from limbeck.report.charts import COLOURS, STYLE
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 KINDS = {"sampled": ("student", "o"), "hybrid": ("twin", "s"), "top_k": ("teacher", "^")}
 LIGHT = {"ink": "#1f2328", "muted": "#59636e", "line": "#d1d9e0", "surface": "#ffffff"}
 DARK = {"ink": "#f0f6fc", "muted": "#9198a1", "line": "#3d444d", "surface": "#0d1117"}
 BOTH = {"student": "#2f81f7", "twin": "#d29922", "teacher": "#8957e5"}
-TICKS = {0.0: "1", 0.005: "0.995", 0.01: "0.99", 0.02: "0.98", 0.05: "0.95", 0.1: "0.9", 0.2: "0.8"}
+TICKS = {10.0**-n * m: f"{1 - 10.0**-n * m:.{n}f}" for n in (1, 2, 3, 4) for m in (1, 2, 5)}
 
 
-def draw(points: list[tuple[str, float, float]]) -> str:
-    """`points` are (name, bytes per position, cosine of dL/dh)."""
+def draw(points: list[tuple[str, float, float, float]]) -> str:
+    """`points` are (name, bytes per position, cosine of dL/dh, cosine of dL/dW)."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(680 / 72, 380 / 72), dpi=72, layout="constrained")
-        axes = figure.add_subplot()
-        for kind, (colour, marker) in KINDS.items():
-            chosen = sorted((size, 1 - cosine, name) for name, size, cosine in points if _plain(name, kind))
-            axes.plot([x for x, _, _ in chosen], [y for _, y, _ in chosen], marker=marker, color=COLOURS[colour])
-            for x, y, name in chosen:
-                axes.annotate(name.removeprefix(kind).strip(), (x, y), (4, 5), textcoords="offset points", fontsize=9)
-            x, y, _ = chosen[0]
-            axes.annotate(kind, (x, y), (0, 16), textcoords="offset points", color=COLOURS[colour], ha="center")
-        others = [(name, size, cosine) for name, size, cosine in points if not any(_plain(name, k) for k in KINDS)]
-        axes.plot([s for _, s, _ in others], [1 - c for _, _, c in others], "x", color=COLOURS["muted"])
-        for name, size, cosine in others:
-            axes.annotate(
-                name, (size, 1 - cosine), (5, 3), textcoords="offset points", fontsize=8, color=COLOURS["muted"]
-            )
-        for size, loss in ((12, 0.02), (24, 0.01)):
-            axes.plot([size], [loss], "+", color=COLOURS["ink"], markersize=12)
-            axes.annotate("goal", (size, loss), (6, -10), textcoords="offset points", fontsize=9)
-        axes.set(
-            xscale="log", yscale="log", xlabel="bytes per position", ylabel="cosine of dL/dh to the full teacher's"
-        )
-        axes.set_xticks([6, 12, 24, 48, 96, 192, 384], ["6", "12", "24", "48", "96", "192", "384"])
-        axes.set_yticks([tick for tick in TICKS if tick], [label for tick, label in TICKS.items() if tick])
-        axes.minorticks_off()
-        axes.invert_yaxis()
+        figure = Figure(figsize=(960 / 72, 400 / 72), dpi=72, layout="constrained")
+        for column, (axes, label) in enumerate(zip(figure.subplots(1, 2), ("dL/dh", "dL/dW"), strict=True), 2):
+            _panel(axes, [(point[0], point[1], max(1 - point[column], 1e-5)) for point in points], label)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _dressed(buffer.getvalue())
+
+
+def _panel(axes: Axes, points: list[tuple[str, float, float]], label: str) -> None:
+    for kind, (colour, marker) in KINDS.items():
+        chosen = sorted((size, loss, name) for name, size, loss in points if _plain(name, kind))
+        axes.plot([x for x, _, _ in chosen], [y for _, y, _ in chosen], marker=marker, color=COLOURS[colour])
+        for x, y, name in chosen:
+            axes.annotate(name.removeprefix(kind).strip(), (x, y), (4, 5), textcoords="offset points", fontsize=9)
+        x, y, _ = chosen[0]
+        axes.annotate(kind, (x, y), (0, -16), textcoords="offset points", color=COLOURS[colour], ha="center")
+    others = [point for point in points if not any(_plain(point[0], kind) for kind in KINDS)]
+    axes.plot([x for _, x, _ in others], [y for _, _, y in others], "x", color=COLOURS["muted"])
+    for name, x, y in others:
+        axes.annotate(name, (x, y), (5, 3), textcoords="offset points", fontsize=7.5, color=COLOURS["muted"])
+    if label == "dL/dh":
+        for x, y in ((12, 0.02), (24, 0.01)):
+            axes.plot([x], [y], "+", color=COLOURS["ink"], markersize=12)
+            axes.annotate("goal", (x, y), (6, -10), textcoords="offset points", fontsize=9)
+    axes.set(xscale="log", yscale="log", xlabel="bytes per position", title=f"cosine of {label} to the full teacher's")
+    axes.set_xlim(6, 800)
+    axes.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
+    low, high = min(y for *_, y in points), max(y for *_, y in points)
+    ticks = {tick: text for tick, text in TICKS.items() if low / 1.5 < tick < high * 1.5}
+    axes.set_yticks(list(ticks), list(ticks.values()))
+    axes.minorticks_off()
+    axes.invert_yaxis()
 
 
 def _plain(name: str, kind: str) -> bool:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 REMOVED = (13, 14, 15, 12, 17, 3, 16, 25)
 TARGETS = {
-    **{f"sampled {draws}": Sampled(draws=draws) for draws in (8, 12, 18, 24, 32, 40, 48, 64, 128)},
+    **{f"sampled {draws}": Sampled(draws=draws) for draws in (8, 12, 18, 24, 36, 48, 64, 128)},
     **{
         f"hybrid {head}/{draws}": Hybrid(head=head, min_prob=least, draws=draws)
         for head, least, draws in ((4, 0.05, 16), (8, 0.02, 32), (8, 0.02, 64))
@@ -99,7 +99,7 @@ def main() -> None:
         mean = [average(same) for same in zip(*results.values(), strict=True)]
         show("mean of all", 0, mean)
         if args.plot:
-            args.plot.write_text(draw([(r.name, r.bytes, r.rows) for r in mean]))
+            args.plot.write_text(draw([(r.name, r.bytes, r.rows, r.head) for r in mean]))
 
 
 def texts(lm: HfLM, folder: Path | None, positions: int) -> dict[str, list[Row]]:
@@ -153,9 +153,12 @@ def gradients(student_ND: torch.Tensor, weight_VD: torch.Tensor, target) -> tupl
 
 
 def compare(own, full) -> tuple[float, float, float, float]:
-    pairs = list(zip(own, full, strict=True))
-    cosine = [(a.double().flatten() @ b.double().flatten() / (a.norm() * b.norm())).item() for a, b in pairs]
-    return *cosine, *((a.norm() / b.norm()).item() for a, b in pairs)
+    cosines, ratios = [], []
+    for mine, theirs in zip(own, full, strict=True):
+        a, b = mine.double().flatten(), theirs.double().flatten()
+        cosines.append((a @ b / (a.norm() * b.norm())).item())
+        ratios.append((a.norm() / b.norm()).item())
+    return *cosines, *ratios
 
 
 def stored(text: Text, head: Head, target, vocab: int) -> tuple[Dist, float, float]:

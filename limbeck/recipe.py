@@ -139,7 +139,7 @@ class Sampled(Section):
     """Draws from the teacher, evenly spaced over its cumulative distribution: unbiased, and the smallest."""
 
     kind: Literal["sampled"] = "sampled"
-    draws: Annotated[int, Field(ge=1, le=4096)] = Field(default=32, description="draws per position")
+    draws: Annotated[int, Field(ge=1, le=4096)] = Field(default=36, description="draws per position")
     value: Literal["counts", "probability"] = Field(
         default="counts",
         description="what a drawn token weighs: how often it was drawn (unbiased), or the teacher's probability, "
