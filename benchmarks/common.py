@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from limbeck.data import read_examples
 from limbeck.lms import open_lm
 from limbeck.lms.hf import HfLM
-from limbeck.recipe import StdlibSource
+from limbeck.recipe import FileSource, StdlibSource
 from limbeck.students.prune import prune_layers
 from limbeck.text import Encoder
 from limbeck.types import Row
@@ -60,9 +60,16 @@ def machine() -> str:
 
 def stdlib_rows(teacher: HfLM, count: int, max_length: int = 512) -> list[Row]:
     """The first documented functions of the standard library, spread evenly over it, as rows."""
-    examples = list(read_examples(StdlibSource(), bad_rows="skip", on_bad=lambda _: None))
+    return encoded_rows(teacher, StdlibSource(), count, max_length, chat_template=False)
+
+
+def encoded_rows(
+    teacher: HfLM, source: StdlibSource | FileSource, count: int, max_length: int = 512, *, chat_template: bool
+) -> list[Row]:
+    """Examples of a source, spread evenly over it, as rows."""
+    examples = list(read_examples(source, bad_rows="skip", on_bad=lambda _: None))
     encoder = Encoder(
-        teacher.tokenizer, max_length=max_length, long_rows="truncate", chat_template=False, need_reply=True
+        teacher.tokenizer, max_length=max_length, long_rows="truncate", chat_template=chat_template, need_reply=True
     )
     rows = []
     for number, example in enumerate(examples[:: max(len(examples) // count, 1)][:count]):
@@ -80,4 +87,13 @@ def student(teacher: HfLM, layers: int = 20) -> PreTrainedModel:
     return prune_layers(teacher.model, tuple(range(layers))).float()
 
 
-__all__ = ["TEACHER", "AutoModelForCausalLM", "interleave", "machine", "stdlib_rows", "student", "teacher"]
+__all__ = [
+    "TEACHER",
+    "AutoModelForCausalLM",
+    "encoded_rows",
+    "interleave",
+    "machine",
+    "stdlib_rows",
+    "student",
+    "teacher",
+]

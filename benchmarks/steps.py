@@ -17,14 +17,12 @@ import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, student, teacher
 
-from limbeck.jobs.label import score
+from limbeck.jobs.label import codec_of, score, support_spec
 from limbeck.lms.hf import packed_hidden
 from limbeck.losses import Terms
-from limbeck.losses.support import SupportSpec
 from limbeck.meter import measure
-from limbeck.packing import pack, plan_batches
-from limbeck.recipe import Optimizer
-from limbeck.store import Codec
+from limbeck.packing import labels_of, pack, plan_batches
+from limbeck.recipe import Optimizer, Sampled
 from limbeck.train.distiller import Distiller
 from limbeck.train.optim import build_optimizer
 from limbeck.types import LiveTarget
@@ -65,11 +63,11 @@ def build(precision: str, kinds: tuple[str, ...]) -> dict:
     model = student(lm)
     dtype = getattr(torch, precision)
     batch = pack(rows)
-    codec, spec = Codec(lm.vocab, 8, 32), SupportSpec(8, 32, 0.02)
+    codec, spec = codec_of(Sampled(), lm.vocab), support_spec(Sampled())
     supports = score(lm, rows, spec, 1.0, torch.Generator().manual_seed(0))
     rounding = np.random.default_rng(0)
     records = [
-        (np.frombuffer(codec.encode(support, "00" * 8, rounding), np.uint8), row.num_supervised)
+        (np.frombuffer(codec.encode(support, labels_of(row), "00" * 8, rounding), np.uint8), labels_of(row))
         for support, row in zip(supports, rows, strict=True)
     ]
     if "live" not in kinds:

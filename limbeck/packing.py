@@ -48,6 +48,11 @@ def label_positions(item: Row | Trace) -> np.ndarray:
     return np.concatenate([np.arange(start, end, dtype=np.int64) for start, end in item.spans])
 
 
+def labels_of(item: Row | Trace) -> np.ndarray:
+    """The tokens that are predicted, in order: int64 [N]."""
+    return item.ids[label_positions(item)].astype(np.int64)
+
+
 def plan_batches(lengths: Sequence[int], batch_tokens: int, *, order: Sequence[int] | None = None) -> list[list[int]]:
     """Group indices into batches of at most `batch_tokens` tokens, greedily in `order` (default: as given).
 

@@ -117,21 +117,31 @@ class GenerateMode(Section):
 
 
 class TopK(Section):
-    """The k most probable tokens and the mass of the rest. Small k is biased; the tail cell bounds the bias."""
+    """The k most probable tokens. Biased; least with the tail as one more cell, which is the default."""
 
     kind: Literal["top_k"] = "top_k"
-    k: Annotated[int, Field(ge=1, le=255)] = Field(default=32, description="tokens kept per position")
+    k: Annotated[int, Field(ge=1, le=1024)] = Field(default=32, description="tokens kept per position")
+    rest: Literal["tail", "gold", "spread", "renormalise"] = Field(
+        default="tail",
+        description="what becomes of the mass of all other tokens: `tail` keeps it as one cell; `gold` gives it to the "
+        "token that really follows, `spread` to all others evenly, `renormalise` to the k (all three biased more)",
+    )
 
 
 class Sampled(Section):
-    """Draws from the teacher: unbiased (Sparse Logit Sampling, arXiv 2503.16870)."""
+    """Draws from the teacher, evenly spaced over its cumulative distribution: unbiased, and the smallest."""
 
     kind: Literal["sampled"] = "sampled"
-    draws: Annotated[int, Field(ge=1, le=127)] = Field(default=50, description="draws per position")
+    draws: Annotated[int, Field(ge=1, le=4096)] = Field(default=36, description="draws per position")
+    value: Literal["counts", "probability"] = Field(
+        default="counts",
+        description="what a drawn token weighs: how often it was drawn (unbiased), or the teacher's probability, "
+        "renormalised over the drawn tokens (biased; another reading of Gemma 3's 256 draws)",
+    )
 
 
 class Hybrid(Section):
-    """Exact head and sampled tail with importance weights: unbiased at a fraction of the variance."""
+    """Exact head and sampled tail with importance weights: unbiased, the head without any noise."""
 
     kind: Literal["hybrid"] = "hybrid"
     head: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="most tokens kept exactly")
@@ -154,7 +164,7 @@ class TraceSection(Section):
     """What the teacher does with each row, and what is kept of it."""
 
     mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
-    target: TopK | Sampled | Hybrid | Live = Field(default_factory=Hybrid, discriminator="kind")
+    target: TopK | Sampled | Hybrid | Live = Field(default_factory=Sampled, discriminator="kind")
     batch_tokens: Positive = Field(default=4096, description="tokens of one teacher forward")
     shard_tokens: Positive = Field(default=65536, description="tokens of one shard: what a kill can cost")
 

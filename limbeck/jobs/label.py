@@ -12,10 +12,10 @@ import torch
 from limbeck.errors import DataError, Stopped
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
-from limbeck.packing import pack, plan_batches
+from limbeck.packing import labels_of, pack, plan_batches
 from limbeck.recipe import GenerateMode, Hybrid, Live, Recipe, Sampled, TopK
 from limbeck.rundir import fingerprint
-from limbeck.store import StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
+from limbeck.store import VERSION, Codec, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.text import template_hash
 from limbeck.types import Progress, Row, Sampling, Trace
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from limbeck.types import OnProgress
 
 
+BLOCK_BYTES = 6 * 2**20  # logits that are selected from at a time: still in the cache, and few blocks
+
+
 def support_spec(target: TopK | Sampled | Hybrid | Live) -> SupportSpec:
     """What is kept of a position; nothing where the teacher's full distribution is computed beside the student."""
     if isinstance(target, Live):
@@ -34,20 +37,29 @@ def support_spec(target: TopK | Sampled | Hybrid | Live) -> SupportSpec:
     if isinstance(target, TopK):
         return SupportSpec(head=target.k, draws=0)
     if isinstance(target, Sampled):
-        return SupportSpec(head=0, draws=target.draws)
+        return SupportSpec(head=0, draws=target.draws, drawn_p=target.value == "probability")
     return SupportSpec(head=target.head, draws=target.draws, min_prob=target.min_prob)
+
+
+def codec_of(target: TopK | Sampled | Hybrid | Live, vocab: int) -> Codec:
+    """How what is kept of a position is laid out."""
+    spec = support_spec(target)
+    if spec.drawn_p:  # the drawn tokens are a head of their own
+        return Codec(vocab, min(spec.draws, vocab), 0, "renormalise")
+    return Codec(vocab, min(spec.head, vocab), spec.draws, target.rest if isinstance(target, TopK) else "tail")
 
 
 def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:
     """The identity of the store that this recipe and teacher make."""
     target = recipe.trace.target
-    spec = support_spec(target)
+    codec = codec_of(target, teacher.vocab)
     return StoreHeader(
-        version=1,
+        version=VERSION,
         kind=target.kind,
-        head=min(spec.head, teacher.vocab),
-        draws=spec.draws,
-        min_prob=spec.min_prob,
+        head=codec.head,
+        draws=codec.draws,
+        min_prob=support_spec(target).min_prob,
+        rest=codec.rest,
         vocab=teacher.vocab,
         temperature=recipe.objective.stored_temperature,
         dtype=str(teacher.dtype).removeprefix("torch."),
@@ -143,7 +155,7 @@ def label_rows(
     """Traces and encoded records of one shard's rows: a pure function of teacher, rows and seed."""
     draws = torch.Generator().manual_seed(seed)
     rounding = np.random.default_rng(seed)
-    spec = SupportSpec(header.head, header.draws, header.min_prob)
+    spec = support_spec(recipe.trace.target)
     traces: list[Trace] = []
     records: list[bytes] = []
     lengths = [_cost(recipe, row) for row in rows]
@@ -155,7 +167,8 @@ def label_rows(
         if spec.head or spec.draws:
             supports = score(teacher, fresh, spec, header.temperature, draws)
             encode = header.codec.encode
-            records += [encode(s, t.context_hash, rounding) for s, t in zip(supports, fresh, strict=True)]
+            pairs = zip(supports, fresh, strict=True)
+            records += [encode(s, labels_of(t), t.context_hash, rounding) for s, t in pairs]
         else:  # text only: the record is the context hash
             records += [bytes.fromhex(trace.context_hash) for trace in fresh]
         traces += fresh
@@ -170,7 +183,9 @@ def score(
     """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
     raw: before temperature of sampling, top-p or penalties."""
     hidden_ND = teacher.hidden(pack(traces, device=teacher.device))
-    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head)]
+    on_cpu = hidden_ND.device.type == "cpu"
+    rows = max(BLOCK_BYTES // (4 * teacher.vocab), 1) if on_cpu else None
+    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head, rows=rows)]
     return split(join(parts), [trace.num_supervised for trace in traces])
 
 

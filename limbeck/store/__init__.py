@@ -2,7 +2,7 @@
 
 from limbeck.store.codec import Codec
 from limbeck.store.reader import TraceStore
-from limbeck.store.schema import StoreHeader, context_hash, trace_id
+from limbeck.store.schema import VERSION, StoreHeader, context_hash, trace_id
 from limbeck.store.writer import StoreWriter, read_header
 
-__all__ = ["Codec", "StoreHeader", "StoreWriter", "TraceStore", "context_hash", "read_header", "trace_id"]
+__all__ = ["VERSION", "Codec", "StoreHeader", "StoreWriter", "TraceStore", "context_hash", "read_header", "trace_id"]

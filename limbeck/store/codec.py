@@ -1,30 +1,34 @@
 """Targets as bytes: bit-packed, and unbiased although quantised.
 
-One trace is one record, its streams one after the other, each padded to whole bytes:
+One trace is one record. Its reader knows the trace, so a token that really follows (the label) is never written:
 
     context hash   8 bytes
-    head sizes     n x u8            hybrid only
-    draw sizes     n x u8            with draws: distinct drawn tokens
-    tail mass      n x u8            with a head
-    entropy        n x u8            with draws
-    head ids       sum(head) x b bits, b = bits of the vocabulary
-    head mass      sum(head) x u8
-    draw ids       sum(draw) x b bits
-    draw counts    sum(draw) x c bits
+    others         u32 of each set of ids below: how many are not labels
+    entropy        n x 4 bits      with draws
+    tail mass      n x 8 bits      with a head, unless it is renormalised away
+    head ids       a set of ids at each position
+    head mass      sum(head) x 8 bits
+    draw ids       a set of ids at each position
+    draw counts    Elias gamma; without a head all but the first of a position, which is what is left of all draws
 
-A mass is a level of exp(-20 (c / 255)^2): fine near 1, coarse where it does not matter. It is rounded to one of its two
-neighbours at random with the odds that keep its expectation, and what rounding adds or takes is given back by the
-position's largest cell, so that every decoded distribution sums to 1 exactly.
+`bits.set_bits` says how a set is written. Streams follow one another bit by bit; a record is padded to whole bytes.
+
+A mass is a level of exp(-20 (c / 255)^2): fine near 1, coarse where it does not matter; an entropy is one of 16 levels.
+Each is rounded to one of its two neighbours at random with the odds that keep its expectation, and what rounding adds
+or takes of a position's mass is given back by its largest cell: decoded distributions sum to 1.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from limbeck.store.bits import PAD, IdClasses, IdSets, Streams, count_bits, field_bits, ranges, set_bits
 from limbeck.types import Dist
 
 if TYPE_CHECKING:
@@ -33,145 +37,192 @@ if TYPE_CHECKING:
     from limbeck.losses.support import Support
 
 LEVELS = np.exp(-20.0 * (np.arange(256) / 255.0) ** 2)
-MAX_ENTROPY = 16.0  # nats; the entropy of 8.9 million equally likely tokens
 HASH_BYTES = 8
+ENTROPY_BITS = 4
+MOST_VOCAB = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Codec:
-    """How one store's records are laid out: `head` 0 means sampled, `draws` 0 means top_k, both mean hybrid."""
+    """How one store's records are laid out: `head` 0 means draws only, `draws` 0 a head only; both mean hybrid.
+
+    `rest` is what becomes of the mass outside a head when it is read: `tail` (one cell of its own, or the draws),
+    `gold` (given to the label), `spread` (evenly on all other tokens), `renormalise` (cut off).
+    """
 
     vocab: int
     head: int
     draws: int
+    rest: str = "tail"
+
+    @cached_property
+    def classes(self) -> IdClasses:
+        return IdClasses.of(self.vocab)
+
+    @cached_property
+    def entropy_levels(self) -> np.ndarray:
+        """In nats: fine where the teacher is certain."""
+        most = math.log(max(self.vocab, 2))
+        return most * np.linspace(0.0, 1.0, 1 << ENTROPY_BITS) ** 2
 
     @property
-    def id_bits(self) -> int:
-        bits = max((self.vocab - 1).bit_length(), 1)
-        return 16 if 12 < bits <= 16 else bits  # 16-bit ids are read by a view
+    def keeps_tail(self) -> bool:
+        return self.head > 0 and self.rest != "renormalise"
 
-    @property
-    def count_bits(self) -> int:
-        return self.draws.bit_length()
-
-    @property
-    def variable_head(self) -> bool:
-        return self.head > 0 and self.draws > 0
-
-    def encode(self, support: Support, context_hash: str, generator: np.random.Generator) -> bytes:
-        """The record of one trace, from its n selected positions."""
-        head_ids = support.head_ids_nH.cpu().numpy()
-        valid = head_ids >= 0
-        num = len(head_ids)
-        sizes = valid.sum(1).astype(np.uint8)
-        rows = support.draw_rows_Q.cpu().numpy()
-        parts = [bytes.fromhex(context_hash)[:HASH_BYTES]]
-        if self.variable_head:
-            parts.append(sizes.tobytes())
+    def encode(self, support: Support, labels: np.ndarray, context_hash: str, generator: np.random.Generator) -> bytes:
+        """The record of one trace, from its n selected positions and the n tokens that really follow."""
+        streams: list[np.ndarray] = []
+        others: list[int] = []
         if self.draws:
-            parts.append(np.bincount(rows, minlength=num).astype(np.uint8).tobytes())
+            levels = self.entropy_levels
+            entropy = support.entropy_n.cpu().numpy().astype(np.float64).clip(0.0, levels[-1])
+            streams.append(field_bits(round_to(levels, entropy, generator.random()), ENTROPY_BITS))
+        if self.keeps_tail:
+            streams.append(field_bits(quantise(support.tail_n.cpu().numpy(), generator.random()), 8))
         if self.head:
-            parts.append(quantise(support.tail_n.cpu().numpy(), generator).tobytes())
+            ids = support.head_ids_nH.cpu().numpy()
+            rows, columns = np.nonzero(ids >= 0)
+            masses = support.head_p_nH.cpu().numpy()[rows, columns]
+            masses = self._set(rows, ids[rows, columns], masses, labels, streams, others)
+            streams.append(field_bits(quantise(masses, generator.random()), 8))
         if self.draws:
-            entropy = support.entropy_n.cpu().numpy() * (255 / MAX_ENTROPY)
-            parts.append(np.floor(entropy + generator.random(num)).clip(0, 255).astype(np.uint8).tobytes())
-        if self.head:
-            parts.append(pack_bits(head_ids[valid], self.id_bits))
-            parts.append(quantise(support.head_p_nH.cpu().numpy()[valid], generator).tobytes())
-        if self.draws:
-            parts.append(pack_bits(support.draw_ids_Q.cpu().numpy(), self.id_bits))
-            parts.append(pack_bits(support.draw_counts_Q.cpu().numpy(), self.count_bits))
-        return b"".join(parts)
+            rows = support.draw_rows_Q.cpu().numpy()
+            counts = support.draw_counts_Q.cpu().numpy()
+            counts = self._set(rows, support.draw_ids_Q.cpu().numpy(), counts, labels, streams, others)
+            if not self.head:
+                counts = counts[np.diff(rows, prepend=-1) == 0]
+            streams.append(count_bits(counts))
+        fixed = bytes.fromhex(context_hash)[:HASH_BYTES] + np.array(others, dtype="<u4").tobytes()
+        return fixed + np.packbits(np.concatenate(streams), bitorder="little").tobytes()
 
-    def decode(self, records: Sequence[tuple[np.ndarray, int]]) -> Dist:
-        """Distributions of several traces, one after the other. `records` are (bytes, number of positions)."""
-        columns = [self._columns(buffer, num) for buffer, num in records]
-        heads, drawn, tail, entropy, head_ids, head_codes, draw_ids, draw_counts = (
-            np.concatenate(column) for column in zip(*columns, strict=True)
-        )
-        num = len(heads)
-        width = int((heads + drawn).max(initial=1))
-        ids_NK = np.full((num, width), -1, dtype=np.int64)
-        p_NK = np.zeros((num, width + 1))
-        head_rows, head_cols = _ragged(heads)
-        ids_NK[head_rows, head_cols] = head_ids
-        p_NK[head_rows, head_cols] = LEVELS[head_codes]
-        tail_N = LEVELS[tail] if self.head else np.ones(num)
-        p_NK[:, -1] = tail_N
-        largest_N = p_NK.argmax(1)
-        p_NK[np.arange(num), largest_N] += 1.0 - p_NK.sum(1)
-        np.maximum(p_NK, 1e-12, out=p_NK, where=p_NK < 0)
-        if self.draws:
-            rows, cols = _ragged(drawn)
-            per_position = np.bincount(rows, weights=draw_counts, minlength=num)
-            ids_NK[rows, cols + heads[rows]] = draw_ids
-            p_NK[rows, cols + heads[rows]] = p_NK[rows, -1] * draw_counts / per_position[rows]
-            p_NK[drawn > 0, -1] = 0.0
-        with np.errstate(divide="ignore"):
-            logp_NK = np.log(p_NK).astype(np.float32)
+    def _set(
+        self,
+        rows: np.ndarray,
+        ids: np.ndarray,
+        values: np.ndarray,
+        labels: np.ndarray,
+        streams: list[np.ndarray],
+        others: list[int],
+    ) -> np.ndarray:
+        """Write a set of ids; returns `values` in the order in which they are read."""
+        order = np.argsort(rows * (self.vocab + 1) + np.where(ids == labels[rows], 0, ids + 1))
+        bits, other = set_bits(rows[order], ids[order], labels, self.classes)
+        streams.append(bits)
+        others.append(other)
+        return values[order]
+
+    def decode(self, records: Sequence[tuple[np.ndarray, np.ndarray]]) -> Dist:
+        """Distributions of several traces, one after the other. `records` are (bytes, labels of its positions).
+
+        Raises ValueError for an empty list."""
+        if not records:
+            raise ValueError("nothing to decode: the list of records is empty")
+        labels = np.concatenate([each for _, each in records]).astype(np.int64)
+        sizes = np.array([len(each) for _, each in records], dtype=np.int64)
+        ends = np.cumsum([0, *(len(buffer) for buffer, _ in records)])
+        buffer = np.concatenate([*(buffer for buffer, _ in records), np.zeros(PAD, dtype=np.uint8)])
+        num_sets = (self.head > 0) + (self.draws > 0)
+        at = ends[:-1] + HASH_BYTES
+        others = buffer[at[:, None] + np.arange(4 * num_sets)].view("<u4").astype(np.int64).T
+        streams = Streams(buffer, 8 * (at + 4 * num_sets), sizes)
+        entropy = self.entropy_levels[streams.numbers(sizes, ENTROPY_BITS)] if self.draws else None
+        if self.head:
+            ids_NK, p_NC = self._read_heads(streams, others, labels)
+            with np.errstate(divide="ignore"):
+                logp_NC = np.log(p_NC).astype(np.float32)
+            logp_NK, tail_N = np.ascontiguousarray(logp_NC[:, :-1]), np.ascontiguousarray(logp_NC[:, -1])
+        else:
+            sets, counts = self._read_draws(streams, others[-1], labels)
+            flat, width = _cells(sets.sizes)
+            ids_NK = _filled(len(labels), width, flat, sets.ids, -1)
+            with np.errstate(divide="ignore"):
+                logs = np.log(np.arange(self.draws + 1) / self.draws).astype(np.float32)
+            logp_NK = _filled(len(labels), width, flat, logs[counts], -np.inf)
+            tail_N = np.full(len(labels), -np.inf, dtype=np.float32)
+        entropy_N = None if entropy is None else torch.from_numpy(entropy.astype(np.float32))
         return Dist(
             torch.from_numpy(ids_NK),
-            torch.from_numpy(np.ascontiguousarray(logp_NK[:, :-1])),
-            torch.from_numpy(np.ascontiguousarray(logp_NK[:, -1])),
-            torch.from_numpy(entropy.astype(np.float32) * (MAX_ENTROPY / 255)) if self.draws else None,
+            torch.from_numpy(logp_NK),
+            torch.from_numpy(tail_N),
+            entropy_N,
+            self.rest == "spread",
         )
 
-    def _columns(self, buffer: np.ndarray, num: int) -> tuple[np.ndarray, ...]:
-        """The streams of one record as arrays; absent ones as constants."""
-        at = HASH_BYTES
-        none = np.zeros(num, dtype=np.uint8)
+    def _read_heads(self, streams: Streams, others: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and, with one more column for the tail, masses: of a head, its tail, and draws from it."""
+        num = len(labels)
+        tail_N = LEVELS[streams.numbers(streams.sizes, 8)] if self.keeps_tail else np.zeros(num)
+        head = streams.sets(others[0], labels, self.classes)
+        per_record = streams.per_record(head.sizes)
+        masses = LEVELS[streams.numbers(per_record, 8)]
+        tail_N[head.sizes == self.vocab] = 0.0  # nothing is outside
+        drawn, counts = IdSets(np.zeros(num, dtype=np.int64), np.zeros(0, dtype=np.int64)), None
+        if self.draws:
+            drawn, counts = self._read_draws(streams, others[1], labels)
+        extra = self.rest == "gold"
+        width = int((head.sizes + drawn.sizes).max(initial=1)) + extra
+        rows = np.arange(num)
+        at = ranges(rows * width, head.sizes)
+        ids_NK = _filled(num, width, at, head.ids, -1)
+        p_NC = np.zeros((num, width + 1))
+        p_NC[:, -1] = tail_N
+        p_NC.reshape(-1)[ranges(rows * (width + 1), head.sizes)] = masses
+        if self.rest == "renormalise":
+            return ids_NK, p_NC / p_NC.sum(1, keepdims=True)
+        p_NC[rows, p_NC.argmax(1)] += 1.0 - p_NC.sum(1)
+        np.maximum(p_NC, 0.0, out=p_NC)
+        if extra:
+            has = (ids_NK[:, 0] == labels) & (head.sizes > 0)
+            column = np.where(has, 0, head.sizes)
+            ids_NK[rows, column] = labels
+            p_NC[rows, column] += p_NC[:, -1]
+            p_NC[:, -1] = 0.0
+        if counts is not None:
+            ids_NK.reshape(-1)[ranges(rows * width + head.sizes, drawn.sizes)] = drawn.ids
+            of = np.repeat(rows, drawn.sizes)
+            per_position = np.bincount(of, weights=counts, minlength=num)
+            share = p_NC[of, -1] * counts / per_position[of]
+            p_NC.reshape(-1)[ranges(rows * (width + 1) + head.sizes, drawn.sizes)] = share
+            p_NC[drawn.sizes > 0, -1] = 0.0
+        return ids_NK, p_NC
 
-        def take(count: int, bits: int) -> np.ndarray:
-            nonlocal at
-            size = (count * bits + 7) // 8
-            at += size
-            return unpack_bits(buffer[at - size : at], count, bits)
-
-        heads = take(num, 8) if self.variable_head else np.full(num, min(self.head, self.vocab), dtype=np.uint8)
-        drawn = take(num, 8) if self.draws else none
-        tail = take(num, 8) if self.head else none
-        entropy = take(num, 8) if self.draws else none
-        num_head, num_drawn = int(heads.sum(dtype=np.int64)), int(drawn.sum(dtype=np.int64))
-        head_ids = take(num_head, self.id_bits)
-        head_codes = take(num_head, 8)
-        draw_ids = take(num_drawn, self.id_bits)
-        draw_counts = take(num_drawn, self.count_bits or 8)
-        sizes = heads.astype(np.int64), drawn.astype(np.int64)
-        return (*sizes, tail, entropy, head_ids, head_codes, draw_ids, draw_counts)
+    def _read_draws(self, streams: Streams, others: np.ndarray, labels: np.ndarray) -> tuple[IdSets, np.ndarray]:
+        """Drawn ids and how often each was drawn."""
+        sets = streams.sets(others, labels, self.classes)
+        per_record = streams.per_record(sets.sizes)
+        if self.head:
+            return sets, streams.counts(per_record)
+        counts = np.zeros(len(sets.ids), dtype=np.int64)
+        first = np.cumsum(sets.sizes) - sets.sizes
+        later = np.ones(len(sets.ids), dtype=np.bool_)
+        later[first] = False
+        counts[later] = streams.counts(per_record - streams.sizes)
+        if len(first):
+            counts[first] = self.draws - np.add.reduceat(counts, first)
+        return sets, counts
 
 
-def quantise(p: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Codes of masses, rounded at random to a neighbouring level so that E[LEVELS[code]] == p. Below the last level
+def quantise(p: np.ndarray, start: float) -> np.ndarray:
+    """Codes of masses, so that the mean of LEVELS[code] over `start` (uniform in [0, 1)) is p. Below the last level
     (2e-9) the last code is used."""
-    with np.errstate(divide="ignore"):
-        code = np.floor(255.0 * np.sqrt(np.clip(-np.log(p.astype(np.float64)), 0.0, 20.0) / 20.0)).astype(np.int64)
-    code = np.minimum(code, 254)
-    upper, lower = LEVELS[code], LEVELS[code + 1]
-    up = (upper - p) > generator.random(p.shape) * (upper - lower)
-    return (code + up).astype(np.uint8)
+    return 255 - round_to(LEVELS[::-1], p.astype(np.float64), start)
 
 
-def pack_bits(values: np.ndarray, bits: int) -> bytes:
-    """Unsigned integers below 2**bits, little-endian bit order, padded to whole bytes."""
-    if bits in (8, 16, 32):
-        return values.astype(f"<u{bits // 8}").tobytes()
-    spread = (values.astype(np.uint64)[:, None] >> np.arange(bits, dtype=np.uint64)) & np.uint64(1)
-    return np.packbits(spread.astype(np.uint8).ravel(), bitorder="little").tobytes()
+def round_to(levels: np.ndarray, values: np.ndarray, start: float) -> np.ndarray:
+    """Index of the level below or above each value, in ascending `levels`. Each one is rounded up with the odds that
+    keep its expectation; systematically, one number for all, so that what neighbours gain and lose nearly cancels."""
+    low = np.clip(np.searchsorted(levels, values, side="right") - 1, 0, len(levels) - 2)
+    odds = np.clip((values - levels[low]) / (levels[low + 1] - levels[low]), 0.0, 1.0)
+    return low + np.diff(np.floor(np.cumsum(odds) + start), prepend=0.0).astype(np.int64)
 
 
-def unpack_bits(buffer: np.ndarray, count: int, bits: int) -> np.ndarray:
-    """The inverse of `pack_bits`, for at most 24 bits (or exactly 32)."""
-    if bits in (8, 16, 32):
-        return np.frombuffer(buffer.tobytes(), dtype=f"<u{bits // 8}", count=count)
-    padded = np.concatenate([np.asarray(buffer, dtype=np.uint8), np.zeros(4, dtype=np.uint8)]).astype(np.uint32)
-    start = np.arange(count, dtype=np.int64) * bits
-    byte = start >> 3
-    window = padded[byte] | padded[byte + 1] << 8 | padded[byte + 2] << 16 | padded[byte + 3] << 24
-    return (window >> (start & 7).astype(np.uint32)) & np.uint32((1 << bits) - 1)
+def _cells(sizes: np.ndarray) -> tuple[np.ndarray, int]:
+    """Flat places of rows of the given sizes, padded to one width."""
+    width = int(sizes.max(initial=1))
+    return ranges(np.arange(len(sizes)) * width, sizes), width
 
 
-def _ragged(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every entry of rows with the given sizes."""
-    rows = np.repeat(np.arange(len(sizes)), sizes)
-    starts = np.cumsum(sizes) - sizes
-    return rows, np.arange(len(rows)) - starts[rows]
+def _filled(num: int, width: int, flat: np.ndarray, values: np.ndarray, empty: float) -> np.ndarray:
+    out = np.full((num, width), empty, dtype=values.dtype)
+    out.reshape(-1)[flat] = values
+    return out

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
+from limbeck.packing import labels_of
 from limbeck.store.codec import HASH_BYTES
 from limbeck.store.schema import StoreHeader, check_context
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
@@ -95,7 +96,7 @@ class TraceStore:
     def dists(self, traces: Sequence[Trace]) -> Dist:
         """The distributions of several traces, one after the other, positions in order: N = sum of their supervised
         positions. Raises StoreError when a trace's tokens are not those that its record was computed on."""
-        return self.header.codec.decode([(self._record(trace), trace.num_supervised) for trace in traces])
+        return self.header.codec.decode([(self._record(trace), labels_of(trace)) for trace in traces])
 
     def _record(self, trace: Trace) -> np.ndarray:
         place = self._places.get(trace.id)

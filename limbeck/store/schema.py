@@ -14,14 +14,15 @@ from limbeck.rundir import fingerprint
 from limbeck.store.codec import Codec
 from limbeck.types import Row, Span, Trace
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class StoreHeader:
     """The identity of a store: everything that its distributions depend on besides the tokens themselves.
 
-    `kind` is top_k, sampled or hybrid; `temperature` the one the distributions were taken at; `dtype` the teacher's.
+    `kind` is top_k, sampled or hybrid, `head`, `draws`, `min_prob` its sizes, `rest` how the mass outside a
+    head is read (`Codec`); `temperature` the one the distributions were taken at; `dtype` the teacher's.
     """
 
     version: int
@@ -29,6 +30,7 @@ class StoreHeader:
     head: int
     draws: int
     min_prob: float
+    rest: str
     vocab: int
     temperature: float
     dtype: str
@@ -41,7 +43,7 @@ class StoreHeader:
 
     @property
     def codec(self) -> Codec:
-        return Codec(self.vocab, self.head, self.draws)
+        return Codec(self.vocab, self.head, self.draws, self.rest)
 
     @property
     def fingerprint(self) -> str:

@@ -36,12 +36,15 @@ def read_header(path: Path) -> StoreHeader:
     if not file.exists():
         raise StoreError(f"there is no trace store at {path} (store.json is missing). Make one with `limbeck label`.")
     try:
-        header = StoreHeader(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        facts = json.loads(file.read_text())
+        if facts["version"] != VERSION:
+            raise StoreError(
+                f"{path} is a store of version {facts['version']}; this Limbeck reads version {VERSION}. "
+                "Move it away and label again."
+            )
+        return StoreHeader(**facts)
+    except (ValueError, TypeError, KeyError) as error:
         raise StoreError(f"{file} is not a store header: {error}. Move {path} away and label again.") from error
-    if header.version != VERSION:
-        raise StoreError(f"{path} is a store of version {header.version}; this Limbeck reads version {VERSION}.")
-    return header
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:

@@ -8,13 +8,16 @@ import torch
 
 from limbeck.errors import StoreError
 from limbeck.losses.support import SupportSpec, select
-from limbeck.store import StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
+from limbeck.packing import labels_of
+from limbeck.store import VERSION, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.types import Trace
 
 
 @pytest.fixture
 def header():
-    return StoreHeader(1, "hybrid", 4, 8, 0.01, 300, 1.0, "float32", "lm", "tiny", "tok", "", {"kind": "score"}, 0)
+    return StoreHeader(
+        VERSION, "hybrid", 4, 8, 0.01, "tail", 300, 1.0, "float32", "lm", "tiny", "tok", "", {"kind": "score"}, 0
+    )
 
 
 def make(header, row_id, length=6):
@@ -24,7 +27,7 @@ def make(header, row_id, length=6):
         trace_id(row_id, header, 0), row_id, "train", "t", row_id, ids, spans, "lm", "tok", context_hash(ids, spans)
     )
     support = select(torch.randn(trace.num_supervised, 300), SupportSpec(4, 8, 0.01), 1.0, torch.Generator())
-    return trace, header.codec.encode(support, trace.context_hash, np.random.default_rng(0))
+    return trace, header.codec.encode(support, labels_of(trace), trace.context_hash, np.random.default_rng(0))
 
 
 def fill(path, header, shards, only=None):
