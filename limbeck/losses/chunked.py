@@ -51,9 +51,9 @@ def fused_distill_loss(
     the hidden rows' dtype, everything else in float32. `target`: a Dist or a LiveTarget at the same rows; None needs
     ce_weight 1. labels_N: int64 ground truth, needed when ce_weight > 0. Logits are
     `softcap(logit_scale * (hidden @ weight.T + bias))`. `scratch_bytes` bounds the logits that exist at a time (a live
-    teacher's take as much again). `compile` runs the arithmetic on rows through `torch.compile`, which wants a compiler
-    on the machine: the same numbers, faster where a divergence has many passes. `params` are the divergence's own
-    (`DIVERGENCES`).
+    teacher's take as much again). `compile` runs the arithmetic of a live target through `torch.compile`, which wants a
+    compiler on the machine: the same numbers, faster where a divergence has many passes. `params` are the divergence's
+    own (`DIVERGENCES`).
 
     Differentiable in hidden, weight and bias (once). Raises ValueError where arguments contradict each other.
     """
@@ -85,6 +85,8 @@ def fused_terms(
     """As `fused_distill_loss` for all of an objective's terms in one pass, and the unweighted sums of CE and divergence
     beside the loss."""
     _refuse(target, terms, labels_N)
+    if compile and not isinstance(target, LiveTarget):
+        raise ValueError("compile is for live targets; a stored one takes one softmax, which gains nothing from it")
     job = _Job(head, target, terms, labels_N, weights_N, scratch_bytes, compile)
     loss, ce, kl = _Fused.apply(hidden_ND, head.weight_VD, head.bias_V, job)  # type: ignore[misc]
     return LossOut(loss=loss, ce=ce, kl=None if target is None else kl, num=hidden_ND.shape[0])
@@ -326,8 +328,8 @@ def _run(
                 None if job.labels_N is None else job.labels_N[rows],
                 None if job.weights_N is None else job.weights_N[rows],
             )
-            sums_3, dbias_V = on_block(block, head, None if theirs is None else theirs.head, job.terms)
-            totals_3 += sums_3
+            rows_loss, dbias_V = on_block(block, head, None if theirs is None else theirs.head, job.terms)
+            totals_3 += torch.stack([each_n.sum() for each_n in rows_loss[:3]]).double()
             if grads.dbias_V is not None:
                 grads.dbias_V += dbias_V
         if any(needs):
@@ -347,13 +349,13 @@ class _Block(NamedTuple):
 
 
 @functools.cache
-def _compiled_block() -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _compiled_block() -> Callable[..., tuple[RowLoss, Tensor | None]]:
     return torch.compile(_block)
 
 
-def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> tuple[Tensor, Tensor | None]:
-    """Turn the student's products into the loss's gradient on them, in place; returns the sums of loss, CE and
-    divergence, and the gradient of a bias."""
+def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> tuple[RowLoss, Tensor | None]:
+    """Turn the student's products into the loss's gradient on them, in place; returns the losses of the rows, weighted,
+    and the gradient of a bias."""
     z_nV = _finished(_widened(block.z_nV), head)
     u_nV = None
     if block.u_nV is not None and teacher_head is not None:
@@ -375,8 +377,7 @@ def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -
         z_nV.mul_(head.scale)
     if z_nV.dtype != block.z_nV.dtype:
         block.z_nV.copy_(z_nV)
-    sums_3 = torch.stack([loss_n.sum(), out.ce_n.sum(), out.kl_n.sum()]).double()
-    return sums_3, None if head.bias_V is None else z_nV.sum(0)
+    return out._replace(loss_n=loss_n), None if head.bias_V is None else z_nV.sum(0)
 
 
 def _rows(z_nV: Tensor, u_nV: Tensor | None, block: _Block, terms: Terms) -> RowLoss:
