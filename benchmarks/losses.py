@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from common import interleave, machine
-from peer_losses import LIVE, STORED, Problem
+from peers import LIVE, STORED, Problem
 
 from limbeck.device import prepare_cpu
 from limbeck.losses import Terms, fused_terms, iter_logits
@@ -120,7 +120,7 @@ def losses(group: str, problem: Problem) -> dict[str, Callable[[], torch.Tensor]
     for name, (kind, terms, compiled) in OURS[group].items():
         target = stored(problem, kind) if kind in ("top_k", "sampled") else None
         if kind == "live":
-            target = LiveTarget(problem.teacher_ND, Head(problem.teacher_VD))
+            target = LiveTarget(problem.teacher_ND, problem.teacher_VD)
         work[name] = lambda target=target, terms=terms, compiled=compiled: ours(problem, target, terms, compiled)
     for name, loss in (STORED if group == "stored" else LIVE).items():
         work[name] = lambda loss=loss: loss(problem)

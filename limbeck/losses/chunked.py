@@ -162,8 +162,7 @@ class _Products:
     def __init__(self, hidden_ND: Tensor, head: Head, scratch_bytes: int, block_rows: int | None = None) -> None:
         self.hidden_ND, self.head = hidden_ND, head
         vocab = head.weight_VD.shape[0]
-        block_bytes = BLOCK_BYTES.get(hidden_ND.device.type, BLOCK_BYTES["cuda"])
-        self.block_rows = block_rows or max(block_bytes // (4 * vocab), 1)
+        self.block_rows = block_rows or _block_rows(hidden_ND, vocab)
         # Small chunks read the head too often; large ones only take memory. Whole blocks, so that two models of one
         # vocabulary but different dtypes are cut alike.
         rows = scratch_bytes // (hidden_ND.element_size() * vocab)
@@ -194,6 +193,11 @@ class _Products:
         for start in range(part.start, part.stop, self.block_rows):
             stop = min(start + self.block_rows, part.stop)
             yield slice(start, stop), logits_cV[start - part.start : stop - part.start]
+
+
+def _block_rows(like: Tensor, vocab: int, sides: int = 1) -> int:
+    """How many rows of float32 logits of a student, or of student and teacher, make a block."""
+    return max(BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cuda"]) // (4 * vocab * sides), 1)
 
 
 def _widened(raw_nV: Tensor) -> Tensor:
@@ -310,10 +314,12 @@ def _run(
     hidden_ND: Tensor, head: Head, job: _Job, needs: tuple[bool, bool, bool]
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     totals_3 = torch.zeros(3, dtype=torch.float64, device=hidden_ND.device)
-    own, theirs = _Products(hidden_ND, head, job.scratch_bytes), None
+    block_rows = _block_rows(hidden_ND, head.weight_VD.shape[0], 1 if job.live is None else 2)
+    own, theirs = _Products(hidden_ND, head, job.scratch_bytes, block_rows), None
     if job.live is not None:
         teacher_ND = job.live.hidden_ND.detach()
-        theirs = _Products(teacher_ND, _detached(job.live.head, teacher_ND.dtype), job.scratch_bytes)
+        teacher_head = _detached(job.live.head, teacher_ND.dtype)
+        theirs = _Products(teacher_ND, teacher_head, job.scratch_bytes, block_rows)
         own.rows = theirs.rows = min(own.rows, theirs.rows)
     grads = _Grads(hidden_ND, head, needs, _sum_dtype(own, job.head.weight_VD.dtype))
     on_block = _compiled_block() if job.compile else _block

@@ -1,10 +1,14 @@
-"""Losses of other libraries on the same hidden rows and heads, as they are meant to be called. Each function gives a
-mean in nats per position, or raises ImportError where its library is not installed (`make peers`)."""
+"""Other libraries on the same tensors and tokens, as they are meant to be called: losses, and TRL's training step.
+
+Each loss is a mean in nats per position. ImportError where a library is not installed (`make peers` installs them).
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -95,3 +99,57 @@ LIVE: dict[str, Callable[[Problem], Tensor]] = {
     "TRL chunked beta 0": lambda problem: trl_chunked(problem, 0.0),
     "TRL chunked beta 0.5": lambda problem: trl_chunked(problem, 0.5),
 }
+
+
+def trl_step(student, teacher, tokenizer, ids_BT: Tensor, **config) -> Callable[[], float]:
+    """GKDTrainer on one batch, over and over: seconds from the end of one training step to the end of the next.
+
+    No generation (`lmbda` 0). `config` goes to GKDConfig; everything else is as it comes.
+    """
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    batch = {
+        "input_ids": ids_BT,
+        "attention_mask": torch.ones_like(ids_BT),
+        "labels": ids_BT.masked_fill(torch.arange(ids_BT.shape[1]) == 0, -100),
+        "prompts": ids_BT[:, :1],
+        "prompt_attention_mask": torch.ones_like(ids_BT[:, :1]),
+    }
+    ends: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            ends.append(time.perf_counter())
+
+    def run() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = GKDTrainer(
+                model=student,
+                teacher_model=teacher,
+                args=GKDConfig(
+                    output_dir=folder,
+                    use_cpu=True,
+                    per_device_train_batch_size=len(ids_BT),
+                    max_steps=2,
+                    lmbda=0.0,
+                    report_to=[],
+                    save_strategy="no",
+                    logging_strategy="no",
+                    disable_tqdm=True,
+                    dataloader_pin_memory=False,
+                    **config,
+                ),
+                data_collator=lambda _: {name: tensor.clone() for name, tensor in batch.items()},
+                train_dataset=Dataset.from_dict({"row": list(range(4 * len(ids_BT)))}),
+                processing_class=tokenizer,
+                callbacks=[Clock()],
+            )
+            trainer.train()
+        return ends[-1] - ends[-2]
+
+    return run
+
+
+TUNED = {"beta": 0.0, "bf16": True, "gradient_checkpointing": False}
