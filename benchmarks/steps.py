@@ -165,3 +165,7 @@ def small(vocab: int) -> LlamaForCausalLM:
             tie_word_embeddings=True,
         )
     )
+
+
+if __name__ == "__main__":
+    main()

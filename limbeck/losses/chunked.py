@@ -334,10 +334,10 @@ def _run(
                 None if job.labels_N is None else job.labels_N[rows],
                 None if job.weights_N is None else job.weights_N[rows],
             )
-            rows_loss, dbias_V = on_block(block, head, None if theirs is None else theirs.head, job.terms)
-            totals_3 += torch.stack([each_n.sum() for each_n in rows_loss[:3]]).double()
+            out = on_block(block, head, None if theirs is None else theirs.head, job.terms)
+            totals_3 += torch.stack([each_n.sum() for each_n in out[:3]]).double()
             if grads.dbias_V is not None:
-                grads.dbias_V += dbias_V
+                grads.dbias_V += _widened(z_nV).sum(0)
         if any(needs):
             grads.add(part, z_cV)
     loss, ce, kl = (total.clone() for total in totals_3.to(torch.promote_types(hidden_ND.dtype, torch.float32)))
@@ -355,13 +355,13 @@ class _Block(NamedTuple):
 
 
 @functools.cache
-def _compiled_block() -> Callable[..., tuple[RowLoss, Tensor | None]]:
-    return torch.compile(_block)
+def _compiled_block() -> Callable[..., RowLoss]:
+    # Loops over independent rows are not merged: torch 2.13 stops with a KeyError where it tries (a bias and a soft cap).
+    return torch.compile(_block, options={"cpp.max_horizontal_fusion_size": 1})
 
 
-def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> tuple[RowLoss, Tensor | None]:
-    """Turn the student's products into the loss's gradient on them, in place; returns the losses of the rows, weighted,
-    and the gradient of a bias."""
+def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> RowLoss:
+    """Turn the student's products into the loss's gradient on them, in place; returns the rows' losses, weighted."""
     z_nV = _finished(_widened(block.z_nV), head)
     u_nV = None
     if block.u_nV is not None and teacher_head is not None:
@@ -383,7 +383,7 @@ def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -
         z_nV.mul_(head.scale)
     if z_nV.dtype != block.z_nV.dtype:
         block.z_nV.copy_(z_nV)
-    return out._replace(loss_n=loss_n), None if head.bias_V is None else z_nV.sum(0)
+    return out._replace(loss_n=loss_n)
 
 
 def _rows(z_nV: Tensor, u_nV: Tensor | None, block: _Block, terms: Terms) -> RowLoss:

@@ -272,13 +272,17 @@ def _live_jsd(
     beta = params["beta"]
     if beta in (0.0, 1.0):
         return (_live_forward_kl if beta == 0.0 else _live_reverse_kl)(z_nV, u_nV, params, factors)
-    q_nV, p_nV = torch.empty_like(z_nV), torch.empty_like(u_nV)
-    normaliser_n, other_n = softmax_(z_nV, out=q_nV), softmax_(u_nV, out=p_nV)
+    # The largest is taken off first: what remains is small where it weighs, however large the logits were.
+    max_n = z_nV.amax(1)
+    z_nV.sub_(max_n[:, None])
+    u_nV.sub_(u_nV.amax(1)[:, None])
+    q_nV, p_nV = torch.softmax(z_nV, 1), torch.softmax(u_nV, 1)
+    normaliser_n, other_n = -q_nV.amax(1).log(), -p_nV.amax(1).log()
     logm_nV = torch.lerp(q_nV, p_nV, beta).clamp_min_(TINY).log_()
     theirs_n = u_nV.sub_(logm_nV).mul_(p_nV).sum(1) - other_n
     gap_nV = z_nV.sub_(logm_nV)
     ours_n = _own_gap(q_nV, gap_nV, 1.0 - beta, factors, out=z_nV) - normaliser_n
-    return beta * theirs_n + (1.0 - beta) * ours_n, normaliser_n
+    return beta * theirs_n + (1.0 - beta) * ours_n, normaliser_n + max_n
 
 
 def _own_gap(q_nV: Tensor, gap_nV: Tensor, share: float, factors: tuple[float, float], out: Tensor) -> Tensor:
