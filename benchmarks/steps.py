@@ -1,9 +1,11 @@
-"""A training step from stored targets against a plain cross-entropy step of the same student in the same loop.
+"""Whole training steps of one student on the same 8 x 256 tokens: from stored targets, with a live teacher, from labels
+alone, with full logits as most trainers do, and in TRL's GKDTrainer.
 
-    python benchmarks/steps.py [--rounds 5] [--precision bfloat16]
+    python benchmarks/steps.py [--student small|demo] [--precision bfloat16|float32] [--rounds 3] [--only stored]
 
-Steps are whole: fetch (decoding included), forward, backward, clip, AdamW. Memory is measured in a fresh process for
-each kind of step. The step that people run without a fused head (full logits) is shown beside.
+Steps are whole: fetch (decoding included), forward, backward, clip, AdamW. Memory is the peak of a fresh process that
+runs two steps of one kind. `small` is a random Llama of 17 million parameters (width 256, six layers), `demo` the
+demo's student of twenty layers. TRL: `make peers`, then `.venv-peers/bin/python benchmarks/steps.py`.
 """
 
 from __future__ import annotations
@@ -11,58 +13,126 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, student, teacher
+from peers import TUNED, trl_step
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from limbeck.device import prepare_cpu
 from limbeck.jobs.label import codec_of, score, support_spec
 from limbeck.lms.hf import packed_hidden
 from limbeck.losses import Terms
 from limbeck.meter import measure
-from limbeck.packing import labels_of, pack, plan_batches
+from limbeck.packing import labels_of, pack
 from limbeck.recipe import Optimizer, Sampled
 from limbeck.train.distiller import Distiller
 from limbeck.train.optim import build_optimizer
-from limbeck.types import LiveTarget
+from limbeck.types import Dist, LiveTarget, Row
 
-KINDS = ("ce", "stored", "stored + ce", "live", "ce, full logits")
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limbeck.lms.hf import HfLM
+
+OURS = {
+    "CE, fused": Terms(ce_weight=1.0),
+    "stored": Terms(),
+    "stored, with CE": Terms(ce_weight=0.3),
+    "live": Terms(),
+    "live jsd": Terms("jsd"),
+}
+PLAIN = "CE, full logits"
+FORWARD = "teacher's forward, logits"
+TRL = {"TRL GKD, tuned": TUNED, "TRL GKD, as it comes": {}}
+KINDS = (*OURS, PLAIN, FORWARD, *TRL)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--precision", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--memory", choices=KINDS, help="run two steps of one kind and print the peak in bytes")
+    parser.add_argument("--student", default="small", choices=["small", "demo"])
+    parser.add_argument("--only", default="", help="only steps whose name contains this")
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.memory:
-        step = build(args.precision, (args.memory,))[args.memory]
+    warnings.filterwarnings("ignore")
+    prepare_cpu()
+    if args.one:
+        step = build(args, [args.one])[args.one]
+        step()
         with measure() as cost:
-            step()
             step()
         print(cost.peak_bytes)
         return
-    steps = build(args.precision, KINDS)
+    steps = build(args, [kind for kind in KINDS if args.only in kind])
     seconds = interleave(steps, args.rounds)
-    command = [sys.executable, __file__, "--precision", args.precision, "--memory"]
-    peaks = {
-        kind: int(subprocess.run([*command, kind], capture_output=True, text=True, check=True).stdout) for kind in KINDS
-    }
-    print(f"# {machine()}, 2,048 tokens, student of 20 layers, {args.precision}")
-    print(f"{'step':18}{'ms':>8}{'of ce':>8}{'peak MiB':>10}{'of ce':>8}")
-    for kind in KINDS:
-        time_share, peak_share = seconds[kind] / seconds["ce"], peaks[kind] / peaks["ce"]
-        print(f"{kind:18}{seconds[kind] * 1e3:8.0f}{time_share:8.3f}{peaks[kind] / 2**20:10.0f}{peak_share:8.3f}")
+    print(f"# {machine()}, 8 x 256 tokens, {args.student} student, {args.precision}")
+    print(f"{'step':28}{'ms':>8}{'of CE':>8}{'peak MiB':>10}")
+    for kind, value in seconds.items():
+        share = f"{value / seconds['CE, fused']:8.3f}" if "CE, fused" in seconds else ""
+        print(f"{kind:28}{value * 1e3:8.0f}{share}{'' if args.no_memory else f'{peak(args, kind) / 2**20:10.0f}'}")
+    if {"CE, fused", FORWARD, "live"} <= seconds.keys():
+        print(f"live / (teacher's forward + CE) {seconds['live'] / (seconds[FORWARD] + seconds['CE, fused']):.3f}")
 
 
-def build(precision: str, kinds: tuple[str, ...]) -> dict:
-    lm = teacher()
-    rows = stdlib_rows(lm, 60, 256)
-    rows = [rows[i] for i in plan_batches([len(row.ids) for row in rows], 2048)[0]]
-    model = student(lm)
-    dtype = getattr(torch, precision)
-    batch = pack(rows)
+def peak(args: argparse.Namespace, kind: str) -> int:
+    command = [sys.executable, __file__, "--precision", args.precision, "--student", args.student, "--one", kind]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+
+def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], float | None]]:
+    lm = teacher(args.precision)
+    tokens = np.concatenate([row.ids for row in stdlib_rows(lm, 200)])[: 8 * 256].reshape(8, 256)
+    ids_BT = torch.from_numpy(tokens.astype(np.int64))
+    rows = [Row(f"{n:016x}", "train", "", "", ids, ((1, 256),), "") for n, ids in enumerate(tokens)]
+    batch, vocab = pack(rows), lm.vocab
+    model = small(lm.model.config.vocab_size) if args.student == "small" else student(lm)
+    dtype = getattr(torch, args.precision)
+    optimizer = build_optimizer(model, Optimizer())
+    fetch = {"live": lambda: replace(batch, target=LiveTarget.of(lm.hidden(batch), lm.head))}
+    if any(kind.startswith("stored") for kind in kinds):
+        decode = reader(lm, rows)
+        fetch["stored"] = lambda: replace(batch, target=decode())
+    if not any(kind.startswith(("live", "TRL", FORWARD)) for kind in kinds):
+        del lm, fetch["live"]
+    distillers = {kind: Distiller(model, terms, vocab=vocab, precision=dtype) for kind, terms in OURS.items()}
+
+    def step(kind: str) -> None:
+        optimizer.zero_grad()
+        if kind == PLAIN:
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+                logits_NV = model.get_output_embeddings()(packed_hidden(model, batch))
+            torch.nn.functional.cross_entropy(logits_NV.float(), batch.labels_N).backward()
+        else:
+            fetched = fetch.get(kind.split()[0].rstrip(","), lambda: batch)()
+            (distillers[kind](fetched).loss / batch.num_supervised).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    def forward() -> None:
+        with torch.no_grad():
+            lm.model(ids_BT, use_cache=False).logits.sum()
+
+    steps: dict[str, Callable[[], float | None]] = {}
+    for kind in kinds:
+        if kind in TRL:
+            try:
+                steps[kind] = trl(args, ids_BT, kind)
+            except ImportError as error:
+                print(f"# skipped: {kind} ({error})")
+        else:
+            steps[kind] = forward if kind == FORWARD else lambda kind=kind: step(kind)
+    return steps
+
+
+def reader(lm: HfLM, rows: list[Row]) -> Callable[[], Dist]:
+    """What a stored target of the default kind takes at each step: bytes to tensors."""
     codec, spec = codec_of(Sampled(), lm.vocab), support_spec(Sampled())
     supports = score(lm, rows, spec, 1.0, torch.Generator().manual_seed(0))
     rounding = np.random.default_rng(0)
@@ -70,35 +140,29 @@ def build(precision: str, kinds: tuple[str, ...]) -> dict:
         (np.frombuffer(codec.encode(support, labels_of(row), "00" * 8, rounding), np.uint8), labels_of(row))
         for support, row in zip(supports, rows, strict=True)
     ]
-    if "live" not in kinds:
-        del lm
-    distillers = {
-        "ce": Distiller(model, Terms(ce_weight=1.0), vocab=codec.vocab, precision=dtype),
-        "stored": Distiller(model, Terms(), vocab=codec.vocab, precision=dtype),
-        "stored + ce": Distiller(model, Terms(ce_weight=0.3), vocab=codec.vocab, precision=dtype),
-        "live": Distiller(model, Terms(), vocab=codec.vocab, precision=dtype),
-    }
-    optimizer = build_optimizer(model, Optimizer())
+    return lambda: codec.decode(records)
 
-    def fetch(kind: str):
-        if kind.startswith("stored"):
-            return replace(batch, target=codec.decode(records))
-        if kind == "live":
-            return replace(batch, target=LiveTarget.of(lm.hidden(batch), lm.head))
-        return batch
 
-    def step(kind: str) -> None:
-        optimizer.zero_grad()
-        if kind == "ce, full logits":
-            with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                logits_NV = model.get_output_embeddings()(packed_hidden(model, batch))
-            torch.nn.functional.cross_entropy(logits_NV.float(), batch.labels_N).backward()
-        else:
-            (distillers[kind](fetch(kind)).loss / batch.num_supervised).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+def trl(args: argparse.Namespace, ids_BT: torch.Tensor, kind: str) -> Callable[[], float]:
+    """Models of its own; the teacher in bfloat16 where the settings are tuned, else as `from_pretrained` gives it."""
+    lm = teacher("bfloat16" if TRL[kind] else "float32")
+    model = small(lm.model.config.vocab_size) if args.student == "small" else student(lm)
+    return trl_step(model, lm.model, lm.tokenizer, ids_BT, **TRL[kind])
 
-    return {kind: lambda kind=kind: step(kind) for kind in kinds}
+
+def small(vocab: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=256,
+            intermediate_size=768,
+            num_hidden_layers=6,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            tie_word_embeddings=True,
+        )
+    )
 
 
 if __name__ == "__main__":

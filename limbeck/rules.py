@@ -216,8 +216,17 @@ def _all_divergences(objective: Objective) -> list[tuple[str, Divergence]]:
 
 
 def offers(target: TopK | Sampled | Hybrid | Live) -> Needs:
-    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
-    return "full" if isinstance(target, Live) else "cells" if isinstance(target, TopK) else "sample"
+    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample (as a top_k
+    whose tail was given away: a token outside has no probability at all, or an invented one)."""
+    if isinstance(target, Live):
+        return "full"
+    return "cells" if isinstance(target, TopK) and target.rest == "tail" else "sample"
+
+
+def is_biased(target: TopK | Sampled | Hybrid | Live) -> bool:
+    """Whether a target gives the teacher's mass to tokens that do not have it."""
+    cut = isinstance(target, TopK) and target.rest != "tail"
+    return cut or (isinstance(target, Sampled) and target.value == "probability")
 
 
 def _divergences(recipe: Recipe) -> Iterator[Problem]:
@@ -234,8 +243,8 @@ def _divergences(recipe: Recipe) -> Iterator[Problem]:
             yield problem(
                 where,
                 f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's "
-                f"probability of every token; a stored {target.kind} target has only some. Set trace.target.kind=full "
-                "(the teacher runs beside the student), or use forward_kl.",
+                f"probability of every token; this stored {target.kind} target has only some. Set "
+                "trace.target.kind=full (the teacher runs beside the student), or use forward_kl.",
             )
         for name, value in divergence.inert.items():
             if getattr(divergence, name) == value:
@@ -309,10 +318,11 @@ def _weights(weights: PositionWeights, target: TopK | Sampled | Hybrid | Live) -
         yield from _doubt(f"{where}.teacher", teacher)
         if teacher.certain == teacher.unsure:
             yield problem(f"{where}.teacher", "gives every position one weight; remove it.")
-        if teacher.by == "entropy" and isinstance(target, TopK):
+        if teacher.by == "entropy" and (isinstance(target, TopK) or is_biased(target)):
             yield problem(
                 f"{where}.teacher.by",
-                "is entropy, which a stored top_k target does not know. Use confidence, or another trace.target.",
+                f"is entropy, which this stored {target.kind} target does not know. Use confidence, or another "
+                "trace.target.",
             )
         if teacher.by == "confidence" and isinstance(target, Sampled):
             yield problem(
@@ -333,9 +343,18 @@ SMALL_K = 32
 def warn_static(recipe: Recipe) -> list[Problem]:
     """What is allowed and yet doubtful; [] when nothing is. Beside a problem it says nothing new."""
     target, objective = recipe.trace.target, recipe.objective
-    if not isinstance(target, TopK) or objective.only_ce:
+    if objective.only_ce:
         return []
     found = []
+    if is_biased(target):
+        how = f"rest {target.rest}" if isinstance(target, TopK) else "value probability"
+        message = (
+            f"is {target.kind} with {how}: a known bias, kept to compare with. The student learns to be surer, or else "
+            "wrong, about what was left out; sampled with counts is unbiased and smaller."
+        )
+        found.append(problem("trace.target", message))
+    if not isinstance(target, TopK):
+        return found
     for where, divergence in _all_divergences(objective):
         if needs_of(divergence) == "cells":
             message = (
@@ -346,8 +365,8 @@ def warn_static(recipe: Recipe) -> list[Problem]:
             found.append(problem(where, message))
     if target.k < SMALL_K:
         message = (
-            f"is {target.k}: gradients of a small top_k are biased, since the tail is one cell. hybrid is unbiased at "
-            f"the same size; or raise k to {SMALL_K} or more."
+            f"is {target.k}: gradients of a small top_k are biased, since the tail is one cell. sampled is unbiased "
+            f"and smaller; or raise k to {SMALL_K} or more."
         )
         found.append(problem("trace.target.k", message))
     return found

@@ -59,9 +59,9 @@ def recipe() -> Recipe:
         (["student={kind: scratch, parameters: huge}"], "student.parameters", "17M"),
         (["student={kind: scratch, hidden_size: 10, heads: 3, layers: 1}"], "student.hidden_size", "multiple"),
         (["objective.divergence.kind=reverse_kl"], "objective.divergence", "trace.target.kind=full"),
-        (["objective.divergence.kind=jsd"], "objective.divergence", "a stored hybrid target has only some"),
+        (["objective.divergence.kind=jsd"], "objective.divergence", "this stored sampled target has only some"),
         (["objective.divergence.kind=mse", TOP_K], "objective.divergence", "logits of every token"),
-        ([also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "a stored hybrid target"),
+        ([also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "this stored sampled target"),
         ([FULL, "objective.divergence={kind: skew_forward, alpha: 1}"], "objective.divergence.alpha", "always 0"),
         ([FULL, "objective.divergence={kind: alpha_beta, alpha: 0, beta: 0}"], "objective.divergence", "at least one"),
         ([TOP_K, "objective.divergence={kind: ranking, k: 40}"], "objective.divergence.k", "keeps 32 tokens"),
@@ -95,6 +95,16 @@ def recipe() -> Recipe:
         (["objective.ce_weight=1", "objective.temperature=2"], "objective.temperature", "ce_weight is 1"),
         (["objective.ce_weight=1", "objective.divergence.kind=jsd"], "objective.divergence", "ce_weight is 1"),
         (["objective.ce_weight=1", "trace.target.kind=top_k"], "trace.target", "no distribution is used"),
+        (
+            [TOP_K, "trace.target.rest=renormalise", "objective.divergence.kind=tvd"],
+            "objective.divergence",
+            "only some",
+        ),
+        (
+            ["trace.target={kind: sampled, value: probability}", f"{TEACHER}}}"],
+            "objective.position_weights.teacher.by",
+            "does not know",
+        ),
         (["objective.ce_weight=1", "train.twin=true"], "train.twin", "hard-label twin already"),
         (["train.optimizer.betas=[0.9, 1]"], "train.optimizer.betas", "below 1"),
         (["train.optimizer.betas=[-0.1, 0.5]"], "train.optimizer.betas", "at least 0"),
@@ -146,7 +156,9 @@ def test_sound(recipe: Recipe, overrides):
     [
         ([TOP_K, "objective.divergence.kind=reverse_kl"], "objective.divergence", "a lower bound"),
         ([TOP_K, also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "tvd on a stored top_k"),
-        ([TOP_K, "trace.target.k=12"], "trace.target.k", "hybrid is unbiased"),
+        ([TOP_K, "trace.target.k=12"], "trace.target.k", "sampled is unbiased"),
+        ([TOP_K, "trace.target.rest=spread"], "trace.target", "rest spread: a known bias"),
+        (["trace.target={kind: sampled, value: probability}"], "trace.target", "a known bias"),
     ],
 )
 def test_warnings(recipe: Recipe, overrides, where, message):

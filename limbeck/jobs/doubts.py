@@ -104,6 +104,6 @@ def _tail(recipe: Recipe, found: Doubt) -> list[Problem]:
         return []
     message = (
         f"is {target.k}, which leaves {found.tail:.1%} of the teacher's mass on the first rows to one tail cell: "
-        "gradients are biased by it. Raise k, or use hybrid, which is unbiased."
+        "gradients are biased by it. Raise k, or use sampled, which is unbiased."
     )
     return [problem("trace.target.k", message)]

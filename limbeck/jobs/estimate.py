@@ -21,7 +21,7 @@ from limbeck.jobs.train import needs_teacher, recompute_activations
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms, cut_head
 from limbeck.meter import measure
-from limbeck.packing import pack, plan_batches
+from limbeck.packing import labels_of, pack, plan_batches
 from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScoreMode, ScratchStudent
 from limbeck.rundir import sha256_file
 from limbeck.students.pretrained import load_pretrained
@@ -220,9 +220,9 @@ class _Probe:
         if needs_teacher(self.recipe):
             return None
         header = store_header(self.recipe, self.teacher)
-        sizes = [row.num_supervised for row in self.batch_rows]
         buffers = [np.frombuffer(record, np.uint8) for record in self.records]
-        return header.codec.decode(list(zip(buffers, sizes, strict=True))).to(pick_device())
+        labels = [labels_of(row) for row in self.batch_rows]
+        return header.codec.decode(list(zip(buffers, labels, strict=True))).to(pick_device())
 
     def _time_step(self, batch: Batch, terms: Terms, *, live: bool) -> tuple[float, int]:
         """Seconds of one micro-batch with an optimizer step, and the peak memory meanwhile."""

@@ -8,6 +8,7 @@ products' dtype. The passes over them take a block of the chunk at a time, small
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,11 +20,12 @@ from limbeck.losses.terms import Terms
 from limbeck.types import Dist, Head, LiveTarget, LossOut, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SCRATCH_BYTES = 96 * 2**20
 MIN_ROWS, MAX_ROWS = 16, 2048
-BLOCK_BYTES = {"cpu": 3 * 2**19, "cuda": 64 * 2**20}
+BLOCK_BYTES = {"cpu": 6 * 2**20, "cuda": 64 * 2**20}
+MINUS = -1e30  # stands for minus infinity in a bias: differences stay numbers
 
 
 def fused_distill_loss(
@@ -40,6 +42,7 @@ def fused_distill_loss(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     scratch_bytes: int = SCRATCH_BYTES,
+    compile: bool = False,
     **params: float,
 ) -> Tensor:
     """Sum over rows of `weights * ((1 - ce_weight) * T^2 * divergence + ce_weight * CE)`, in nats.
@@ -48,14 +51,23 @@ def fused_distill_loss(
     the hidden rows' dtype, everything else in float32. `target`: a Dist or a LiveTarget at the same rows; None needs
     ce_weight 1. labels_N: int64 ground truth, needed when ce_weight > 0. Logits are
     `softcap(logit_scale * (hidden @ weight.T + bias))`. `scratch_bytes` bounds the logits that exist at a time (a live
-    teacher's take as much again). `params` are the divergence's own (`DIVERGENCES`).
+    teacher's take as much again). `compile` runs the arithmetic of a live target through `torch.compile`, which wants a
+    compiler on the machine: the same numbers, faster where a divergence has many passes. `params` are the divergence's
+    own (`DIVERGENCES`).
 
     Differentiable in hidden, weight and bias (once). Raises ValueError where arguments contradict each other.
     """
     head = Head(weight_VD, bias_V, softcap, logit_scale)
     terms = Terms(divergence, temperature, ce_weight, params)
     return fused_terms(
-        hidden_ND, head, target, terms, labels_N=labels_N, weights_N=weights_N, scratch_bytes=scratch_bytes
+        hidden_ND,
+        head,
+        target,
+        terms,
+        labels_N=labels_N,
+        weights_N=weights_N,
+        scratch_bytes=scratch_bytes,
+        compile=compile,
     ).loss
 
 
@@ -68,11 +80,14 @@ def fused_terms(
     labels_N: Tensor | None = None,
     weights_N: Tensor | None = None,
     scratch_bytes: int = SCRATCH_BYTES,
+    compile: bool = False,
 ) -> LossOut:
     """As `fused_distill_loss` for all of an objective's terms in one pass, and the unweighted sums of CE and divergence
     beside the loss."""
     _refuse(target, terms, labels_N)
-    job = _Job(head, target, terms, labels_N, weights_N, scratch_bytes)
+    if compile and not isinstance(target, LiveTarget):
+        raise ValueError("compile is for live targets; a stored one takes one softmax, which gains nothing from it")
+    job = _Job(head, target, terms, labels_N, weights_N, scratch_bytes, compile)
     loss, ce, kl = _Fused.apply(hidden_ND, head.weight_VD, head.bias_V, job)  # type: ignore[misc]
     return LossOut(loss=loss, ce=ce, kl=None if target is None else kl, num=hidden_ND.shape[0])
 
@@ -133,7 +148,7 @@ def cut_head(head: Head, vocab: int) -> Head:
 
 
 def _detached(head: Head, dtype: torch.dtype) -> Head:
-    bias_V = None if head.bias_V is None else head.bias_V.detach()
+    bias_V = None if head.bias_V is None else head.bias_V.detach().clamp_min(MINUS)
     return replace(head, weight_VD=head.weight_VD.detach().to(dtype), bias_V=bias_V)
 
 
@@ -147,14 +162,19 @@ class _Products:
     def __init__(self, hidden_ND: Tensor, head: Head, scratch_bytes: int, block_rows: int | None = None) -> None:
         self.hidden_ND, self.head = hidden_ND, head
         vocab = head.weight_VD.shape[0]
-        block_bytes = BLOCK_BYTES.get(hidden_ND.device.type, BLOCK_BYTES["cuda"])
-        self.block_rows = block_rows or max(block_bytes // (4 * vocab), 1)
+        self.block_rows = block_rows or _block_rows(hidden_ND, vocab)
         # Small chunks read the head too often; large ones only take memory. Whole blocks, so that two models of one
         # vocabulary but different dtypes are cut alike.
         rows = scratch_bytes // (hidden_ND.element_size() * vocab)
-        rows = min(max(rows, MIN_ROWS), MAX_ROWS)
-        self.rows = max(rows // self.block_rows, 1) * self.block_rows
+        self.cut(min(max(rows, MIN_ROWS), MAX_ROWS))
         self._buffer: Tensor | None = None
+
+    def cut(self, most: int) -> None:
+        """Chunks of about `most` rows at most, of one size: a short one at the end would read the head for little."""
+        num = max(-(-self.hidden_ND.shape[0] // most), 1)
+        even = -(-self.hidden_ND.shape[0] // num)
+        up = -(-even // self.block_rows) * self.block_rows
+        self.rows = max(min(up, most // self.block_rows * self.block_rows), self.block_rows)
 
     def chunks(self) -> list[slice]:
         num = self.hidden_ND.shape[0]
@@ -173,6 +193,11 @@ class _Products:
         for start in range(part.start, part.stop, self.block_rows):
             stop = min(start + self.block_rows, part.stop)
             yield slice(start, stop), logits_cV[start - part.start : stop - part.start]
+
+
+def _block_rows(like: Tensor, vocab: int, sides: int = 1) -> int:
+    """How many rows of float32 logits of a student, or of student and teacher, make a block."""
+    return max(BLOCK_BYTES.get(like.device.type, BLOCK_BYTES["cuda"]) // (4 * vocab * sides), 1)
 
 
 def _widened(raw_nV: Tensor) -> Tensor:
@@ -203,12 +228,17 @@ class _Job(NamedTuple):
     labels_N: Tensor | None
     weights_N: Tensor | None
     scratch_bytes: int
+    compile: bool
+
+    @property
+    def live(self) -> LiveTarget | None:
+        return self.target if isinstance(self.target, LiveTarget) else None
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_ND, weight_VD, bias_V, job):  # type: ignore[override]
-        head = replace(job.head, weight_VD=weight_VD.to(hidden_ND.dtype), bias_V=bias_V)
+        head = _detached(replace(job.head, weight_VD=weight_VD, bias_V=bias_V), hidden_ND.dtype)
         sums, grads = _run(hidden_ND, head, job, ctx.needs_input_grad[:3])
         ctx.grads = grads
         ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
@@ -220,110 +250,147 @@ class _Fused(torch.autograd.Function):
     def backward(ctx, grad_loss, _ce, _kl):  # type: ignore[override]
         if ctx.grads is None:
             raise RuntimeError("the gradients of the fused loss were used already; run it again for another backward")
-        # Scaled in place: a copy of the head's gradient would cost as much as a pass over the logits.
         grads = [
-            None if grad is None else grad.to(torch.promote_types(grad.dtype, dtype)).mul_(grad_loss).to(dtype)
+            None if grad is None else _scaled(grad, grad_loss, dtype)
             for grad, dtype in zip(ctx.grads, ctx.dtypes, strict=True)
         ]
         ctx.grads = None
         return (*grads, None)
 
 
+def _scaled(grad: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """grad * factor in the wanted dtype; in place, or by parts: a copy of the head's gradient would cost as much as a
+    pass over the logits."""
+    if grad.dtype == dtype:
+        return grad.mul_(factor)
+    out = torch.empty_like(grad, dtype=dtype)
+    for part in _parts(grad):
+        out[part] = grad[part].float() * factor
+    return out
+
+
+def _parts(grad: Tensor) -> list[slice]:
+    """Rows of a gradient, as many at a time as fit the cache."""
+    most = BLOCK_BYTES.get(grad.device.type, BLOCK_BYTES["cuda"])
+    rows = max(most // (4 * max(grad[:1].numel(), 1)), 1)
+    return [slice(start, start + rows) for start in range(0, grad.shape[0], rows)]
+
+
 class _Grads:
-    """Gradients of hidden rows, weight and bias, as far as they are asked for; sums over chunks are in float32."""
+    """Gradients of hidden rows, weight and bias, as far as they are asked for."""
 
-    def __init__(self, hidden_ND: Tensor, head: Head, needs: tuple[bool, bool, bool]) -> None:
+    def __init__(self, hidden_ND: Tensor, head: Head, needs: tuple[bool, bool, bool], sum_dtype: torch.dtype) -> None:
+        self.hidden_ND, self.weight_VD = hidden_ND, head.weight_VD
         wide = torch.promote_types(hidden_ND.dtype, torch.float32)
-        self.hidden_ND, self.weight_VD, self.needs_weight = hidden_ND, head.weight_VD, needs[1]
-        self.dhidden_ND = torch.empty_like(hidden_ND, dtype=wide) if needs[0] else None
+        self.dhidden_ND = torch.empty_like(hidden_ND) if needs[0] else None
+        self.dweight_VD = torch.zeros_like(head.weight_VD, dtype=sum_dtype) if needs[1] else None
         self.dbias_V = torch.zeros_like(head.weight_VD[:, 0], dtype=wide) if needs[2] else None
-        self._dweight_VD: Tensor | None = None
-        self._half_VD: Tensor | None = None
-
-    @property
-    def dweight_VD(self) -> Tensor | None:
-        if self._dweight_VD is None and self.needs_weight:
-            return torch.zeros_like(self.weight_VD)
-        return self._dweight_VD
 
     def add(self, part: slice, dz_cV: Tensor) -> None:
         """A chunk's gradient on the products, in their dtype."""
         h_cD = self.hidden_ND[part]
         if self.dhidden_ND is not None:
-            self.dhidden_ND[part] = torch.mm(dz_cV, self.weight_VD)
-        if not self.needs_weight:
+            torch.mm(dz_cV, self.weight_VD, out=self.dhidden_ND[part])
+        if self.dweight_VD is None:
             return
-        if self._dweight_VD is None:
-            self._dweight_VD = torch.mm(dz_cV.T, h_cD)
-        elif dz_cV.dtype == torch.promote_types(dz_cV.dtype, torch.float32):
-            self._dweight_VD.addmm_(dz_cV.T, h_cD)
-        else:
-            # A product in half precision, summed in float32; by parts, since mixed dtypes add slowly.
-            self._dweight_VD = self._dweight_VD.float()
-            self._half_VD = torch.mm(dz_cV.T, h_cD, out=self._half_VD)
-            rows = max(BLOCK_BYTES["cpu"] // (4 * h_cD.shape[1]), 1)
-            for total, more in zip(self._dweight_VD.split(rows), self._half_VD.split(rows), strict=True):
-                total.add_(more.float())
+        if self.dweight_VD.dtype == dz_cV.dtype:
+            self.dweight_VD.addmm_(dz_cV.T, h_cD)
+            return
+        # A product in half precision, summed in float32 by parts that are still in the cache.
+        for rows in _parts(self.dweight_VD):
+            self.dweight_VD[rows].add_(torch.mm(dz_cV[:, rows].T, h_cD).float())
+
+
+def _sum_dtype(products: _Products, weight_dtype: torch.dtype) -> torch.dtype:
+    """What the head's gradient is summed in: float32, unless there is next to nothing to sum. Two chunks may be summed
+    in a half-precision gradient itself: each entry is rounded once more, and half of it by half an ulp at most."""
+    dtype = products.hidden_ND.dtype
+    if weight_dtype == dtype and len(products.chunks()) <= 2:
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _run(
     hidden_ND: Tensor, head: Head, job: _Job, needs: tuple[bool, bool, bool]
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     totals_3 = torch.zeros(3, dtype=torch.float64, device=hidden_ND.device)
-    grads = _Grads(hidden_ND, head, needs)
-    own, theirs = _Products(hidden_ND, head, job.scratch_bytes), None
-    if isinstance(job.target, LiveTarget):
-        teacher_ND = job.target.hidden_ND.detach()
-        theirs = _Products(teacher_ND, _detached(job.target.head, teacher_ND.dtype), job.scratch_bytes)
+    block_rows = _block_rows(hidden_ND, head.weight_VD.shape[0], 1 if job.live is None else 2)
+    own, theirs = _Products(hidden_ND, head, job.scratch_bytes, block_rows), None
+    if job.live is not None:
+        teacher_ND = job.live.hidden_ND.detach()
+        teacher_head = _detached(job.live.head, teacher_ND.dtype)
+        theirs = _Products(teacher_ND, teacher_head, job.scratch_bytes, block_rows)
         own.rows = theirs.rows = min(own.rows, theirs.rows)
-        own.block_rows = theirs.block_rows = min(own.block_rows, own.rows)
+    grads = _Grads(hidden_ND, head, needs, _sum_dtype(own, job.head.weight_VD.dtype))
+    on_block = _compiled_block() if job.compile else _block
     for part in own.chunks():
         z_cV = own.logits(part)
         u_cV = None if theirs is None else theirs.logits(part)
-        for block, raw_nV in own.blocks(part, z_cV):
-            z_nV = _finished(_widened(raw_nV), head)
-            u_nV = None
-            if theirs is not None and u_cV is not None:
-                u_nV = _finished(_widened(u_cV[block.start - part.start : block.stop - part.start]), theirs.head)
-            totals_3 += _block(z_nV, u_nV, block, head, job)
-            # z_nV now holds dloss / d(hidden @ weight.T + bias).
-            if any(needs):
-                if grads.dbias_V is not None:
-                    grads.dbias_V += z_nV.sum(0)
-                if z_nV.dtype != raw_nV.dtype:
-                    raw_nV.copy_(z_nV)
+        for rows, z_nV in own.blocks(part, z_cV):
+            block = _Block(
+                z_nV,
+                None if u_cV is None else u_cV[rows.start - part.start : rows.stop - part.start],
+                None if job.target is None or theirs is not None else job.target[rows],
+                None if job.labels_N is None else job.labels_N[rows],
+                None if job.weights_N is None else job.weights_N[rows],
+            )
+            out = on_block(block, head, None if theirs is None else theirs.head, job.terms)
+            totals_3 += torch.stack([each_n.sum() for each_n in out[:3]]).double()
+            if grads.dbias_V is not None:
+                grads.dbias_V += _widened(z_nV).sum(0)
         if any(needs):
             grads.add(part, z_cV)
     loss, ce, kl = (total.clone() for total in totals_3.to(torch.promote_types(hidden_ND.dtype, torch.float32)))
     return (loss, ce, kl), (grads.dhidden_ND, grads.dweight_VD, grads.dbias_V)
 
 
-def _block(z_nV: Tensor, u_nV: Tensor | None, block: slice, head: Head, job: _Job) -> Tensor:
-    """Turn a block's logits into the gradient on what they were before scale and soft cap; returns the sums of loss, CE
-    and divergence."""
-    labels_n = None if job.labels_N is None else job.labels_N[block]
+class _Block(NamedTuple):
+    """Some rows of a chunk: student's and teacher's products (views), and what belongs to these rows."""
+
+    z_nV: Tensor
+    u_nV: Tensor | None
+    target: Target | None
+    labels_n: Tensor | None
+    weights_n: Tensor | None
+
+
+@functools.cache
+def _compiled_block() -> Callable[..., RowLoss]:
+    # Loops over independent rows are not merged: torch 2.13 stops with a KeyError where it tries (bias and soft cap).
+    return torch.compile(_block, options={"cpp.max_horizontal_fusion_size": 1})
+
+
+def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> RowLoss:
+    """Turn the student's products into the loss's gradient on them, in place; returns the rows' losses, weighted."""
+    z_nV = _finished(_widened(block.z_nV), head)
+    u_nV = None
+    if block.u_nV is not None and teacher_head is not None:
+        u_nV = _finished(_widened(block.u_nV), teacher_head)
     slope_nV = None
     if head.softcap is not None:  # d softcap(x) / dx = 1 - (z / c)^2
         slope_nV = (z_nV / head.softcap).square_().neg_().add_(1.0)
-    out = _rows(z_nV, u_nV, None if job.target is None else job.target[block], job.terms, labels_n)
+    out = _rows(z_nV, u_nV, block, terms)
     if slope_nV is not None:
         z_nV.mul_(slope_nV)
     weight_n = out.weight_n
-    if job.weights_N is not None:
-        own_n = job.weights_N[block].to(z_nV.dtype)
+    if block.weights_n is not None:
+        own_n = block.weights_n.to(z_nV.dtype)
         weight_n = own_n if weight_n is None else weight_n * own_n
     loss_n = out.loss_n if weight_n is None else out.loss_n * weight_n
     if weight_n is not None:
         z_nV.mul_((weight_n * head.scale)[:, None])
     elif head.scale != 1.0:
         z_nV.mul_(head.scale)
-    return torch.stack([loss_n.sum(), out.ce_n.sum(), out.kl_n.sum()]).double()
+    if z_nV.dtype != block.z_nV.dtype:
+        block.z_nV.copy_(z_nV)
+    return out._replace(loss_n=loss_n)
 
 
-def _rows(z_nV: Tensor, u_nV: Tensor | None, target: Target | None, terms: Terms, labels_n: Tensor | None) -> RowLoss:
-    if isinstance(target, Dist):
-        return sparse_rows(z_nV, target, terms, labels_n)
+def _rows(z_nV: Tensor, u_nV: Tensor | None, block: _Block, terms: Terms) -> RowLoss:
     if u_nV is not None:
-        return live_rows(z_nV, u_nV, terms, labels_n)
-    assert labels_n is not None  # `_refuse` saw to it
-    return ce_rows(z_nV, labels_n, terms)
+        return live_rows(z_nV, u_nV, terms, block.labels_n)
+    if block.target is None:
+        assert block.labels_n is not None
+        return ce_rows(z_nV, block.labels_n, terms)
+    assert isinstance(block.target, Dist)
+    return sparse_rows(z_nV, block.target, terms, block.labels_n)

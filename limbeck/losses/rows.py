@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from limbeck.losses.divergences import Cells, Extra, on_cells
+from limbeck.losses.divergences import INFINITE, TINY, Cells, Extra, on_cells
 from limbeck.losses.terms import Adaptive, Terms
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from limbeck.types import Dist
 
 
@@ -30,11 +32,12 @@ class RowLoss(NamedTuple):
     weight_n: Tensor | None = None
 
 
-def softmax_(z_nV: Tensor) -> Tensor:
-    """Softmax in place; returns the log normaliser of each row."""
+def softmax_(z_nV: Tensor, out: Tensor | None = None) -> Tensor:
+    """Softmax in place or into `out`; returns the log normaliser of each row."""
     max_n = z_nV.amax(1)
-    torch.softmax(z_nV, 1, out=z_nV)
-    return max_n - z_nV.amax(1).log()
+    q_nV = torch.softmax(z_nV, 1, out=z_nV if out is None else out)
+    # Looking for the largest twice takes less than `logsumexp`: torch's softmax has the quicker exponential.
+    return max_n - q_nV.amax(1).log()
 
 
 # ---- cross-entropy ---------------------------------------------------------------------------------------------------
@@ -193,12 +196,10 @@ def _closed_rows(z_nV: Tensor, target: Dist, terms: Terms, factors: tuple[float,
 
 
 def _zero_support_(q_nV: Tensor, ids_nK: Tensor, valid_nK: Tensor) -> None:
-    """Zero the support's entries; padding of the support must not zero token 0."""
-    if bool(valid_nK.all()):
-        q_nV.scatter_(1, ids_nK, 0.0)
-        return
-    rows_nK = torch.arange(q_nV.shape[0], device=q_nV.device)[:, None].expand_as(ids_nK)
-    q_nV.index_put_((rows_nK[valid_nK], ids_nK[valid_nK]), torch.zeros((), dtype=q_nV.dtype, device=q_nV.device))
+    """Zero the support's entries. Padding stands on a valid entry of its row, or on token 0 and leaves it as it is."""
+    any_n1, first_n1 = valid_nK.to(torch.int8).max(1, keepdim=True)
+    ids_nK = torch.where(valid_nK, ids_nK, ids_nK.gather(1, first_n1))
+    q_nV.scatter_(1, ids_nK, q_nV.gather(1, ids_nK) * (any_n1 == 0))
 
 
 def _weights_of(target: Dist, terms: Terms) -> Tensor | None:
@@ -215,7 +216,89 @@ def _weights_of(target: Dist, terms: Terms) -> Tensor | None:
 
 
 def live_rows(z_nV: Tensor, u_nV: Tensor, terms: Terms, labels_n: Tensor | None) -> RowLoss:
-    """Divergences between full distributions: z (student logits) becomes the gradient, u (teacher logits) is kept."""
+    """Divergences between full distributions: z (student logits) becomes the gradient, u (teacher logits) is lost."""
+    term, *more = terms.kd
+    if more or term.divergence not in _CLOSED or isinstance(term.temperature, Adaptive):
+        return _general_rows(z_nV, u_nV, terms, labels_n)
+    temperature, kd = term.temperature, 1.0 - terms.ce_weight
+    weight_n = None if terms.position_weights is None else _between(terms.position_weights, u_nV)
+    ce = _CrossEntropy.begin(z_nV, labels_n, terms, shared=temperature == 1.0)
+    if temperature != 1.0:
+        z_nV.div_(temperature)
+        u_nV.div_(temperature)
+    # T^2 meets the 1 / T of the chain rule.
+    factors = (kd * temperature, ce.shared_weight if ce else 0.0)
+    value_n, normaliser_n = _CLOSED[term.divergence](z_nV, u_nV, term.params, factors)
+    value_n.masked_fill_(value_n > INFINITE, math.inf)
+    ce_n = torch.zeros_like(value_n) if ce is None else ce.finish_(z_nV, normaliser_n)
+    return RowLoss(kd * temperature**2 * value_n + terms.ce_weight * ce_n, ce_n, value_n, weight_n)
+
+
+# Closed forms in as few passes as torch offers. With (scale, own) = factors, z becomes scale * dD/dz + own * softmax(z)
+# and u is lost; returned are the divergence and the log normaliser of z. `divergences.py` has the same plainly.
+
+
+def _live_forward_kl(
+    z_nV: Tensor, u_nV: Tensor, _: Mapping[str, float], factors: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """q - p, and sum p (u - z) between the normalisers."""
+    scale, own = factors
+    gap_nV = u_nV - z_nV
+    value_n = -softmax_(u_nV)
+    value_n += gap_nV.mul_(u_nV).sum(1)
+    normaliser_n = softmax_(z_nV)
+    if scale + own != 1.0:
+        z_nV.mul_(scale + own)
+    z_nV.sub_(u_nV, alpha=scale)
+    return value_n + normaliser_n, normaliser_n
+
+
+def _live_reverse_kl(
+    z_nV: Tensor, u_nV: Tensor, _: Mapping[str, float], factors: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """q (d - sum q d) with d = z - u: normalisers cancel."""
+    p_nV = torch.empty_like(u_nV)
+    other_n = softmax_(u_nV, out=p_nV)
+    gap_nV = torch.sub(z_nV, u_nV, out=p_nV)
+    normaliser_n = softmax_(z_nV)
+    mean_n = _own_gap(z_nV, gap_nV, 1.0, factors, out=z_nV)
+    return mean_n - normaliser_n + other_n, normaliser_n
+
+
+def _live_jsd(
+    z_nV: Tensor, u_nV: Tensor, params: Mapping[str, float], factors: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """(1 - beta) q (d - sum q d) with d = z - log m."""
+    beta = params["beta"]
+    if beta in (0.0, 1.0):
+        return (_live_forward_kl if beta == 0.0 else _live_reverse_kl)(z_nV, u_nV, params, factors)
+    # The largest is taken off first: what remains is small where it weighs, however large the logits were.
+    max_n = z_nV.amax(1)
+    z_nV.sub_(max_n[:, None])
+    u_nV.sub_(u_nV.amax(1)[:, None])
+    q_nV, p_nV = torch.softmax(z_nV, 1), torch.softmax(u_nV, 1)
+    normaliser_n, other_n = -q_nV.amax(1).log(), -p_nV.amax(1).log()
+    logm_nV = torch.lerp(q_nV, p_nV, beta).clamp_min_(TINY).log_()
+    theirs_n = u_nV.sub_(logm_nV).mul_(p_nV).sum(1) - other_n
+    gap_nV = z_nV.sub_(logm_nV)
+    ours_n = _own_gap(q_nV, gap_nV, 1.0 - beta, factors, out=z_nV) - normaliser_n
+    return beta * theirs_n + (1.0 - beta) * ours_n, normaliser_n + max_n
+
+
+def _own_gap(q_nV: Tensor, gap_nV: Tensor, share: float, factors: tuple[float, float], out: Tensor) -> Tensor:
+    """out = scale * share * q (gap - mean) + own * q, where q and gap are lost; returns the mean of gap under q."""
+    scale, own = factors
+    mean_n = gap_nV.mul_(q_nV).sum(1)
+    q_nV.mul_((own - scale * share * mean_n)[:, None])
+    torch.add(q_nV, gap_nV, alpha=scale * share, out=out)
+    return mean_n
+
+
+_CLOSED = {"forward_kl": _live_forward_kl, "reverse_kl": _live_reverse_kl, "jsd": _live_jsd}
+
+
+def _general_rows(z_nV: Tensor, u_nV: Tensor, terms: Terms, labels_n: Tensor | None) -> RowLoss:
+    """Any divergences at any temperatures, as `divergences.py` has them."""
     temperatures = dict.fromkeys(term.temperature for term in terms.kd)
     ce = _CrossEntropy.begin(z_nV, labels_n, terms, shared=1.0 in temperatures)
     kd = 1.0 - terms.ce_weight

@@ -1,6 +1,7 @@
 """The fused loss against fp64 autograd of the plain one: value and every gradient, dense, sparse and live."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ from limbeck.losses import (
     iter_logits,
     on_cells,
 )
+from limbeck.losses import rows as row_maths
 from limbeck.losses.divergences import Cells, Extra
 from limbeck.types import Dist, Head, LiveTarget
 from tests.losses.test_divergences import PAIRS
@@ -251,6 +253,90 @@ def test_bf16_is_no_worse_than_plain_bf16(name, kind):
     (own_grad,) = torch.autograd.grad(fused_distill_loss(own, half["W"], target, divergence=name, labels_N=t["y"]), own)
     error = lambda g: ((g.double() - want_grad).norm() / want_grad.norm()).item()  # noqa: E731
     assert error(own_grad) < 1.2 * error(plain_grad) + 1e-3
+
+
+@pytest.mark.parametrize("rows", [64, 32, 16])
+def test_a_bf16_heads_gradient_is_no_worse_than_plain_bf16(rows, monkeypatch):
+    """In one chunk, in two (summed in bfloat16), and in four (summed in float32)."""
+    t = problem(64, 200, 16, 3)
+    monkeypatch.setattr(chunked, "MAX_ROWS", rows)
+    monkeypatch.setattr(chunked, "BLOCK_BYTES", {"cpu": 8 * 4 * 200, "cuda": 0})
+    half = {k: t[k].bfloat16() for k in ("h", "W")}
+
+    def gradient(h, w):
+        w = w.clone().requires_grad_()
+        return torch.autograd.grad(torch.nn.functional.cross_entropy(h @ w.T, t["y"], reduction="sum"), w)[0]
+
+    want, plain = gradient(half["h"].double(), half["W"].double()), gradient(half["h"], half["W"])
+    own = half["W"].clone().requires_grad_()
+    loss = fused_distill_loss(half["h"], own, None, labels_N=t["y"], ce_weight=1.0)
+    (got,) = torch.autograd.grad(loss, own)
+    assert got.dtype == torch.bfloat16
+    error = lambda g: ((g.double() - want).norm() / want.norm()).item()  # noqa: E731
+    assert error(got) < 1.1 * error(plain)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("ce_weight", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("name", "params"), [("forward_kl", {}), ("reverse_kl", {}), *(("jsd", {"beta": b}) for b in (0.0, 0.2, 1.0))]
+)
+def test_closed_forms_are_the_plain_ones(name, params, ce_weight, temperature):
+    """Also where a token is impossible for one side, and where the two agree."""
+    g = torch.Generator().manual_seed(0)
+    z, u = (torch.randn(6, 31, generator=g, dtype=torch.float64) * 3 for _ in range(2))
+    z[0, 3], u[1, 4], z[2, 5], u[2, 5] = -1e30, -1e30, -1e30, -1e30
+    z[3] = u[3]
+    labels = torch.randint(31, (6,), generator=g)
+    terms = Terms(name, temperature, ce_weight, params)
+    own, plain = z.clone(), z.clone()
+    got = row_maths.live_rows(own, u.clone(), terms, labels)
+    want = row_maths._general_rows(plain, u.clone(), terms, labels)
+    torch.testing.assert_close(own, plain)
+    for a, b in zip(got[:3], want[:3], strict=True):
+        torch.testing.assert_close(a, b)
+    assert got.kl_n[3].abs() < 1e-12
+    assert (own[3] - ce_weight * (torch.softmax(z[3], -1) - torch.eye(31)[labels[3]])).abs().max() < 1e-12
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler meets torch's own
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("name", ["forward_kl", "jsd", "skew_reverse"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_and_eager_give_the_same_numbers(name, dtype):
+    t = problem(23, 70, 6, 0, dtype)
+    target, terms = LiveTarget(t["ht"], t["Wt"]), Terms(name, ce_weight=0.2)
+    results = []
+    for compiled in (False, True):
+        own = [t[k].clone().requires_grad_() for k in "hWb"]
+        head = Head(own[1], own[2], softcap=5.0)
+        out = fused_terms(own[0], head, target, terms, labels_N=t["y"], weights_N=t["w"], compile=compiled)
+        results.append((out.loss.detach(), out.ce, *torch.autograd.grad(out.loss, own)))
+    tolerance = 2e-5 if dtype == torch.float32 else 2**-7
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_compiling_a_stored_target_is_refused():
+    t = problem(3, 7, 4, 0)
+    with pytest.raises(ValueError, match="live"):
+        fused_distill_loss(t["h"], t["W"], None, labels_N=t["y"], ce_weight=1.0, compile=True)
+
+
+@pytest.mark.parametrize(("num", "most", "want"), [(0, 8, []), (3, 8, [3]), (17, 8, [8, 8, 1]), (18, 12, [9, 9])])
+def test_chunks_are_of_one_size_and_cover_every_row(num, most, want):
+    products = chunked._Products(torch.zeros(num, 2), Head(torch.zeros(5, 2)), 0, block_rows=1 if most == 12 else 4)
+    products.cut(most)
+    assert [part.stop - part.start for part in products.chunks()] == want
+
+
+def test_empty_slots_of_a_support_do_not_touch_token_0():
+    q = torch.rand(3, 5)
+    want = q.clone()
+    want[0, 2] = want[1, 4] = want[1, 0] = 0
+    ids = torch.tensor([[0, 2], [4, 0], [0, 0]])
+    row_maths._zero_support_(q, ids, torch.tensor([[False, True], [True, True], [False, False]]))
+    assert torch.equal(q, want)
 
 
 def test_sampled_target_reports_an_unbiased_kl_and_leaves_the_gradient_alone():
