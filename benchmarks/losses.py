@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=49_152)
     parser.add_argument("--only", default="", help="only rows whose name contains this")
+    parser.add_argument("--plain-malloc", action="store_true", help="without `limbeck.device.prepare_cpu`")
     parser.add_argument("--memory", action="store_true", help="peak memory in fresh processes, no timing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -65,7 +66,8 @@ def main() -> None:
 
 
 def timing(args: argparse.Namespace, group: str, dtype: str) -> None:
-    prepare_cpu()
+    if not args.plain_malloc:
+        prepare_cpu()
     problem = make_problem(args.vocab, dtype)
     limit = "products alone"
     work = {limit: lambda: products(problem, group == "live")}

@@ -5,12 +5,15 @@ alone, with full logits as most trainers do, and in TRL's GKDTrainer.
 
 Steps are whole: fetch (decoding included), forward, backward, clip, AdamW. Memory is the peak of a fresh process that
 runs two steps of one kind. `small` is a random Llama of 17 million parameters (width 256, six layers), `demo` the
-demo's student of twenty layers. TRL: `make peers`, then `.venv-peers/bin/python benchmarks/steps.py`.
+demo's student of twenty layers. TRL runs in processes of its own, as its users run it; once more with the memory
+settings that `limbeck train` makes (`limbeck.device.prepare_cpu`), from which it gains as well. It is there after
+`make peers`, for `.venv-peers/bin/python benchmarks/steps.py`.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import subprocess
 import sys
 import warnings
@@ -48,7 +51,7 @@ OURS = {
 }
 PLAIN = "CE, full logits"
 FORWARD = "teacher's forward, logits"
-TRL = {"TRL GKD, tuned": TUNED, "TRL GKD, as it comes": {}}
+TRL = {"TRL GKD, tuned": TUNED, "TRL GKD, as it comes": {}, "TRL GKD, tuned, our malloc": TUNED}
 KINDS = (*OURS, PLAIN, FORWARD, *TRL)
 
 
@@ -62,13 +65,14 @@ def main() -> None:
     parser.add_argument("--one", choices=KINDS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
-    prepare_cpu()
+    if args.one not in TRL or "malloc" in args.one:
+        prepare_cpu()
     if args.one:
-        step = build(args, [args.one])[args.one]
+        step = trl(args, args.one) if args.one in TRL else build(args, [args.one])[args.one]
         step()
         with measure() as cost:
-            step()
-        print(cost.peak_bytes)
+            seconds = step()
+        print(cost.peak_bytes, seconds)
         return
     steps = build(args, [kind for kind in KINDS if args.only in kind])
     seconds = interleave(steps, args.rounds)
@@ -82,13 +86,18 @@ def main() -> None:
 
 
 def peak(args: argparse.Namespace, kind: str) -> int:
+    return int(alone(args, kind)[0])
+
+
+def alone(args: argparse.Namespace, kind: str) -> list[str]:
+    """Peak bytes, and seconds where it has a clock of its own, of a step in a fresh process."""
     command = [sys.executable, __file__, "--precision", args.precision, "--student", args.student, "--one", kind]
-    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1].split()
 
 
 def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], float | None]]:
     lm = teacher(args.precision)
-    tokens = np.concatenate([row.ids for row in stdlib_rows(lm, 200)])[: 8 * 256].reshape(8, 256)
+    tokens = tokens_of(lm)
     ids_BT = torch.from_numpy(tokens.astype(np.int64))
     rows = [Row(f"{n:016x}", "train", "", "", ids, ((1, 256),), "") for n, ids in enumerate(tokens)]
     batch, vocab = pack(rows), lm.vocab
@@ -99,7 +108,7 @@ def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], 
     if any(kind.startswith("stored") for kind in kinds):
         decode = reader(lm, rows)
         fetch["stored"] = lambda: replace(batch, target=decode())
-    if not any(kind.startswith(("live", "TRL", FORWARD)) for kind in kinds):
+    if not any(kind.startswith(("live", FORWARD)) for kind in kinds):
         del lm, fetch["live"]
     distillers = {kind: Distiller(model, terms, vocab=vocab, precision=dtype) for kind, terms in OURS.items()}
 
@@ -121,14 +130,18 @@ def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], 
 
     steps: dict[str, Callable[[], float | None]] = {}
     for kind in kinds:
-        if kind in TRL:
-            try:
-                steps[kind] = trl(args, ids_BT, kind)
-            except ImportError as error:
-                print(f"# skipped: {kind} ({error})")
-        else:
+        if kind not in TRL:
             steps[kind] = forward if kind == FORWARD else lambda kind=kind: step(kind)
+        elif importlib.util.find_spec("trl"):
+            steps[kind] = lambda kind=kind: float(alone(args, kind)[1])
+        else:
+            print(f"# skipped: {kind} (trl is not installed)")
     return steps
+
+
+def tokens_of(lm: HfLM) -> np.ndarray:
+    """8 x 256 tokens of the standard library."""
+    return np.concatenate([row.ids for row in stdlib_rows(lm, 200)])[: 8 * 256].reshape(8, 256)
 
 
 def reader(lm: HfLM, rows: list[Row]) -> Callable[[], Dist]:
@@ -143,10 +156,11 @@ def reader(lm: HfLM, rows: list[Row]) -> Callable[[], Dist]:
     return lambda: codec.decode(records)
 
 
-def trl(args: argparse.Namespace, ids_BT: torch.Tensor, kind: str) -> Callable[[], float]:
+def trl(args: argparse.Namespace, kind: str) -> Callable[[], float]:
     """Models of its own; the teacher in bfloat16 where the settings are tuned, else as `from_pretrained` gives it."""
     lm = teacher("bfloat16" if TRL[kind] else "float32")
     model = small(lm.model.config.vocab_size) if args.student == "small" else student(lm)
+    ids_BT = torch.from_numpy(tokens_of(lm).astype(np.int64))
     return trl_step(model, lm.model, lm.tokenizer, ids_BT, **TRL[kind])
 
 

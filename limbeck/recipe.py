@@ -129,14 +129,14 @@ class TopK(Section):
 
 
 class Sampled(Section):
-    """Draws from the teacher, evenly spaced over its cumulative distribution: unbiased, and the smallest."""
+    """Draws from the teacher, evenly spaced over its cumulative distribution: unbiased, and the smallest. `value` has
+    both readings of Gemma 3's 256 draws (arXiv 2503.19786)."""
 
     kind: Literal["sampled"] = "sampled"
     draws: Annotated[int, Field(ge=1, le=4096)] = Field(default=36, description="draws per position")
     value: Literal["counts", "probability"] = Field(
         default="counts",
-        description="what a drawn token weighs: how often it was drawn (unbiased), or the teacher's probability, "
-        "renormalised over the drawn tokens (biased; another reading of Gemma 3's 256 draws)",
+        description="weight of a drawn token: its count (unbiased), or the teacher's, renormalised (biased)",
     )
 
 

@@ -87,6 +87,8 @@ def fused_terms(
     _refuse(target, terms, labels_N)
     if compile and not isinstance(target, LiveTarget):
         raise ValueError("compile is for live targets; a stored one takes one softmax, which gains nothing from it")
+    if compile and head.bias_V is not None and head.softcap is not None:
+        raise ValueError("torch's compiler fails on a head with both a bias and a soft cap; leave compile off")
     job = _Job(head, target, terms, labels_N, weights_N, scratch_bytes, compile)
     loss, ce, kl = _Fused.apply(hidden_ND, head.weight_VD, head.bias_V, job)  # type: ignore[misc]
     return LossOut(loss=loss, ce=ce, kl=None if target is None else kl, num=hidden_ND.shape[0])
@@ -356,8 +358,7 @@ class _Block(NamedTuple):
 
 @functools.cache
 def _compiled_block() -> Callable[..., RowLoss]:
-    # Loops over independent rows are not merged: torch 2.13 stops with a KeyError where it tries (bias and soft cap).
-    return torch.compile(_block, options={"cpp.max_horizontal_fusion_size": 1})
+    return torch.compile(_block)
 
 
 def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> RowLoss:

@@ -302,14 +302,14 @@ def test_closed_forms_are_the_plain_ones(name, params, ce_weight, temperature):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler meets torch's own
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", ["forward_kl", "jsd", "skew_reverse"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiled_and_eager_give_the_same_numbers(name, dtype):
+@pytest.mark.parametrize(("dtype", "softcap"), [(torch.float32, None), (torch.float32, 5.0), (torch.bfloat16, None)])
+def test_compiled_and_eager_give_the_same_numbers(name, dtype, softcap):
     t = problem(23, 70, 6, 0, dtype)
     target, terms = LiveTarget(t["ht"], t["Wt"]), Terms(name, ce_weight=0.2)
     results = []
     for compiled in (False, True):
-        own = [t[k].clone().requires_grad_() for k in "hWb"]
-        head = Head(own[1], own[2], softcap=5.0)
+        own = [t[k].clone().requires_grad_() for k in ("hWb" if softcap is None else "hW")]
+        head = Head(own[1], own[2] if softcap is None else None, softcap)
         out = fused_terms(own[0], head, target, terms, labels_N=t["y"], weights_N=t["w"], compile=compiled)
         results.append((out.loss.detach(), out.ce, *torch.autograd.grad(out.loss, own)))
     tolerance = 2e-5 if dtype == torch.float32 else 2**-7
@@ -317,8 +317,11 @@ def test_compiled_and_eager_give_the_same_numbers(name, dtype):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_compiling_a_stored_target_is_refused():
+def test_what_cannot_be_compiled_is_refused():
     t = problem(3, 7, 4, 0)
+    live, head = LiveTarget(t["ht"], t["Wt"]), Head(t["W"], t["b"], softcap=5.0)
+    with pytest.raises(ValueError, match="both"):
+        fused_terms(t["h"], head, live, Terms(), compile=True)
     with pytest.raises(ValueError, match="live"):
         fused_distill_loss(t["h"], t["W"], None, labels_N=t["y"], ce_weight=1.0, compile=True)
 

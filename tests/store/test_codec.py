@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from limbeck.losses import fused_distill_loss
 from limbeck.losses.support import Support, SupportSpec, select
 from limbeck.store.codec import LEVELS, Codec, quantise
-from limbeck.types import Head, LiveTarget
+from limbeck.types import LiveTarget
 
 HASH = "0123456789abcdef"
 NONE_Q = torch.zeros(0, dtype=torch.int64)
@@ -115,7 +115,7 @@ def test_a_complete_support_is_the_live_target():
     for divergence in ("forward_kl", "reverse_kl", "jsd"):
         out = []
         support = select(z.clone(), SupportSpec(40, 0), 1.0, g)
-        for target in (LiveTarget(teacher_ND, Head(weight_VD)), read(codec, [support], [labels])):
+        for target in (LiveTarget(teacher_ND, weight_VD), read(codec, [support], [labels])):
             loss = fused_distill_loss(student_ND, weight_VD, target, divergence=divergence)
             out.append((loss.detach(), torch.autograd.grad(loss, student_ND)[0]))
         (loss, grad), (again, own) = out
