@@ -358,7 +358,8 @@ class _Block(NamedTuple):
 
 @functools.cache
 def _compiled_block() -> Callable[..., RowLoss]:
-    return torch.compile(_block)
+    # Loops over independent rows are not merged: torch 2.13 stops with a KeyError where it tries.
+    return torch.compile(_block, options={"cpp.max_horizontal_fusion_size": 1})
 
 
 def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> RowLoss:
