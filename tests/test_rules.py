@@ -51,7 +51,7 @@ def recipe() -> Recipe:
         (["student={kind: scratch, parameters: huge}"], "student.parameters", "17M"),
         (["student={kind: scratch, hidden_size: 10, heads: 3, layers: 1}"], "student.hidden_size", "multiple"),
         (["objective.divergence.kind=reverse_kl"], "objective.divergence", "trace.target.kind=full"),
-        (["objective.divergence.kind=jsd"], "objective.divergence", "a stored hybrid target has only some"),
+        (["objective.divergence.kind=jsd"], "objective.divergence", "a stored sampled target has only some"),
         (["objective.divergence.kind=jsd", "trace.target.kind=top_k"], "objective.divergence", "stored top_k"),
         (["objective.divergence.kind=reverse_kl", "trace.target.kind=sampled"], "objective.divergence", "sampled"),
         (["objective.ce_weight=1", "objective.temperature=2"], "objective.temperature", "ce_weight is 1"),
