@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import RecipeError
 from limbeck.overrides import format_override, parse_override
-from limbeck.recipe import Cosine, Hybrid, PruneStudent, Recipe, ScratchStudent, Steps, Tokens, TopK
+from limbeck.recipe import Cosine, PruneStudent, Recipe, Sampled, ScratchStudent, Steps, Tokens, TopK
 from tests.recipes import TEXT, VALUES, tuples
 
 
@@ -61,7 +61,7 @@ def test_kinds_are_applied_first_and_reset_the_section(load):
 
 
 def test_an_absent_section_has_its_default_kind(load):
-    assert load("trace.target.draws=9").trace.target == Hybrid(draws=9)
+    assert load("trace.target.draws=9").trace.target == Sampled(draws=9)
     assert load("train.schedule.floor=0").train.schedule == Cosine(floor=0)
     assert load("trace.target.k=9", "trace.target.kind=top_k").trace.target == TopK(k=9)
     assert load("trace.target={kind: top_k, k: 9}").trace.target == TopK(k=9)
@@ -73,7 +73,7 @@ def test_an_absent_section_has_its_default_kind(load):
         ("sead=3", "override sead=3: 'sead' is not a key of a recipe. Did you mean seed?"),
         ("train.budget.steps=10", "belongs to kind steps: set train.budget.kind=steps too"),
         ("train.lr=1", "Did you mean train.optimizer.lr?"),
-        ("trace.target.k=4", "'k' is not a key of trace.target of kind hybrid. It belongs to kind top_k"),
+        ("trace.target.k=4", "'k' is not a key of trace.target of kind sampled. It belongs to kind top_k"),
         ("trace.target.kind=topk", "trace.target.kind is 'topk'; it must be one of top_k, sampled, hybrid, full"),
         ("seed.x=3", "seed is a value and has no 'x' in it; set seed itself"),
         ("objective.also.weight=3", "objective.also is a value and has no 'weight' in it; set objective.also itself"),

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import RecipeError
 from limbeck.overrides import format_override
-from limbeck.recipe import Hybrid, Recipe
+from limbeck.recipe import Recipe, Sampled
 from limbeck.recipe_io import load_with_origins
 from limbeck.shape import paths_of
 from limbeck.tree import origin_of, validate
@@ -156,7 +156,7 @@ def test_values_are_not_coerced(tmp_path):
 def test_default_kind_may_be_left_out(tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(TEXT + "trace: {target: {draws: 5}}\n")
-    assert Recipe.load(path).trace.target == Hybrid(draws=5)
+    assert Recipe.load(path).trace.target == Sampled(draws=5)
 
 
 def test_origins(tmp_path):
