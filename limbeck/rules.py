@@ -216,17 +216,15 @@ def _all_divergences(objective: Objective) -> list[tuple[str, Divergence]]:
 
 
 def offers(target: TopK | Sampled | Hybrid | Live) -> Needs:
-    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample (as a top_k
-    whose tail was given away: a token outside has no probability at all, or an invented one)."""
+    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
     if isinstance(target, Live):
         return "full"
     return "cells" if isinstance(target, TopK) and target.rest == "tail" else "sample"
 
 
-def is_biased(target: TopK | Sampled | Hybrid | Live) -> bool:
-    """Whether a target gives the teacher's mass to tokens that do not have it."""
-    cut = isinstance(target, TopK) and target.rest != "tail"
-    return cut or (isinstance(target, Sampled) and target.value == "probability")
+def knows_entropy(target: TopK | Sampled | Hybrid | Live) -> bool:
+    """Whether the teacher's own entropy is stored: a sample's is another."""
+    return not isinstance(target, TopK) and not (isinstance(target, Sampled) and target.value == "probability")
 
 
 def _divergences(recipe: Recipe) -> Iterator[Problem]:
@@ -243,8 +241,8 @@ def _divergences(recipe: Recipe) -> Iterator[Problem]:
             yield problem(
                 where,
                 f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's "
-                f"probability of every token; this stored {target.kind} target has only some. Set "
-                "trace.target.kind=full (the teacher runs beside the student), or use forward_kl.",
+                f"probability of every token; a stored {target.kind} target has only some. Set trace.target.kind=full "
+                "(the teacher runs beside the student), or use forward_kl.",
             )
         for name, value in divergence.inert.items():
             if getattr(divergence, name) == value:
@@ -318,16 +316,16 @@ def _weights(weights: PositionWeights, target: TopK | Sampled | Hybrid | Live) -
         yield from _doubt(f"{where}.teacher", teacher)
         if teacher.certain == teacher.unsure:
             yield problem(f"{where}.teacher", "gives every position one weight; remove it.")
-        if teacher.by == "entropy" and (isinstance(target, TopK) or is_biased(target)):
+        if teacher.by == "entropy" and not knows_entropy(target):
             yield problem(
                 f"{where}.teacher.by",
-                f"is entropy, which this stored {target.kind} target does not know. Use confidence, or another "
-                "trace.target.",
+                f"is entropy, which this {target.kind} target does not store. Use confidence, or another trace.target.",
             )
-        if teacher.by == "confidence" and isinstance(target, Sampled):
+        if teacher.by == "confidence" and isinstance(target, Sampled) and target.draws < FEW_DRAWS:
             yield problem(
                 f"{where}.teacher.by",
-                "is confidence, of which a stored sample is a poor witness. Use entropy, which is stored with it.",
+                f"is confidence, of which {target.draws} draws are a poor witness. Use entropy, which is stored with "
+                f"them, or at least {FEW_DRAWS} draws.",
             )
     if tokens is not None and len(set(tokens.model_dump().values())) == 1:
         yield problem(f"{where}.tokens", "gives every class one weight; remove it.")
@@ -338,6 +336,7 @@ def _weights(weights: PositionWeights, target: TopK | Sampled | Hybrid | Live) -
 
 
 SMALL_K = 32
+FEW_DRAWS = 16  # systematic draws tell a probability to within one draw
 
 
 def warn_static(recipe: Recipe) -> list[Problem]:
@@ -345,16 +344,19 @@ def warn_static(recipe: Recipe) -> list[Problem]:
     target, objective = recipe.trace.target, recipe.objective
     if objective.only_ce:
         return []
-    found = []
-    if is_biased(target):
-        how = f"rest {target.rest}" if isinstance(target, TopK) else "value probability"
+    if isinstance(target, Sampled) and target.value == "probability":
         message = (
-            f"is {target.kind} with {how}: a known bias, kept to compare with. The student learns to be surer, or else "
-            "wrong, about what was left out; sampled with counts is unbiased and smaller."
+            "is probability: renormalised over the drawn tokens, targets are biased. counts is unbiased, and smaller."
         )
-        found.append(problem("trace.target", message))
+        return [problem("trace.target.value", message)]
     if not isinstance(target, TopK):
-        return found
+        return []
+    found = []
+    if target.rest != "tail":
+        message = (
+            f"is {target.rest}: targets are biased, and more than with a tail cell (rest=tail). sampled is unbiased."
+        )
+        return [problem("trace.target.rest", message)]
     for where, divergence in _all_divergences(objective):
         if needs_of(divergence) == "cells":
             message = (
@@ -366,7 +368,7 @@ def warn_static(recipe: Recipe) -> list[Problem]:
     if target.k < SMALL_K:
         message = (
             f"is {target.k}: gradients of a small top_k are biased, since the tail is one cell. sampled is unbiased "
-            f"and smaller; or raise k to {SMALL_K} or more."
+            f"at the same size; or raise k to {SMALL_K} or more."
         )
         found.append(problem("trace.target.k", message))
     return found

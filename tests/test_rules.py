@@ -13,6 +13,7 @@ PRUNE = "student={kind: prune, layers: 2}"
 GENERATE = "trace.mode={kind: generate, temperature: 0}"
 FULL, TOP_K = "trace.target.kind=full", "trace.target.kind=top_k"
 LINEAR = "objective.temperature={kind: linear, start: 4, end: 1}"
+REST = "trace.target={kind: top_k, rest: spread}"
 ADAPTIVE = "objective.temperature={kind: adaptive, certain: 2, unsure: 1}"
 WEIGHTS = "objective.position_weights"
 TEACHER = f"{WEIGHTS}.teacher={{certain: 0.5, unsure: 1"
@@ -59,9 +60,9 @@ def recipe() -> Recipe:
         (["student={kind: scratch, parameters: huge}"], "student.parameters", "17M"),
         (["student={kind: scratch, hidden_size: 10, heads: 3, layers: 1}"], "student.hidden_size", "multiple"),
         (["objective.divergence.kind=reverse_kl"], "objective.divergence", "trace.target.kind=full"),
-        (["objective.divergence.kind=jsd"], "objective.divergence", "this stored sampled target has only some"),
+        (["objective.divergence.kind=jsd"], "objective.divergence", "a stored sampled target has only some"),
         (["objective.divergence.kind=mse", TOP_K], "objective.divergence", "logits of every token"),
-        ([also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "this stored sampled target"),
+        ([also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "a stored sampled target"),
         ([FULL, "objective.divergence={kind: skew_forward, alpha: 1}"], "objective.divergence.alpha", "always 0"),
         ([FULL, "objective.divergence={kind: alpha_beta, alpha: 0, beta: 0}"], "objective.divergence", "at least one"),
         ([TOP_K, "objective.divergence={kind: ranking, k: 40}"], "objective.divergence.k", "keeps 32 tokens"),
@@ -86,7 +87,9 @@ def recipe() -> Recipe:
         (["objective.label_smoothing=0.1"], "objective.label_smoothing", "without cross-entropy"),
         (["objective.ce_weight=1", also("{divergence: {kind: tvd}}")], "objective.also", "ce_weight is 1"),
         ([TOP_K, f"{TEACHER}, by: entropy}}"], f"{WEIGHTS}.teacher.by", "Use confidence"),
-        (["trace.target.kind=sampled", f"{TEACHER}, by: confidence}}"], f"{WEIGHTS}.teacher.by", "Use entropy"),
+        (["trace.target.draws=8", f"{TEACHER}, by: confidence}}"], f"{WEIGHTS}.teacher.by", "Use entropy"),
+        (["trace.target.value=probability", f"{TEACHER}, by: entropy}}"], f"{WEIGHTS}.teacher.by", "Use confidence"),
+        ([REST, "objective.divergence.kind=reverse_kl"], "objective.divergence", "only some"),
         ([f"{WEIGHTS}.teacher={{certain: 2, unsure: 2}}"], f"{WEIGHTS}.teacher", "one weight"),
         ([f"{WEIGHTS}.tokens={{}}"], f"{WEIGHTS}.tokens", "one weight"),
         ([f"{WEIGHTS}.place={{kind: first, tokens: 3, weight: 1}}"], f"{WEIGHTS}.place", "which all have"),
@@ -95,16 +98,6 @@ def recipe() -> Recipe:
         (["objective.ce_weight=1", "objective.temperature=2"], "objective.temperature", "ce_weight is 1"),
         (["objective.ce_weight=1", "objective.divergence.kind=jsd"], "objective.divergence", "ce_weight is 1"),
         (["objective.ce_weight=1", "trace.target.kind=top_k"], "trace.target", "no distribution is used"),
-        (
-            [TOP_K, "trace.target.rest=renormalise", "objective.divergence.kind=tvd"],
-            "objective.divergence",
-            "only some",
-        ),
-        (
-            ["trace.target={kind: sampled, value: probability}", f"{TEACHER}}}"],
-            "objective.position_weights.teacher.by",
-            "does not know",
-        ),
         (["objective.ce_weight=1", "train.twin=true"], "train.twin", "hard-label twin already"),
         (["train.optimizer.betas=[0.9, 1]"], "train.optimizer.betas", "below 1"),
         (["train.optimizer.betas=[-0.1, 0.5]"], "train.optimizer.betas", "at least 0"),
@@ -157,8 +150,8 @@ def test_sound(recipe: Recipe, overrides):
         ([TOP_K, "objective.divergence.kind=reverse_kl"], "objective.divergence", "a lower bound"),
         ([TOP_K, also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "tvd on a stored top_k"),
         ([TOP_K, "trace.target.k=12"], "trace.target.k", "sampled is unbiased"),
-        ([TOP_K, "trace.target.rest=spread"], "trace.target", "rest spread: a known bias"),
-        (["trace.target={kind: sampled, value: probability}"], "trace.target", "a known bias"),
+        ([REST], "trace.target.rest", "is spread: targets are biased"),
+        (["trace.target.value=probability"], "trace.target.value", "counts is unbiased"),
     ],
 )
 def test_warnings(recipe: Recipe, overrides, where, message):
