@@ -1,4 +1,4 @@
-# make demo    install, then distil a real language model and write its report (about 10 minutes after installing)
+# make demo    install, then distil a real language model and write its report (about 6 minutes after installing)
 # make setup   install only: .venv with everything pinned
 # make test    the fast suite
 # make lint    style, formatting, types, import contracts
