@@ -165,7 +165,8 @@ def _env() -> dict[str, str]:
 
 
 INTERRUPTED = """
-import sys, time, types
+import signal, sys, time, types
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what it starts in the background
 def run_recipe(*args, **kwargs):
     print("working", flush=True)
     time.sleep(60)
