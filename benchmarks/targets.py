@@ -26,7 +26,7 @@ from common import encoded_rows, machine, stdlib_rows, teacher
 from frontier import draw
 
 from limbeck.jobs.label import BLOCK_BYTES, codec_of, support_spec
-from limbeck.lms.hf import packed_attention, packed_hidden
+from limbeck.lms.hf import head_layer, packed_attention, packed_hidden
 from limbeck.losses import fused_distill_loss, iter_logits
 from limbeck.losses.support import SupportSpec, join, select, split
 from limbeck.packing import labels_of, pack, plan_batches
@@ -88,7 +88,7 @@ def main() -> None:
     lm = teacher()
     keep = range(args.student) if args.student else [n for n in range(30) if n not in REMOVED]
     student = prune_layers(lm.model, tuple(keep))
-    weight_VD = student.get_output_embeddings().weight.detach().float()
+    weight_VD = head_layer(student).weight.detach().float()
     print(f"# {machine()}, student: layers {', '.join(map(str, keep))} of {lm.name}")
     print("# cosine and norm ratio of gradients to the full teacher's, on hidden rows (dL/dh) and on the head (dL/dW)")
     results: dict[str, list[Result]] = {}
@@ -121,7 +121,7 @@ def until(rows: list[Row], positions: int) -> list[Row]:
 def measure(lm: HfLM, student, weight_VD: torch.Tensor, rows: list[Row], only: str) -> list[Result]:
     text = hidden(lm, student, rows)
     head = Head(lm.head.weight_VD.float())
-    full = gradients(text.student_ND, weight_VD, LiveTarget(text.teacher_ND, head))
+    full = gradients(text.student_ND, weight_VD, LiveTarget.of(text.teacher_ND, head))
     out = []
     for name, target in TARGETS.items():
         if name.startswith(only):
@@ -149,7 +149,8 @@ def hidden(lm: HfLM, student, rows: list[Row]) -> Text:
 
 def gradients(student_ND: torch.Tensor, weight_VD: torch.Tensor, target) -> tuple[torch.Tensor, torch.Tensor]:
     h, w = student_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
-    return torch.autograd.grad(fused_distill_loss(h, w, target), (h, w))
+    dh, dw = torch.autograd.grad(fused_distill_loss(h, w, target), (h, w))
+    return dh, dw
 
 
 def compare(own, full) -> tuple[float, float, float, float]:
