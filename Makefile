@@ -55,9 +55,10 @@ demo: setup
 	$(BIN)/limbeck run recipes/demo.yaml
 
 # An environment of its own that sees everything in .venv: what is installed here cannot change what we run on.
+# An editable package is not found through another environment's folder, so this checkout is named as well.
 peers: setup
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' \
+	$(BIN)/python -c 'import os, site; print(site.getsitepackages()[0], os.getcwd(), sep="\n")' \
 		> "$$(.venv-peers/bin/python -c 'import site; print(site.getsitepackages()[0])')/limbeck.pth"
 	.venv-peers/bin/python -m pip --disable-pip-version-check install --no-deps -r benchmarks/peers.txt
 
