@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from limbeck.data import read_examples
 from limbeck.lms import open_lm
 from limbeck.lms.hf import HfLM
-from limbeck.recipe import FileSource, StdlibSource
+from limbeck.sources import FileSource, StdlibSource
 from limbeck.students.prune import prune_layers
 from limbeck.text import Encoder
 from limbeck.types import Row

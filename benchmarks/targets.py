@@ -30,7 +30,8 @@ from limbeck.lms.hf import head_layer, packed_attention, packed_hidden
 from limbeck.losses import fused_distill_loss, iter_logits
 from limbeck.losses.support import SupportSpec, join, select, split
 from limbeck.packing import labels_of, pack, plan_batches
-from limbeck.recipe import FileSource, Hybrid, Sampled, TopK
+from limbeck.recipe import Hybrid, Sampled, TopK
+from limbeck.sources import FileSource
 from limbeck.students.prune import prune_layers
 from limbeck.types import Dist, Head, LiveTarget
 

@@ -23,8 +23,8 @@ from limbeck.errors import LimbeckError, RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from limbeck.findings import Problem
     from limbeck.recipe import Recipe
-    from limbeck.rules import Problem
     from limbeck.types import OnProgress
     from limbeck.yaml_nodes import Node
 

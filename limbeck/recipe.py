@@ -8,79 +8,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from limbeck.objectives import Objective
 from limbeck.rundir import fingerprint
-from limbeck.shape import Fraction, Positive, Section
+from limbeck.shape import Fraction, Positive, Section, UsualKind
+from limbeck.sources import Source
+from limbeck.teachers import HfTeacher, Teacher
 from limbeck.tree import load_tree, override_tree
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# ---- teacher ---------------------------------------------------------------------------------------------------------
-
-
-class HfTeacher(Section):
-    """A local causal language model: a hub id, a folder (safetensors), or a .gguf file."""
-
-    kind: Literal["hf"] = "hf"
-    path: str = Field(description="hub id, folder, .gguf file, or `smollm2-135m` for the demo teacher")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="`auto` measures which is fastest on this machine"
-    )
-    trust_remote_code: bool = Field(
-        default=False, description="run code that the model's authors ship; shown in the report"
-    )
-    licence: str | None = Field(
-        default=None, description="licence of the teacher, for the model card; read from its card if absent"
-    )
-
-
-Teacher = HfTeacher
-
 # ---- data ------------------------------------------------------------------------------------------------------------
-
-
-class StdlibSource(Section):
-    """Documented functions of the running interpreter's own standard library (topic: the module)."""
-
-    kind: Literal["stdlib"] = "stdlib"
-
-
-class FileSource(Section):
-    """JSONL, Parquet, CSV or plain text: a file, a folder, or a glob. The format is read from the extension."""
-
-    kind: Literal["files"] = "files"
-    path: str = Field(description="file, folder or glob of .jsonl, .parquet, .csv, .txt or .md files")
-    text: str | None = Field(default=None, description="column of plain text")
-    prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
-    completion: str | None = Field(
-        default=None, description="column of the completion (may be absent in generate mode)"
-    )
-    messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
-    topic: str | None = Field(default=None, description="column by which results are also reported")
-
-
-class DatasetSource(Section):
-    """A `datasets` name (hub id or a local folder that `datasets.load_dataset` opens)."""
-
-    kind: Literal["datasets"] = "datasets"
-    path: str = Field(description="name given to datasets.load_dataset")
-    name: str | None = Field(default=None, description="configuration of the dataset")
-    split: str = Field(default="train", description="split to read")
-    text: str | None = Field(default=None, description="column of plain text")
-    prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
-    completion: str | None = Field(default=None, description="column of the completion")
-    messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
-    topic: str | None = Field(default=None, description="column by which results are also reported")
 
 
 class Data(Section):
     """The transfer set: what is read, how long a row may be, and how much of it is held out."""
 
-    source: StdlibSource | FileSource | DatasetSource = Field(discriminator="kind")
+    source: Source = Field(discriminator="kind")
     max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="longest row in tokens")
     long_rows: Literal["stop", "skip", "truncate"] = Field(
         default="truncate", description="what to do with longer rows"
@@ -160,11 +107,20 @@ class Live(Section):
     kind: Literal["full"] = "full"
 
 
+class TextTarget(Section):
+    """Nothing but text is kept: the student learns the teacher's words (hard labels, objective.ce_weight 1)."""
+
+    kind: Literal["text"] = "text"
+
+
+Target = TopK | Sampled | Hybrid | Live | TextTarget
+
+
 class TraceSection(Section):
     """What the teacher does with each row, and what is kept of it."""
 
     mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
-    target: TopK | Sampled | Hybrid | Live = Field(default_factory=Sampled, discriminator="kind")
+    target: Target = Field(default_factory=Sampled, discriminator="kind")
     batch_tokens: Positive = Field(default=4096, description="tokens of one teacher forward")
     shard_tokens: Positive = Field(default=65536, description="tokens of one shard: what a kill can cost")
 
@@ -192,9 +148,14 @@ class PruneStudent(Section):
 
 
 class ScratchStudent(Section):
-    """A new model of the teacher's architecture and tokenizer, sized by a parameter budget or explicit sizes."""
+    """A new model of the teacher's architecture and tokenizer (or those of `like`), sized by a parameter budget or
+    explicit sizes."""
 
     kind: Literal["scratch"] = "scratch"
+    like: str | None = Field(
+        default=None,
+        description="hub id or folder of its architecture and tokenizer, where the teacher is not in this process",
+    )
     parameters: str | None = Field(default=None, description="budget such as `17M`: width and depth are chosen")
     hidden_size: Positive | None = Field(default=None, description="explicit width (with `layers` and `heads`)")
     layers: Positive | None = Field(default=None, description="explicit depth")
@@ -306,13 +267,28 @@ class Recipe(Section):
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything that is random")
     scope: str = Field(default="", description="what the student is for, in a sentence; goes into its card")
-    teacher: Teacher
+    teacher: Annotated[Teacher, UsualKind("hf")] = Field(discriminator="kind")
     data: Data
     trace: TraceSection = Field(default_factory=TraceSection)
     student: PretrainedStudent | PruneStudent | ScratchStudent = Field(discriminator="kind")
     objective: Objective = Field(default_factory=Objective)
     train: Train
     evaluate: Evaluate = Field(default_factory=Evaluate)
+
+    @field_validator("teacher", mode="before")
+    @classmethod
+    def _usual_teacher(cls, value: object) -> object:
+        return {"kind": "hf", **value} if isinstance(value, dict) else value
+
+    @property
+    def reader(self) -> tuple[str, bool]:
+        """The model whose tokenizer makes rows tokens: the teacher, or else the student's (a path, and whether code
+        that comes with it may run)."""
+        if isinstance(self.teacher, HfTeacher):
+            return self.teacher.path, self.teacher.trust_remote_code
+        if isinstance(self.student, PretrainedStudent):
+            return self.student.path, self.student.trust_remote_code
+        return (self.student.like or "") if isinstance(self.student, ScratchStudent) else "", False
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -6,10 +6,10 @@ Pure logic on the recipe alone. What needs a model or data is in `jobs.check`.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RecipeError
+from limbeck.findings import Problem, idle, problem
 from limbeck.objectives import (
     AlphaBeta,
     ByTeacher,
@@ -22,46 +22,33 @@ from limbeck.objectives import (
 )
 from limbeck.recipe import (
     WSD,
-    DatasetSource,
-    FileSource,
     GenerateMode,
-    Hybrid,
     Live,
     PruneStudent,
     Recipe,
     Sampled,
     ScoreMode,
     ScratchStudent,
-    StdlibSource,
+    TextTarget,
     TopK,
 )
+from limbeck.rules_teacher import teacher_rules
+from limbeck.sources import DatasetSource, FileSource, StdlibSource
+from limbeck.teachers import is_local
 from limbeck.types import Cap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limbeck.objectives import Divergence, Needs, Objective, PositionWeights, TeacherWeights
-    from limbeck.shape import Section
+    from limbeck.recipe import Target
 
 PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 
-@dataclass(frozen=True)
-class Problem:
-    """`where` is the dotted path in the recipe; `message` a sentence: what was found, what is allowed, what to do."""
-
-    where: str
-    message: str
-
-
-def problem(where: str, rest: str) -> Problem:
-    """A problem whose sentence begins with the path: "student.keep is [2, 1]; it must be ..."."""
-    return Problem(where, f"{where} {rest}")
-
-
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    rules = (_source, _rows, _mode, _target, _student, _objective, _train, _evaluate)
+    rules = (_source, _rows, _mode, _target, _student, teacher_rules, _objective, _train, _evaluate)
     return [found for rule in rules for found in rule(recipe)]
 
 
@@ -73,6 +60,8 @@ def raise_problems(problems: list[Problem], origin: Callable[[str], str] | None 
 
 def needs(recipe: Recipe) -> dict[Cap, str]:
     """What the recipe asks of its teacher, each with the part that asks."""
+    if not is_local(recipe.teacher):
+        return {}
     wanted = {Cap.FULL_LOGITS: "evaluation against the teacher's full distribution"}
     wanted[Cap.HIDDEN_STATES] = "trace.target (distributions are selected from hidden rows and the head)"
     if isinstance(recipe.trace.mode, GenerateMode):
@@ -80,18 +69,6 @@ def needs(recipe: Recipe) -> dict[Cap, str]:
     elif recipe.evaluate.answers:
         wanted[Cap.GENERATE] = "evaluate.answers"
     return wanted
-
-
-def changed(section: Section, *names: str) -> list[str]:
-    """Those of the named fields that differ from their default."""
-    fields = type(section).model_fields
-    return [name for name in names if getattr(section, name) != fields[name].get_default(call_default_factory=True)]
-
-
-def _idle(section: Section, where: str, names: tuple[str, ...], why: str) -> Iterator[Problem]:
-    """A problem for each of the fields that was set although it has no effect."""
-    for name in changed(section, *names):
-        yield problem(f"{where}.{name}", f"has no effect {why}; remove it.")
 
 
 def _source(recipe: Recipe) -> Iterator[Problem]:
@@ -132,7 +109,7 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(mode, GenerateMode):
         return
     if mode.temperature == 0:
-        yield from _idle(mode, "trace.mode", ("top_p",), "at temperature 0 (greedy)")
+        yield from idle(mode, "trace.mode", ("top_p",), "at temperature 0 (greedy)")
         if mode.n > 1:
             yield problem(
                 "trace.mode.n", f"asks for {mode.n} replies, but at temperature 0 they are all the same; use 1."
@@ -143,10 +120,10 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
 
 def _target(recipe: Recipe) -> Iterator[Problem]:
     trace = recipe.trace
-    if isinstance(trace.target, Live) and isinstance(trace.mode, ScoreMode):
-        names = ("batch_tokens", "shard_tokens")
-        yield from _idle(
-            trace, "trace", names, "when trace.target.kind is full and the text is given: nothing is stored"
+    if isinstance(trace.target, (Live, TextTarget)) and isinstance(trace.mode, ScoreMode):
+        names, kind = ("batch_tokens", "shard_tokens"), trace.target.kind
+        yield from idle(
+            trace, "trace", names, f"when trace.target.kind is {kind} and the text is given: nothing is stored"
         )
 
 
@@ -169,7 +146,7 @@ def _prune(student: PruneStudent) -> Iterator[Problem]:
     if not student.keep or min(student.keep) < 0 or list(student.keep) != sorted(set(student.keep)):
         found = list(student.keep)
         yield problem("student.keep", f"is {found}; it must be layer numbers from 0 in ascending order, each once.")
-    yield from _idle(student, "student", ("probe_rows",), "with an explicit `keep`: nothing is measured")
+    yield from idle(student, "student", ("probe_rows",), "with an explicit `keep`: nothing is measured")
 
 
 def _scratch(student: ScratchStudent) -> Iterator[Problem]:
@@ -198,14 +175,19 @@ def _objective(recipe: Recipe) -> Iterator[Problem]:
     by_teacher = objective.position_weights.teacher
     if objective.only_ce:
         names = ("divergence", "temperature", "also")
-        yield from _idle(objective, "objective", names, "when ce_weight is 1 (plain training)")
-        if not isinstance(target, Live) and by_teacher is None:
+        yield from idle(objective, "objective", names, "when ce_weight is 1 (plain training)")
+        if not isinstance(target, (Live, TextTarget)) and by_teacher is None:
             names = ("target",)
-            yield from _idle(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
+            yield from idle(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
+    elif isinstance(target, TextTarget):
+        message = f"is text, which has no distribution, but objective.ce_weight is {objective.ce_weight}: set it to 1."
+        yield problem("trace.target.kind", message)
     else:
         yield from _divergences(recipe)
         yield from _temperature(recipe)
     yield from _ce(objective)
+    if isinstance(target, TextTarget) and by_teacher is not None:
+        yield problem("objective.position_weights.teacher", "weighs by what a text target does not hold; remove it.")
     yield from _weights(objective.position_weights, target)
 
 
@@ -215,14 +197,14 @@ def _all_divergences(objective: Objective) -> list[tuple[str, Divergence]]:
     return [("objective.divergence", objective.divergence), *also]
 
 
-def offers(target: TopK | Sampled | Hybrid | Live) -> Needs:
+def offers(target: Target) -> Needs:
     """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
     if isinstance(target, Live):
         return "full"
     return "cells" if isinstance(target, TopK) and target.rest == "tail" else "sample"
 
 
-def knows_entropy(target: TopK | Sampled | Hybrid | Live) -> bool:
+def knows_entropy(target: Target) -> bool:
     """Whether the teacher's own entropy is stored: a sample's is another."""
     return not isinstance(target, TopK) and not (isinstance(target, Sampled) and target.value == "probability")
 
@@ -261,7 +243,7 @@ def _temperature(recipe: Recipe) -> Iterator[Problem]:
     )
     if not heeded:
         why = "on these divergences: the temperature changes nothing in them, or they have their own"
-        yield from _idle(objective, "objective", ("temperature",), why)
+        yield from idle(objective, "objective", ("temperature",), why)
     if not isinstance(by, (int, float)):
         if stored:
             yield problem(
@@ -306,10 +288,10 @@ def _ce(objective: Objective) -> Iterator[Problem]:
         if objective.most_ce > 1:
             yield problem("objective.ce_weight", f"reaches {objective.most_ce:g}; a share is at most 1.")
     if objective.most_ce == 0:
-        yield from _idle(objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)")
+        yield from idle(objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)")
 
 
-def _weights(weights: PositionWeights, target: TopK | Sampled | Hybrid | Live) -> Iterator[Problem]:
+def _weights(weights: PositionWeights, target: Target) -> Iterator[Problem]:
     where = "objective.position_weights"
     teacher, tokens, place = weights.teacher, weights.tokens, weights.place
     if teacher is not None:
@@ -396,4 +378,4 @@ def _train(recipe: Recipe) -> Iterator[Problem]:
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluate.answers == 0:
-        yield from _idle(recipe.evaluate, "evaluate", ("answer_tokens",), "when evaluate.answers is 0")
+        yield from idle(recipe.evaluate, "evaluate", ("answer_tokens",), "when evaluate.answers is 0")

@@ -42,11 +42,11 @@ class Site:
         model = kinds[str(kind)] if kinds else sections_of(self.model.model_fields[key])[0]
         return Site(self.top, model, (*self.keys, key), kinds, kind)
 
-    def into_item(self, key: str, index: int) -> Site:
-        """One section of the list that the field `key` holds."""
-        model = items_of(self.model.model_fields[key])
-        assert model is not None
-        return Site(self.top, model, (*self.keys, f"{key}[{index}]"))
+    def into_item(self, key: str, index: int, kind: str | None = None) -> Site:
+        """One section of the list that the field `key` holds; `kind` says which, where they are of a union."""
+        sections, kinds = items_of(self.model.model_fields[key]), item_kinds_of(self.model.model_fields[key])
+        model = kinds[str(kind)] if kinds else sections[0]
+        return Site(self.top, model, (*self.keys, f"{key}[{index}]"), kinds, kind)
 
     @property
     def name(self) -> str:
@@ -67,10 +67,11 @@ def sections_of(info: FieldInfo) -> list[type[BaseModel]]:
     return [part for part in parts_of(info.annotation) if _is_section(part)]
 
 
-def items_of(info: FieldInfo) -> type[BaseModel] | None:
-    """The model of a list's items, where the field is a list of sections."""
+def items_of(info: FieldInfo) -> list[type[BaseModel]]:
+    """The models that a list's items may be: none where the field is no list of sections, several for a union by
+    kind."""
     lists = [get_args(part)[0] for part in parts_of(info.annotation) if get_origin(part) is tuple]
-    return lists[0] if lists and _is_section(lists[0]) else None
+    return [part for part in parts_of(lists[0]) if _is_section(part)] if lists else []
 
 
 def _is_section(part: Any) -> bool:
@@ -79,14 +80,31 @@ def _is_section(part: Any) -> bool:
 
 def kinds_of(info: FieldInfo) -> Kinds:
     """The alternatives of a union by kind, by name; {} for every other field."""
-    sections = sections_of(info)
+    return _by_kind(sections_of(info))
+
+
+def item_kinds_of(info: FieldInfo) -> Kinds:
+    """The alternatives for each item of a list, by name; {} for every other field."""
+    return _by_kind(items_of(info))
+
+
+def _by_kind(sections: list[type[BaseModel]]) -> Kinds:
     return {part.model_fields["kind"].default: part for part in sections} if len(sections) > 1 else {}
 
 
 def default_kind(info: FieldInfo) -> str | None:
-    """The kind that is used when the section is absent; None when it must be written, stays absent, or is a value."""
+    """The kind of a section that says none; None when it must be written, the section stays absent, or is a value. A
+    section that must be there can still have a usual kind: `UsualKind`."""
+    usual = next((item.kind for item in info.metadata if isinstance(item, UsualKind)), None)
     default = default_section(info)
-    return None if default is None else default.kind  # type: ignore[attr-defined]
+    return usual if default is None else default.kind  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class UsualKind:
+    """Stands in a field's annotation: the kind that a section has when it says none."""
+
+    kind: str
 
 
 def default_section(info: FieldInfo) -> BaseModel | None:
@@ -105,8 +123,7 @@ def paths_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Dotted paths of every key of the tree, those of all kinds included."""
     for name, info in model.model_fields.items():
         yield prefix + name
-        item = items_of(info)
-        for section in [item] if item else sections_of(info):
+        for section in items_of(info) or sections_of(info):
             yield from paths_of(section, f"{prefix}{name}.")
 
 
@@ -135,8 +152,11 @@ def _describe_type(part: Any) -> str:
         return str(options[0]) if len(options) == 1 else f"one of {', '.join(map(str, options))}"
     if get_origin(part) is tuple:
         inner = get_args(part)
-        if _is_section(inner[0]):
-            return f"a list of maps with {', '.join(inner[0].model_fields)}"
+        items = [item for item in parts_of(inner[0]) if _is_section(item)]
+        if items:
+            kinds = _by_kind(items)
+            what = f"whose kind is one of {', '.join(kinds)}" if kinds else f"with {', '.join(items[0].model_fields)}"
+            return f"a list of maps {what}"
         name = _PLURALS[inner[0]]
         return f"a list of {name}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {name}"
     if issubclass(part, BaseModel):

@@ -33,7 +33,8 @@ NAMED = 3
 class Example:
     """One row as it was read: `text`, or `prompt` with or without `completion`, or `messages` ({role, content} each).
 
-    `source` says where it stands ("file.jsonl:17") for error messages.
+    `source` says where it stands ("file.jsonl:17") for error messages. `reference` is what a right answer is compared
+    with, where there is one.
     """
 
     text: str | None = None
@@ -42,6 +43,14 @@ class Example:
     messages: Sequence[Mapping[str, Any]] | None = None
     topic: str = ""
     source: str = "row"
+    reference: str = ""
+
+    @property
+    def truth(self) -> str:
+        """What a right answer is compared with: `reference`, or else the reply that is given; "" for neither."""
+        last = self.messages[-1] if self.messages else {}
+        reply = last.get("content") if last.get("role") == "assistant" else None
+        return self.reference or self.completion or reply or ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,18 @@ class Encoder:
                 f"are {self.max_length}). Raise data.max_length, remove the row, or set data.bad_rows=skip."
             )
         return Encoded(row.ids, row.spans, row.text, row.truncated)
+
+    def asked(self, example: Example) -> str:
+        """The conversation up to the reply as JSON: what a teacher behind an interface is asked. "" for plain text."""
+        if example.messages is not None:
+            turns = [{key: value for key, value in turn.items() if value is not None} for turn in example.messages]
+            while turns and turns[-1].get("role") == "assistant":
+                turns.pop()
+        elif example.prompt is not None and self.chat_template:
+            turns = [{"role": "user", "content": example.prompt}]
+        else:
+            return ""
+        return json.dumps(turns, ensure_ascii=False)
 
     # ---- text ----
 

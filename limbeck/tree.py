@@ -19,6 +19,7 @@ from limbeck.shape import (
     closest,
     default_kind,
     describe,
+    item_kinds_of,
     items_of,
     kinds_of,
     meant,
@@ -85,9 +86,8 @@ def _fill_kinds(model: type[BaseModel], section: Node) -> Node:
     filled = dict(section.value)
     for key, child in section.value.items():
         info = model.model_fields.get(key)
-        item = items_of(info) if info else None
-        if item and isinstance(child.value, list):
-            filled[key] = Node([_fill_kinds(item, node) for node in child.value], child.origin)
+        if info and items_of(info) and isinstance(child.value, list):
+            filled[key] = Node([_fill_item(info, node) for node in child.value], child.origin)
         if info is None or not isinstance(child.value, dict) or not sections_of(info):
             continue
         kinds = kinds_of(info)
@@ -98,13 +98,22 @@ def _fill_kinds(model: type[BaseModel], section: Node) -> Node:
     return Node(filled, section.origin)
 
 
+def _fill_item(info: FieldInfo, node: Node) -> Node:
+    kinds = item_kinds_of(info)
+    kind = str(node.value["kind"].plain()) if isinstance(node.value, dict) and "kind" in node.value else ""
+    model = kinds.get(kind) if kinds else items_of(info)[0]
+    return _fill_kinds(model, node) if model else node
+
+
 @dataclass(frozen=True)
 class _Place:
-    """Where an error is: the section, the key in it (with its field, unless the key is unknown), what was written."""
+    """Where an error is: the section, the key in it (with its field, unless the key is unknown), what was written;
+    `item` where it is one of a list whose kind is missing or wrong."""
 
     site: Site
     key: str
     node: Node
+    item: int | None = None
 
     @property
     def info(self) -> FieldInfo | None:
@@ -122,9 +131,15 @@ def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _P
     while parts:
         part, info = parts.pop(0), site.model.model_fields[key]
         if isinstance(part, int):
-            if items_of(info) is None or not parts:  # an item that is a value: the list is shown whole
+            kinds = item_kinds_of(info)
+            if kinds and (not parts or parts[0] not in kinds):
+                return _Place(site, key, _item(node, part), part)
+            if not items_of(info) or not parts:  # an item that is a value: the list is shown whole
                 break
-            site, node = site.into_item(key, part), _item(node, part)
+            kind = str(parts.pop(0)) if kinds else None
+            site, node = site.into_item(key, part, kind), _item(node, part)
+            if not parts:
+                break
             key = str(parts.pop(0))
             node = _child(node, key)
             continue
@@ -170,6 +185,8 @@ def _explain(place: _Place, error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden" or place.info is None:
         return unknown_key(place.site, place.key)
     name, found, kinds = ".".join(place.keys), place.node.plain(), kinds_of(place.info)
+    if place.item is not None:
+        name, kinds = f"{name}[{place.item}]", item_kinds_of(place.info)
     if error["type"] == "missing" and isinstance(error["loc"][-1], str):
         if kinds:
             return f"{name} is missing; it is a map whose kind is one of {', '.join(kinds)}."
@@ -178,7 +195,8 @@ def _explain(place: _Place, error: ErrorDetails) -> str:
     if kinds and isinstance(found, dict):
         return wrong_kind(name, kinds, found.get("kind"), [str(key) for key in found])
     if kinds:
-        return f"{name} is {show(found)}; it must be {describe(place.info)}."
+        allowed = f"a map whose kind is one of {', '.join(kinds)}" if place.item is not None else describe(place.info)
+        return f"{name} is {show(found)}; it must be {allowed}."
     hint = meant(found, options_of(place.info))
     if str in parts_of(place.info.annotation) and isinstance(found, (bool, int, float)):
         hint = f' Put it in quotes: "{show(found)}".'

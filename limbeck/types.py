@@ -31,7 +31,9 @@ class Row:
 
     `ids` are all token ids of the row; `spans` are the ranges of tokens that are supervised (start >= 1);
     `split` is "train" or "heldout". `id` is a hash of the content, so duplicates share it. `source` says where it came
-    from ("file.jsonl:17") for error messages. `text` is the rendered text.
+    from ("file.jsonl:17") for error messages. `text` is the rendered text. `messages` is the conversation up to the
+    reply as JSON, "" for plain text: what a teacher behind an interface is asked. `reference` is what a right answer is
+    compared with, "" where there is none.
     """
 
     id: str
@@ -41,6 +43,8 @@ class Row:
     ids: np.ndarray  # int32 [T]
     spans: tuple[Span, ...]
     source: str
+    messages: str = ""
+    reference: str = ""
 
     @property
     def num_supervised(self) -> int:
@@ -70,6 +74,23 @@ class Trace:
     @property
     def num_supervised(self) -> int:
         return sum(end - start for start, end in self.spans)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One reply as curation and verification see it. `id` is its trace's, `prompt` the last user turn or the plain
+    prompt, `reference` what a right answer is compared with ("" where there is none); `meta` is the trace's."""
+
+    id: str
+    row_id: str
+    split: str
+    topic: str
+    prompt: str
+    reply: str
+    reference: str = ""
+    finish_reason: str = "stop"
+    num_tokens: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

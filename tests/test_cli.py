@@ -221,7 +221,7 @@ def test_report_takes_a_recipe_or_a_run(recipe_file, tmp_path, monkeypatch):
 
 
 def test_check_tells_problems_with_their_origin(recipe_file, monkeypatch):
-    from limbeck.rules import problem
+    from limbeck.findings import problem
 
     found = types.SimpleNamespace(
         problems=[problem("student.layers", "is 2, too many.")],

@@ -3,8 +3,9 @@
 import pytest
 
 from limbeck.errors import RecipeError
+from limbeck.findings import Problem, changed, problem
 from limbeck.recipe import Recipe
-from limbeck.rules import Problem, changed, check_static, needs, problem, raise_problems, warn_static
+from limbeck.rules import check_static, needs, raise_problems, warn_static
 from limbeck.types import Cap
 from tests.recipes import tiny_recipe
 

@@ -96,7 +96,7 @@ def test_everything_wrong_is_told_at_once_in_order(complaint):
             "data.source is 'stdlib'; it must be a map whose kind is one of stdlib, files, datasets.",
         ),
         ("{kind: stdlib}", "", "data.source is empty"),
-        ("{path: somewhere}", "[1]", "teacher is [1]; it must be a map with kind, path"),
+        ("{path: somewhere}", "[1]", "teacher is [1]; it must be a map whose kind is one of hf, text"),
         ("{path: somewhere}", "{path: null}", "teacher.path is empty; it must be text."),
     ],
 )

@@ -12,7 +12,7 @@ from limbeck.text import Example
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from limbeck.recipe import DatasetSource, FileSource
+    from limbeck.sources import DatasetSource, FileSource
 
 ROW_BYTES = 8 * 2**20
 """Most bytes of one row, or of one value of it."""
@@ -25,22 +25,25 @@ RECOGNISED = "text, messages, " + ", ".join(f"{prompt} + {completion}" for promp
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of an example: `text`, or `prompt` with or without `completion`, or `messages`; and its `topic`."""
+    """The columns of an example: `text`, or `prompt` with or without `completion`, or `messages`; its `topic`, and its
+    `reference`: what a right answer is compared with."""
 
     text: str | None = None
     prompt: str | None = None
     completion: str | None = None
     messages: str | None = None
     topic: str | None = None
+    reference: str | None = None
 
     @classmethod
     def of(cls, source: FileSource | DatasetSource) -> Columns:
         """What the recipe names."""
-        return cls(source.text, source.prompt, source.completion, source.messages, source.topic)
+        return cls(source.text, source.prompt, source.completion, source.messages, source.topic, source.reference)
 
     @property
     def names(self) -> list[str]:
-        return [name for name in (self.text, self.prompt, self.completion, self.messages, self.topic) if name]
+        named = (self.text, self.prompt, self.completion, self.messages, self.topic, self.reference)
+        return [name for name in named if name]
 
     def resolve(self, available: Collection[str], where: str) -> Columns:
         """The columns to read of those available: the named ones, or else those recognised by their names.
@@ -65,7 +68,7 @@ class Columns:
                 f"{where}: {problem}; available are {listed}. Name the column in data.source: text, prompt with "
                 "completion, or messages."
             )
-        return Columns(topic=self.topic, **found[0])
+        return Columns(topic=self.topic, reference=self.reference, **found[0])
 
     def example(self, row: Mapping[str, Any], source: str) -> Example:
         """One row as an example. Nulls are empty. Raises DataError when a value is of another type than it must be."""
@@ -76,6 +79,7 @@ class Columns:
             messages=_messages(row[self.messages], self.messages, source) if self.messages else None,
             topic=_topic(row, self.topic, source),
             source=source,
+            reference=_reference(row, self.reference, source),
         )
 
 
@@ -106,6 +110,16 @@ def _topic(row: Mapping[str, Any], column: str | None, source: str) -> str:
         raise DataError(f"{source}: column {column!r} holds {type(value).__name__}; a topic must be text or a number.")
     check_text(str(value), f"{source}: column {column!r}")
     return str(value)
+
+
+def _reference(row: Mapping[str, Any], column: str | None, source: str) -> str:
+    """Text and numbers as they are, lists and maps (unit tests, schemas) as JSON."""
+    value = row[column] if column else None
+    if value is None:
+        return ""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    check_text(text, f"{source}: column {column!r}")
+    return text
 
 
 def _messages(value: Any, column: str, source: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from limbeck.errors import DataError, MissingExtra
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from limbeck.recipe import DatasetSource
+    from limbeck.sources import DatasetSource
     from limbeck.text import Example
 
 

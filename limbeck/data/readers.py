@@ -10,14 +10,13 @@ from limbeck.data.files import count_file, find_files, read_file
 from limbeck.data.hub import open_dataset, read_dataset
 from limbeck.data.stdlib import read_stdlib
 from limbeck.errors import DataError
-from limbeck.recipe import DatasetSource, FileSource, StdlibSource
+from limbeck.sources import DatasetSource, FileSource, StdlibSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from limbeck.sources import Source
     from limbeck.text import Example
-
-    Source = StdlibSource | FileSource | DatasetSource
 
 
 def read_examples(

@@ -26,8 +26,14 @@ SCHEMA = pa.schema(
         ("ids", pa.list_(pa.int32())),
         ("spans", pa.list_(pa.int32())),  # start, end, start, end ...
         ("source", pa.string()),
+        ("messages", pa.string()),
+        ("reference", pa.string()),
     ]
 )
+TEXTS = ("id", "split", "topic", "text", "source", "messages", "reference")
+VERSION = 2
+"""Of the rows file: a run whose rows are of another one makes them anew."""
+
 DIGEST = b"limbeck.sha256"
 GROUP_ROWS = 4096
 
@@ -38,7 +44,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
         "ids": pa.array([row.ids for row in rows], pa.list_(pa.int32())),
         "spans": pa.array([[edge for span in row.spans for edge in span] for row in rows], pa.list_(pa.int32())),
     }
-    for name in ("id", "split", "topic", "text", "source"):
+    for name in TEXTS:
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.string())
     table = pa.table([columns[name] for name in SCHEMA.names], schema=SCHEMA)
     table = table.replace_schema_metadata({DIGEST: _digest(rows)})
@@ -62,7 +68,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _rows(batch: pa.RecordBatch) -> list[Row]:
-    texts = {name: batch.column(name).to_pylist() for name in ("id", "split", "topic", "text", "source")}
+    texts = {name: batch.column(name).to_pylist() for name in TEXTS}
     spans = [tuple(zip(edges[::2], edges[1::2], strict=True)) for edges in batch.column("spans").to_pylist()]
     ids = [np.array(one.values.to_numpy(), dtype=np.int32) for one in batch.column("ids")]
     return [
@@ -74,7 +80,7 @@ def _rows(batch: pa.RecordBatch) -> list[Row]:
 def _digest(rows: Sequence[Row]) -> bytes:
     digest = hashlib.sha256()
     for row in rows:
-        head = "\0".join((row.id, row.split, row.topic, row.source, row.text, str(row.spans), str(len(row.ids))))
+        head = "\0".join((*(getattr(row, name) for name in TEXTS), str(row.spans), str(len(row.ids))))
         digest.update(head.encode())
         digest.update(np.ascontiguousarray(row.ids, dtype="<i4").tobytes())
     return digest.hexdigest().encode()

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from limbeck.data import read_examples, read_rows
 from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
+from limbeck.findings import Problem, problem
 from limbeck.jobs.data import run_data
 from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.estimate import estimate_stages
@@ -26,7 +27,7 @@ from limbeck.lms import KINDS, open_lm
 from limbeck.lms.gguf import resolve_model
 from limbeck.meter import disk_bytes, measure
 from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe
-from limbeck.rules import Problem, check_static, needs, problem, warn_static
+from limbeck.rules import check_static, needs, warn_static
 from limbeck.rundir import RunDir
 from limbeck.text import Encoder, compare_tokenizers, load_tokenizer, template_hash
 

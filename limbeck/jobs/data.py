@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from limbeck.data import Sample, count_rows, read_examples, row_id, source_files, split_of, write_rows
+from limbeck.data.rows import VERSION as ROWS_VERSION
 from limbeck.errors import DataError, EmptyRow, LongRow, RecipeError, UnsupervisedRow
-from limbeck.recipe import GenerateMode, Recipe, StdlibSource
+from limbeck.recipe import GenerateMode, Recipe
 from limbeck.rundir import atomic_write, sha256_file
+from limbeck.sources import StdlibSource
 from limbeck.text import Encoded, Encoder
 from limbeck.types import Progress, Row
 
@@ -80,7 +82,7 @@ def data_fingerprint(recipe: Recipe) -> list[Any]:
     or the interpreter's version for its standard library. A hub name stands for itself. Raises DataError for missing
     files."""
     source = recipe.data.source
-    parts: list[Any] = [recipe.data.model_dump(mode="json"), isinstance(recipe.trace.mode, GenerateMode)]
+    parts: list[Any] = [ROWS_VERSION, recipe.data.model_dump(mode="json"), isinstance(recipe.trace.mode, GenerateMode)]
     if isinstance(source, StdlibSource):
         return [*parts, platform.python_implementation(), platform.python_version()]
     return [*parts, [[str(file), sha256_file(file)] for file in source_files(source)]]
@@ -114,8 +116,19 @@ def run_data(
             continue
         seen.add(int(id, 16))
         split = split_of(id, data.holdout)
-        row = Row(id, split, example.topic, encoded.text, encoded.ids, encoded.spans, example.source)
-        samples[split].add(row)
+        samples[split].add(
+            Row(
+                id,
+                split,
+                example.topic,
+                encoded.text,
+                encoded.ids,
+                encoded.spans,
+                example.source,
+                messages=encoder.asked(example),
+                reference=example.truth,
+            )
+        )
     rows = samples["train"].rows() + samples["heldout"].rows()
     _count(summary, rows, samples)
     _refuse_empty_splits(summary, data.holdout)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from limbeck.findings import Problem, problem
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import top_ids
 from limbeck.packing import pack, plan_batches
 from limbeck.recipe import GenerateMode, Recipe, TopK
-from limbeck.rules import Problem, problem
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

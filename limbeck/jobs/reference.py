@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from limbeck.recipe import Recipe
-from limbeck.shape import default_kind, default_section, describe, items_of, kinds_of, sections_of
+from limbeck.shape import default_kind, default_section, describe, item_kinds_of, items_of, kinds_of, sections_of
 from limbeck.yaml_nodes import dump_yaml
 
 if TYPE_CHECKING:
@@ -49,12 +49,12 @@ def _section(model: type[BaseModel], path: str, heading: str, seen: set[type[Bas
         yield ""
     for name, info in fields.items():
         where = name if path == "recipe" else f"{path}.{name}"
-        kinds, item = kinds_of(info), items_of(info)
-        for kind, section in kinds.items():
+        kinds, item_kinds = kinds_of(info), item_kinds_of(info)
+        for kind, section in (kinds | item_kinds).items():
             if section not in seen:
                 yield from _section(section, where, f"### {where}: `kind: {kind}`", seen)
-        if item:
-            yield from _section(item, f"{where}[]", f"### {where}: each of the list", seen)
+        for section in [] if item_kinds else items_of(info):
+            yield from _section(section, f"{where}[]", f"### {where}: each of the list", seen)
         for section in [] if kinds else sections_of(info):
             yield from _section(section, where, f"{'##' if path == 'recipe' else '###'} {where}", seen)
 
@@ -65,7 +65,8 @@ def _row(name: str, info: FieldInfo, path: str) -> str:
         allowed, default = describe(info), f"`{dump_yaml(info.default, flow=True).strip()}`"
     elif kinds:
         allowed = "kind: " + ", ".join(f"`{kind}`" for kind in kinds)
-        default = f"`kind: {default_kind(info)}`" if standing else "required"
+        usual = default_kind(info)
+        default = f"`kind: {usual}`" if standing else f"required (`{usual}`)" if usual else "required"
     elif sections_of(info):
         allowed, default = "section", "its defaults" if standing else "required"
     else:

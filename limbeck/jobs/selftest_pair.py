@@ -20,7 +20,8 @@ from limbeck.lms import hf
 from limbeck.losses import chunked, divergences
 from limbeck.losses.terms import Terms
 from limbeck.packing import pack
-from limbeck.recipe import FileSource, Recipe
+from limbeck.recipe import Recipe
+from limbeck.sources import FileSource
 from limbeck.text import Encoder, Example
 from limbeck.train import sources
 from limbeck.train.distiller import Distiller

@@ -8,7 +8,7 @@ import pytest
 from limbeck.data.hub import read_dataset
 from limbeck.data.readers import count_rows, source_files
 from limbeck.errors import DataError, MissingExtra
-from limbeck.recipe import DatasetSource
+from limbeck.sources import DatasetSource
 from tests import tiny
 
 if TYPE_CHECKING:

@@ -22,7 +22,19 @@ def rows(num: int) -> list[Row]:
     for index in range(num):
         ids = draw.integers(0, 2**31 - 1, size=2 + index % 50).astype(np.int32)
         spans = () if index % 7 == 3 else ((1, len(ids)),) if index % 2 else ((1, 2), (2, len(ids)))[: len(ids) - 1]
-        out.append(Row(f"{index:016x}", ("train", "heldout")[index % 2], "tö", f"text\n{index}\0é", ids, spans, "f:1"))
+        out.append(
+            Row(
+                f"{index:016x}",
+                ("train", "heldout")[index % 2],
+                "tö",
+                f"text\n{index}\0é",
+                ids,
+                spans,
+                "f:1",
+                "[]" * (index % 2),
+                "é\0" * (index % 3),
+            )
+        )
     return out
 
 

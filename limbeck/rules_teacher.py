@@ -1,0 +1,44 @@
+"""What a recipe may not ask of a teacher that is not in this process: its tokens, layers and distributions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from limbeck.findings import Problem, problem
+from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScratchStudent, TextTarget
+from limbeck.teachers import TextTeacher, is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
+    """Every contradiction between the teacher's kind and the other sections."""
+    teacher, student, trace = recipe.teacher, recipe.student, recipe.trace
+    if is_local(teacher):
+        if isinstance(student, ScratchStudent) and student.like is not None:
+            message = "has no effect with a teacher in this process: the student has its architecture; remove it."
+            yield problem("student.like", message)
+        return
+    here = "Use a teacher in this process (kind hf)"
+    if isinstance(student, PruneStudent):
+        message = f"is prune, but a teacher of kind {teacher.kind} has no layers here. {here}, or another student."
+        yield problem("student.kind", message)
+    elif isinstance(student, ScratchStudent):
+        yield from _scratch(student, teacher.kind)
+    if isinstance(teacher, TextTeacher):
+        if isinstance(trace.mode, GenerateMode):
+            message = "is generate, but a teacher of kind text has spoken already. Remove it, or name a teacher to ask."
+            yield problem("trace.mode.kind", message)
+        if not isinstance(trace.target, TextTarget):
+            message = f"is {trace.target.kind}, but a teacher of kind text has no distributions. Set it to text."
+            yield problem("trace.target.kind", message)
+
+
+def _scratch(student: ScratchStudent, kind: str) -> Iterator[Problem]:
+    if student.like is None:
+        message = f"is missing: a teacher of kind {kind} is not here. Name a folder or hub id to take tokenizer and "
+        yield problem("student.like", message + "architecture from.")
+    if student.teacher_embeddings:
+        message = f"is true, but a teacher of kind {kind} has no embeddings here; remove it."
+        yield problem("student.teacher_embeddings", message)
