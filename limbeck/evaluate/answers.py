@@ -100,10 +100,11 @@ def _prompt(row: Row | Trace, tokenizer: PreTrainedTokenizerBase) -> Prompt:
 
 
 def write_answers(
-    teacher: HfLM, students: Mapping[str, HfLM], prompts: Sequence[Prompt], *, num_tokens: int
+    teacher: HfLM | None, students: Mapping[str, HfLM], prompts: Sequence[Prompt], *, num_tokens: int
 ) -> Answers:
-    """Greedy answers of at most `num_tokens` tokens of the teacher and every student to all prompts."""
-    models = {"teacher": teacher, **students}
+    """Greedy answers of at most `num_tokens` tokens of the teacher (where there is one) and every student to all
+    prompts. Without a teacher nothing is marked."""
+    models = dict(students) if teacher is None else {"teacher": teacher, **students}
     sampling = Sampling(temperature=0.0, max_tokens=num_tokens)
     by_prompt: list[dict[str, Answer]] = [{} for _ in prompts]
     rates: dict[str, float] = {}
@@ -116,7 +117,10 @@ def write_answers(
         written = len(prompts) * max(len(reply.ids) for reply in replies)
         rates[name] = written / max(time.perf_counter() - begun, 1e-9)
         for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-            pieces = mark(teacher, prompt.ids, reply.ids) if len(reply.ids) else ()
+            pieces: tuple[Piece, ...] = ()
+            if len(reply.ids):
+                unmarked = (Piece(_decode(lm.tokenizer, reply.ids), True, 1.0, ""),)
+                pieces = unmarked if teacher is None else mark(teacher, prompt.ids, reply.ids)
             by_prompt[number][name] = Answer(pieces, reply.finish_reason)
     return Answers(list(prompts), by_prompt, rates)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limbeck.errors import DataError, NonFiniteError, TeacherError
 from limbeck.evaluate.calibration import Reliability, merge, reliability
-from limbeck.evaluate.fidelity import PositionScores, reference, score_against, teacher_scores
+from limbeck.evaluate.fidelity import PositionScores, reference, reference_of_words, score_against, teacher_scores
 from limbeck.evaluate.intervals import paired_bootstrap
 from limbeck.losses.chunked import iter_logits
 from limbeck.packing import pack, plan_batches
@@ -66,7 +66,7 @@ class Evaluation:
 
     @property
     def models(self) -> list[str]:
-        """Teacher first."""
+        """Teacher first, where there was one."""
         return list(self.sums)
 
     @property
@@ -78,14 +78,15 @@ class Evaluation:
 
 
 def evaluate_models(
-    teacher: HfLM,
+    teacher: HfLM | None,
     students: dict[str, HfLM],
     rows: Sequence[Row | Trace],
     *,
     settings: Evaluate,
     on_progress: OnProgress,
 ) -> Evaluation:
-    """Score `students` against `teacher` on held-out `rows`. Heads of different width are cut to the narrowest.
+    """Score `students` against `teacher` on held-out `rows`. Heads of different width are cut to the narrowest. Without
+    a teacher the rows are its words: KL is cross-entropy, and agreement is how often the first choice is what follows.
 
     Raises DataError when there is nothing to score, TeacherError when the models do not share one tokenizer,
     NonFiniteError naming the model whose logits are not finite.
@@ -96,16 +97,17 @@ def evaluate_models(
             "there are no held-out rows to evaluate on; raise data.holdout or give more data "
             "(RUN/data/summary.json says how many rows there are)."
         )
-    tally = _Tally.start(rows, [TEACHER, *students], _shared_vocab(teacher, students, rows))
+    models = students if teacher is None else {TEACHER: teacher, **students}
+    tally = _Tally.start(rows, list(models), _shared_vocab(models, rows))
     lengths = [len(row.ids) for row in rows]
     total, done, begun = sum(lengths), 0, time.monotonic()
     for indices in plan_batches(lengths, settings.batch_tokens):
-        batch = pack([rows[index] for index in indices], device=teacher.device)
+        batch = pack([rows[index] for index in indices], device=next(iter(models.values())).device)
         _score_batch(tally, batch, _where(rows, indices, tally.by_position.edges), teacher, students)
         done += len(batch.ids_T)
         rate = done / max(time.monotonic() - begun, 1e-9)
         on_progress(Progress("evaluate", done, total, "tokens", rate, (total - done) / rate))
-    notes = _vocab_notes(teacher, students, tally.vocab)
+    notes = _vocab_notes(models, tally.vocab)
     return tally.finish(rows, notes)
 
 
@@ -126,38 +128,37 @@ def _where(rows: Sequence[Row | Trace], indices: Sequence[int], edges: np.ndarra
     return _Where(np.repeat(indices, sizes), np.searchsorted(edges, place_N, side="right") - 1)
 
 
-def _score_batch(tally: _Tally, batch: Batch, where: _Where, teacher: HfLM, students: dict[str, HfLM]) -> None:
-    for part, chunk in _chunks(batch, teacher, students, tally.vocab):
+def _score_batch(tally: _Tally, batch: Batch, where: _Where, teacher: HfLM | None, students: dict[str, HfLM]) -> None:
+    models = list(students.values()) if teacher is None else [teacher, *students.values()]
+    for part, chunk in _chunks(batch, models, tally.vocab):
         labels_n = batch.labels_N[part]
-        theirs = reference(next(chunk))
+        theirs = reference_of_words(labels_n, tally.vocab) if teacher is None else reference(next(chunk))
         own = teacher_scores(theirs, labels_n)
         tally.add_teacher(where[part], theirs.entropy_N, own)
         for name, logits_nV in zip(students, chunk, strict=True):
             tally.add(name, where[part], score_against(logits_nV, theirs, labels_n), own)
 
 
-def _chunks(
-    batch: Batch, teacher: HfLM, students: dict[str, HfLM], vocab: int
-) -> Iterator[tuple[slice, Iterator[Tensor]]]:
-    """For each chunk of positions: its slice, and the logits of teacher and students in turn."""
+def _chunks(batch: Batch, models: list[HfLM], vocab: int) -> Iterator[tuple[slice, Iterator[Tensor]]]:
+    """For each chunk of positions: its slice, and the logits of the models in turn."""
     num = min(max(CHUNK_BYTES // (4 * vocab), 16), max(batch.num_supervised, 1))
-    models = [teacher, *students.values()]
     logits = [iter_logits(lm.hidden(batch), lm.head, vocab=vocab, rows=num) for lm in models]
     for start in range(0, batch.num_supervised, num):
         part = slice(start, min(start + num, batch.num_supervised))
         yield part, (next(each)[1] for each in logits)
 
 
-def _shared_vocab(teacher: HfLM, students: dict[str, HfLM], rows: Sequence[Row | Trace]) -> int:
+def _shared_vocab(models: dict[str, HfLM], rows: Sequence[Row | Trace]) -> int:
     """The number of tokens that every head has."""
-    for name, lm in students.items():
-        if lm.tokenizer_hash != teacher.tokenizer_hash:
+    first, lead = next(iter(models.items()))
+    for name, lm in models.items():
+        if lm.tokenizer_hash != lead.tokenizer_hash:
             raise TeacherError(
-                f"the {name} {lm.name} has another tokenizer than the teacher {teacher.name} "
-                f"({lm.tokenizer_hash} against {teacher.tokenizer_hash}); they cannot be compared. "
+                f"the {name} {lm.name} has another tokenizer than the {first} {lead.name} "
+                f"({lm.tokenizer_hash} against {lead.tokenizer_hash}); they cannot be compared. "
                 "Use models of one tokenizer."
             )
-    vocab = min(lm.head.weight_VD.shape[0] for lm in (teacher, *students.values()))
+    vocab = min(lm.head.weight_VD.shape[0] for lm in models.values())
     largest = max(int(row.ids.max()) for row in rows)
     if largest >= vocab:
         raise TeacherError(
@@ -167,9 +168,8 @@ def _shared_vocab(teacher: HfLM, students: dict[str, HfLM], rows: Sequence[Row |
     return vocab
 
 
-def _vocab_notes(teacher: HfLM, students: dict[str, HfLM], vocab: int) -> list[str]:
-    heads = {TEACHER: teacher, **students}
-    wider = {name: lm.head.weight_VD.shape[0] for name, lm in heads.items() if lm.head.weight_VD.shape[0] != vocab}
+def _vocab_notes(models: dict[str, HfLM], vocab: int) -> list[str]:
+    wider = {name: lm.head.weight_VD.shape[0] for name, lm in models.items() if lm.head.weight_VD.shape[0] != vocab}
     if not wider:
         return []
     listed = ", ".join(f"{name} {width:,}" for name, width in wider.items())
@@ -213,7 +213,8 @@ class _Tally:
         _into(self.entropy_R, where.row_N, entropy_n)
         _into(self.errors_R, where.row_N, ~own.correct_N)
         _into(self.by_position.count_M, where.bin_N, torch.ones_like(entropy_n))
-        self.add(TEACHER, where, own, own)
+        if TEACHER in self.sums:
+            self.add(TEACHER, where, own, own)
 
     def add(self, model: str, where: _Where, scores: PositionScores, teacher: PositionScores) -> None:
         values = {

@@ -50,6 +50,13 @@ def reference(teacher_logits_NV: Tensor) -> Reference:
     return Reference(logp_NV, p_NV, logp_NV.argmax(-1), -torch.linalg.vecdot(p_NV, logp_NV))
 
 
+def reference_of_words(labels_N: Tensor, vocab: int) -> Reference:
+    """A teacher that is known by its words only: all mass on the token that follows, so that KL is cross-entropy."""
+    p_NV = torch.nn.functional.one_hot(labels_N, vocab).float()
+    # Logarithms count where p is 1; elsewhere any finite number does.
+    return Reference(torch.zeros_like(p_NV), p_NV, labels_N, torch.zeros_like(p_NV[:, 0]))
+
+
 def position_scores(student_logits_NV: Tensor, teacher_logits_NV: Tensor, labels_N: Tensor) -> PositionScores:
     """Scores of a student against the teacher's logits at the same positions; labels_N int64 are what really follows.
 

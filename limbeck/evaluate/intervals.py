@@ -7,6 +7,7 @@ cluster. Every model is resampled with the same rows: what is hard about a row c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,6 +121,18 @@ def judge(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> Verdict:
     else:
         claim = f"No difference between student and twin can be shown {where}"
     return Verdict(helped, f"{claim}: {figures}.")
+
+
+def judge_words(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> Verdict:
+    """What can be said of a student whose teacher is known by its words only: KL is cross-entropy on them."""
+    near, top = kl.models["student"], agreement.models["student"]
+    return Verdict(
+        None,
+        f"The teacher is known by its words only. On {num_rows:,} held-out rows of them the student's perplexity is "
+        f"{math.exp(min(near.mean, 700.0)):.2f} ({near.mean:.3f} nats, 95% interval {near.low:.3f} to "
+        f"{near.high:.3f}), and its first choice is the teacher's next token at {top.mean:.1%} of positions "
+        f"({top.low:.1%} to {top.high:.1%}).",
+    )
 
 
 def _worse(kl: bool, top: bool) -> str:

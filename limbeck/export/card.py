@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
 from limbeck.recipe_io import dump_recipe
+from limbeck.teachers import is_local, name_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,7 +98,7 @@ def make_card(
     The licence is the recipe's, or else `licence`, or else that which the teacher's own card states (a folder's
     README.md, or the hub's).
     """
-    teacher = recipe.teacher.path
+    local, teacher = is_local(recipe.teacher), name_of(recipe.teacher)
     return Card(
         name=recipe.name if role == "student" else f"{recipe.name}-{role}",
         scope=recipe.scope,
@@ -105,12 +106,12 @@ def make_card(
         recipe_yaml=dump_recipe(recipe),
         recipe_fingerprint=recipe.fingerprint(),
         scores={who: dict(row) for who, row in (scores or {}).items()},
-        licence=recipe.teacher.licence or licence or licence_of(teacher),
+        licence=recipe.teacher.licence or licence or (licence_of(teacher) if local else None),
         teacher=teacher,
         data_source=": ".join(filter(None, (recipe.data.source.kind, getattr(recipe.data.source, "path", None)))),
         created=created or datetime.now(UTC).date().isoformat(),
         role=role,
-        base_model=hub_id(teacher),
+        base_model=hub_id(teacher) if local else None,
     )
 
 

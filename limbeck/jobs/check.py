@@ -26,9 +26,10 @@ from limbeck.jobs.estimate import estimate_stages
 from limbeck.lms import KINDS, open_lm
 from limbeck.lms.gguf import resolve_model
 from limbeck.meter import disk_bytes, measure
-from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe
+from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScratchStudent
 from limbeck.rules import check_static, needs, warn_static
 from limbeck.rundir import RunDir
+from limbeck.teachers import HfTeacher, is_local
 from limbeck.text import Encoder, compare_tokenizers, load_tokenizer, template_hash
 
 if TYPE_CHECKING:
@@ -92,21 +93,28 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
     `estimate` also reads all rows and does a little of each stage's work, which takes some seconds longer.
     """
     found = CheckResult(check_static(recipe), warnings=warn_static(recipe))
-    offered = KINDS[recipe.teacher.kind].caps
+    offered = KINDS[recipe.teacher.kind].caps if is_local(recipe.teacher) else frozenset()
     for cap, part in needs(recipe).items():
         if cap not in offered:
             message = (
                 f"is {recipe.teacher.kind}, which does not offer {cap.value}; {part} needs it. Choose another kind."
             )
             found.problems.append(problem("teacher.kind", message))
-    teacher = _open(recipe.teacher.path, recipe.teacher.trust_remote_code, "teacher.path", found)
-    if teacher is None:
+    (path, trust), local = recipe.reader, is_local(recipe.teacher)
+    where = (
+        "teacher.path" if local else "student.like" if isinstance(recipe.student, ScratchStudent) else "student.path"
+    )
+    if not path:  # a problem that is told already
         return found
-    _check_context(recipe, teacher, "teacher", found)
-    _check_student(recipe, teacher, found)
-    _check_rows(recipe, teacher, found)
-    if estimate and not found.problems:
-        _estimate(recipe, teacher, found, on_progress or _ignore)
+    reader = _open(path, trust, where, found)
+    if reader is None:
+        return found
+    _check_context(recipe, reader, "teacher" if local else "student", found)
+    if local:
+        _check_student(recipe, reader, found)
+    _check_rows(recipe, reader, found)
+    if estimate and local and not found.problems:
+        _estimate(recipe, reader, found, on_progress or _ignore)
     return found
 
 
@@ -124,6 +132,7 @@ def _estimate(recipe: Recipe, teacher: _Model, found: CheckResult, on_progress: 
             found.estimate["data"] = StageEstimate(seconds=cost.seconds, peak_bytes=cost.peak_bytes, disk_bytes=written)
             rows = read_rows(run.path / "data" / "rows.parquet")
         settings = recipe.teacher
+        assert isinstance(settings, HfTeacher)
         lm = open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
         found.warnings.extend(warn_of_teacher(recipe, lm, rows))  # type: ignore[arg-type]
         found.estimate.update(estimate_stages(recipe, lm, rows))  # type: ignore[arg-type]
@@ -263,8 +272,8 @@ def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
         found.problems.append(
             problem(
                 "data.source",
-                f"has chat rows, but the tokenizer of {recipe.teacher.path} has no chat template (a base model?). "
-                "Choose an instruct teacher, or join prompt and completion as plain text: data.chat_template=false.",
+                f"has chat rows, but the tokenizer of {recipe.reader[0]} has no chat template (a base model?). "
+                "Choose an instruct model, or join prompt and completion as plain text: data.chat_template=false.",
             )
         )
         return

@@ -17,7 +17,7 @@ from limbeck.device import pick_device, resolve_dtype
 from limbeck.evaluate.compare import evaluate_models
 from limbeck.evaluate.speed import MOST_ROUNDS
 from limbeck.jobs.label import label_rows, store_header
-from limbeck.jobs.train import needs_teacher, recompute_activations
+from limbeck.jobs.train import needs_teacher, recompute_activations, stores_targets
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms, cut_head
 from limbeck.meter import measure
@@ -88,7 +88,7 @@ class _Probe:
 
     @property
     def labels(self) -> bool:
-        return self.generates or not needs_teacher(self.recipe)
+        return self.generates or stores_targets(self.recipe)
 
     @property
     def generates(self) -> bool:
@@ -103,7 +103,7 @@ class _Probe:
         if isinstance(mode, GenerateMode):
             reply_seconds = self._reply_seconds(mode, len(todo))
         scoring = self.recipe.model_copy(update={"trace": self.recipe.trace.model_copy(update={"mode": ScoreMode()})})
-        if needs_teacher(self.recipe):
+        if not stores_targets(self.recipe):
             return _costs(reply_seconds, float(_resident()), 0.0)
         header = store_header(self.recipe, self.teacher)
         self.records = label_rows(scoring, header, self.teacher, self.batch_rows, 0)[1]
@@ -217,7 +217,7 @@ class _Probe:
         return load_pretrained(student.path, trust_remote_code=student.trust_remote_code)
 
     def _stored_target(self) -> Dist | None:
-        if needs_teacher(self.recipe):
+        if not stores_targets(self.recipe):
             return None
         header = store_header(self.recipe, self.teacher)
         buffers = [np.frombuffer(record, np.uint8) for record in self.records]

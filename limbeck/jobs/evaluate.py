@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.evaluate.answers import choose_prompts, write_answers
 from limbeck.evaluate.calibration import ece
 from limbeck.evaluate.compare import TEACHER, Evaluation, evaluate_models
-from limbeck.evaluate.intervals import Bootstrap, judge, paired_bootstrap
+from limbeck.evaluate.intervals import Bootstrap, judge, judge_words, paired_bootstrap
 from limbeck.evaluate.records import answers_json, details, intervals_json, perplexity, to_json, write_scores
 from limbeck.evaluate.speed import measure_speed
 from limbeck.rundir import atomic_write
@@ -30,23 +30,24 @@ SPEED_SECONDS = 4.0  # per model
 def run_evaluate(
     recipe: Recipe,
     run: RunDir,
-    teacher: HfLM,
+    teacher: HfLM | None,
     students: dict[str, HfLM],
     rows: Sequence[Row | Trace],
     *,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
-    """Evaluate `students` ("student" and, where trained, "twin") against the teacher on held-out rows.
+    """Evaluate `students` ("student" and, where trained, "twin") against the teacher on held-out rows; without a
+    teacher in this process, against its words.
 
     Writes RUN/evaluate/scores.parquet (sums per row and model), details.json (what the report draws) and answers.json.
     Returns the models' part of the summary, its verdict and its warnings. Raises what `evaluate_models` raises.
     """
     settings, folder = recipe.evaluate, run.path / "evaluate"
     found = evaluate_models(teacher, students, rows, settings=settings, on_progress=on_progress)
-    models = {TEACHER: teacher, **students}
+    models = students if teacher is None else {TEACHER: teacher, **students}
     speeds = measure_speed(models, rows, batch_tokens=settings.batch_tokens, seconds=SPEED_SECONDS)
     context = min((lm.max_context or 2**30 for lm in models.values()), default=2**30) - settings.answer_tokens
-    prompts = choose_prompts(rows, teacher.tokenizer, settings.answers, longest=context, seed=recipe.seed)
+    prompts = choose_prompts(rows, students["student"].tokenizer, settings.answers, longest=context, seed=recipe.seed)
     answers = write_answers(teacher, students, prompts, num_tokens=settings.answer_tokens)
     kl, agreement = (_bootstrap(found, metric, settings.bootstrap, recipe.seed) for metric in ("kl", "agreement"))
     warnings = [*found.notes, *_warnings(found)]
@@ -54,7 +55,8 @@ def run_evaluate(
     summed_up = details(found, speeds, answers, warnings, resamples=settings.bootstrap, seed=recipe.seed)
     atomic_write(folder / "details.json", to_json(summed_up))
     atomic_write(folder / "answers.json", to_json(answers_json(answers)))
-    verdict = judge(kl, agreement, num_rows=len(found.ids))
+    say = judge_words if teacher is None else judge
+    verdict = say(kl, agreement, num_rows=len(found.ids))
     return {
         **{name: _summary(found, name, speeds[name]) for name in found.models},
         "verdict": {**asdict(verdict), "kl": intervals_json(kl), "agreement": intervals_json(agreement)},
@@ -82,7 +84,7 @@ def _summary(found: Evaluation, name: str, speed: Speed) -> dict[str, float]:
 
 def _warnings(found: Evaluation) -> list[str]:
     out = []
-    sure = found.mean(TEACHER, "confidence")
+    sure = found.mean(TEACHER, "confidence") if TEACHER in found.models else 0.0
     if sure > TOO_SURE:
         out.append(
             f"The teacher's mean probability of its first choice is {sure:.5f}: at temperature 1 its distributions say "

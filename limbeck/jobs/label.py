@@ -13,7 +13,7 @@ from limbeck.errors import DataError, Stopped
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
 from limbeck.packing import labels_of, pack, plan_batches
-from limbeck.recipe import GenerateMode, Hybrid, Live, Recipe, Sampled, TopK
+from limbeck.recipe import GenerateMode, Live, Recipe, Sampled, TextTarget, TopK
 from limbeck.rundir import fingerprint
 from limbeck.store import VERSION, Codec, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.text import template_hash
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.lms.hf import HfLM
+    from limbeck.recipe import Target
     from limbeck.types import OnProgress
 
 
-BLOCK_BYTES = 6 * 2**20  # logits that are selected from at a time: still in the cache, and few blocks
-
-
-def support_spec(target: TopK | Sampled | Hybrid | Live) -> SupportSpec:
-    """What is kept of a position; nothing where the teacher's full distribution is computed beside the student."""
-    if isinstance(target, Live):
+def support_spec(target: Target) -> SupportSpec:
+    """What is kept of a position: nothing where the teacher's full distribution is computed beside the student, or its
+    text is all that is wanted."""
+    if isinstance(target, (Live, TextTarget)):
         return SupportSpec(head=0, draws=0)
     if isinstance(target, TopK):
         return SupportSpec(head=target.k, draws=0)
@@ -41,7 +40,7 @@ def support_spec(target: TopK | Sampled | Hybrid | Live) -> SupportSpec:
     return SupportSpec(head=target.head, draws=target.draws, min_prob=target.min_prob)
 
 
-def codec_of(target: TopK | Sampled | Hybrid | Live, vocab: int) -> Codec:
+def codec_of(target: Target, vocab: int) -> Codec:
     """How what is kept of a position is laid out."""
     spec = support_spec(target)
     if spec.drawn_p:  # the drawn tokens are a head of their own
@@ -183,9 +182,7 @@ def score(
     """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
     raw: before temperature of sampling, top-p or penalties."""
     hidden_ND = teacher.hidden(pack(traces, device=teacher.device))
-    on_cpu = hidden_ND.device.type == "cpu"
-    rows = max(BLOCK_BYTES // (4 * teacher.vocab), 1) if on_cpu else None
-    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head, rows=rows)]
+    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head)]
     return split(join(parts), [trace.num_supervised for trace in traces])
 
 

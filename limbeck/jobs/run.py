@@ -28,7 +28,7 @@ from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
 from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
-from limbeck.jobs.train import needs_teacher, run_train, trusts_remote_code
+from limbeck.jobs.train import needs_teacher, run_train, stores_targets, trusts_remote_code
 from limbeck.lms import open_lm
 from limbeck.lms.gguf import model_licence, resolve_model
 from limbeck.meter import measure
@@ -39,6 +39,7 @@ from limbeck.rundir import RunDir, StageRecord, atomic_write, fingerprint
 from limbeck.signals import stop_requests
 from limbeck.store import TraceStore
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
+from limbeck.teachers import HfTeacher, is_local, name_of
 from limbeck.text import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks, barrier, join_ranks
@@ -117,13 +118,19 @@ class _Run:
     @cached_property
     def teacher(self) -> HfLM:
         settings = self.recipe.teacher
+        assert isinstance(settings, HfTeacher)
         self.stages.on_message(f"opening the teacher {settings.path}")
         return open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
 
+    @property
+    def local_teacher(self) -> HfLM | None:
+        """The teacher where it runs in this process."""
+        return self.teacher if is_local(self.recipe.teacher) else None
+
     @cached_property
     def tokenizer(self) -> Any:
-        settings = self.recipe.teacher
-        return load_tokenizer(resolve_model(settings.path), trust_remote_code=settings.trust_remote_code)
+        path, trust = self.recipe.reader
+        return load_tokenizer(resolve_model(path), trust_remote_code=trust)
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -131,8 +138,9 @@ class _Run:
 
     @property
     def labels(self) -> bool:
-        """Whether there is anything to label: a live teacher on given text leaves nothing to store."""
-        return isinstance(self.recipe.trace.mode, GenerateMode) or not needs_teacher(self.recipe)
+        """Whether there is anything to label: a live teacher on given text, or that text alone, leaves nothing to
+        store."""
+        return isinstance(self.recipe.trace.mode, GenerateMode) or stores_targets(self.recipe)
 
     @cached_property
     def store(self) -> TraceStore:
@@ -178,20 +186,19 @@ class _Run:
         folder = self.path / "data"
 
         def work() -> None:
-            context = getattr(self.teacher_config, "max_position_embeddings", None)
+            context = getattr(self.reader_config, "max_position_embeddings", None)
             run_data(
                 self.recipe, self.stages.run, self.tokenizer, max_context=context, on_progress=self.stages.on_progress
             )
 
         self.stages.do("data", self.data_print, work, folder)
-        if self.stages.is_first and self.estimate:
+        if self.stages.is_first and self.estimate and is_local(self.recipe.teacher):
             self._estimate()
 
     @cached_property
-    def teacher_config(self) -> Any:
-        settings = self.recipe.teacher
-        config = AutoConfig.from_pretrained(resolve_model(settings.path), trust_remote_code=settings.trust_remote_code)
-        return config.get_text_config()
+    def reader_config(self) -> Any:
+        path, trust = self.recipe.reader
+        return AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust).get_text_config()
 
     def _estimate(self) -> None:
         """Once per recipe, before anything long is begun."""
@@ -240,7 +247,7 @@ class _Run:
 
     def _student(self) -> None:
         folder = self.path / "student"
-        work = lambda: build_student(self.recipe, self.stages.run, self.teacher, self.rows)  # noqa: E731
+        work = lambda: build_student(self.recipe, self.stages.run, self.local_teacher, self.rows)  # noqa: E731
         self.stages.do("student", self.student_print, work, folder)
 
     def _train(self) -> None:
@@ -276,7 +283,7 @@ class _Run:
             job,
             vocab=self.vocab,
             teacher=self.teacher if live and not twin else None,
-            store=self.store if not live and not twin else None,
+            store=self.store if stores_targets(self.recipe) and not twin else None,
         )
         if ranks.is_first:
             save_artifact(
@@ -295,21 +302,21 @@ class _Run:
 
     @property
     def vocab(self) -> int:
-        """The teacher's real tokens."""
-        return min(self.teacher_config.vocab_size, len(self.tokenizer))
+        """The real tokens: heads may be padded."""
+        return min(self.reader_config.vocab_size, len(self.tokenizer))
 
     def _artifact_dtype(self) -> torch.dtype:
         return resolve_dtype(self.recipe.train.precision, pick_device())
 
     def _card(self, role: str) -> Card:
         before = read_card(self.path / "student").lineage
-        teacher = self.recipe.teacher.path
+        teacher = name_of(self.recipe.teacher)
         how = (
             "the same rows and steps, cross-entropy on ground truth only"
             if role == "twin"
             else f"distilled from {teacher}"
         )
-        licence = model_licence(teacher)
+        licence = model_licence(teacher) if is_local(self.recipe.teacher) else None
         return make_card(self.recipe, lineage=[*before, how], role=role, licence=licence)
 
     def _evaluate(self) -> None:
@@ -319,20 +326,21 @@ class _Run:
         key = fingerprint(parts, self.recipe.fingerprint("evaluate"))
 
         def work() -> None:
-            dtype = str(self.teacher.dtype).removeprefix("torch.")
+            teacher = self.local_teacher
+            dtype = str(teacher.dtype).removeprefix("torch.") if teacher else "auto"
             trust = trusts_remote_code(self.recipe)
             students = {r: open_lm(folder, dtype=dtype, trust_remote_code=trust) for r, folder in folders.items()}
             result = run_evaluate(
                 self.recipe,
                 self.stages.run,
-                self.teacher,
+                teacher,
                 students,
                 self.items("heldout"),
                 on_progress=self.stages.on_progress,
             )
             atomic_write(self.path / "evaluate" / "scores.json", json.dumps(result, indent=1))
             for folder in folders.values():
-                scores = {who: result[who] for who in ("teacher", *roles)}
+                scores = {who: result[who] for who in ("teacher", *roles) if who in result}
                 update_card(folder, replace(read_card(folder), scores=scores))
 
         self.stages.do("evaluate", key, work, self.path / "evaluate")

@@ -13,6 +13,7 @@ from limbeck.lms.gguf import resolve_model
 from limbeck.recipe_io import load_recipe
 from limbeck.rundir import RunDir
 from limbeck.store import TraceStore
+from limbeck.teachers import name_of
 from limbeck.text import load_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
@@ -79,11 +80,12 @@ def show_trace(run: Path, *, row: int = 0, id: str | None = None, top: int = 5) 
     items: Sequence[Row | Trace] = store.traces() if store else _rows(run)
     number = _find(items, row, id)
     item = items[number]
-    tokenizer = load_tokenizer(resolve_model(recipe.teacher.path), trust_remote_code=recipe.teacher.trust_remote_code)
+    path, trust = recipe.reader
+    tokenizer = load_tokenizer(resolve_model(path), trust_remote_code=trust)
     if store and store.header.tokenizer_hash != tokenizer_hash(tokenizer):
         raise StoreError(
-            f"{store.path} was made with another tokenizer than that of {recipe.teacher.path} "
-            f"({store.header.tokenizer_hash}); its tokens cannot be named. Is the teacher still the same?"
+            f"{store.path} was made with another tokenizer than that of {path} "
+            f"({store.header.tokenizer_hash}); its tokens cannot be named. Is the model still the same?"
         )
     dist = store.dist(item) if store else None  # type: ignore[arg-type]
     tokens = _tokens(item, dist, tokenizer, top)
@@ -150,7 +152,7 @@ def show_run(run: Path) -> RunView:
     return RunView(
         path=str(run),
         name=recipe.name,
-        teacher=recipe.teacher.path,
+        teacher=name_of(recipe.teacher),
         student=recipe.student.model_dump(exclude_none=True),
         stages=tuple(record for record in records if record),
         bytes=folders,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import DataError, RecipeError
 from limbeck.export.card import make_card
@@ -17,12 +18,13 @@ from limbeck.students.blocks import find_blocks, head_weight
 from limbeck.students.pretrained import load_pretrained
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
 from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
+from limbeck.teachers import name_of
 from limbeck.text import compare_tokenizers, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from limbeck.lms.hf import HfLM
     from limbeck.recipe import Recipe
@@ -30,31 +32,53 @@ if TYPE_CHECKING:
     from limbeck.types import Row
 
 
-def build_student(recipe: Recipe, run: RunDir, teacher: HfLM, rows: list[Row]) -> Path:
-    """Write RUN/student: the untrained student in float32 with the teacher's tokenizer, and student.json with what was
-    measured and chosen. The same recipe, rows and machine give a byte-equal model.safetensors. Returns the folder.
+def build_student(recipe: Recipe, run: RunDir, teacher: HfLM | None, rows: list[Row]) -> Path:
+    """Write RUN/student: the untrained student in float32 with the tokenizer that made the rows, and student.json with
+    what was measured and chosen. Without a teacher in this process it is a model of its own architecture. The same
+    recipe, rows and machine give a byte-equal model.safetensors. Returns the folder.
 
     Raises RecipeError, TeacherError or DataError when the student cannot be built, BudgetError when the disk is full.
     """
     student = recipe.student
+    if teacher is None:
+        tokenizer = load_tokenizer(resolve_model(recipe.reader[0]), trust_remote_code=recipe.reader[1])
+    else:
+        tokenizer = teacher.tokenizer
     if isinstance(student, PruneStudent):
+        assert teacher is not None  # a rule of `rules_teacher`
         model, facts = _pruned(student, teacher, rows)
     elif isinstance(student, ScratchStudent):
-        model, facts = _scratch(student, teacher, recipe.seed)
+        like = blueprint(student) if teacher is None else teacher.model
+        model, facts = _scratch(student, like, recipe.seed)
     else:
-        model, facts = _pretrained(student, teacher)
-    facts |= _sizes(model, teacher.model)
+        model, facts = _pretrained(student, tokenizer)
+    facts |= _sizes(model) | ({} if teacher is None else _sizes_of_teacher(teacher.model))
     path = run.path / "student"
     card = make_card(recipe, lineage=lineage_of(recipe, teacher, facts))
     save_artifact(
-        path, model, teacher.tokenizer, card, dtype=torch.float32, files={"student.json": json.dumps(facts, indent=1)}
+        path, model, tokenizer, card, dtype=torch.float32, files={"student.json": json.dumps(facts, indent=1)}
     )
     return path
 
 
-def lineage_of(recipe: Recipe, teacher: HfLM, facts: dict[str, Any]) -> list[str]:
+def blueprint(student: ScratchStudent) -> PreTrainedModel:
+    """A model of the architecture that `student.like` names, without weights (on the meta device)."""
+    assert student.like is not None
+    folder = resolve_model(student.like)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"student.like is {student.like}, from which no causal language model can be made: {error}. Allowed is a "
+            "hub id or a folder with config.json and tokenizer.json."
+        ) from error
+
+
+def lineage_of(recipe: Recipe, teacher: HfLM | None, facts: dict[str, Any]) -> list[str]:
     """What an untrained student was made from, in sentences, oldest first. `facts` are those of student.json."""
-    first = f"teacher {recipe.teacher.path} (weights {teacher.fingerprint})"
+    first = f"teacher {name_of(recipe.teacher)}" + (f" (weights {teacher.fingerprint})" if teacher else "")
     student = recipe.student
     if isinstance(student, PruneStudent):
         return [first, f"pruned to layers {', '.join(map(str, facts['kept']))} of {facts['teacher_layers']}"]
@@ -84,15 +108,15 @@ def _pruned(student: PruneStudent, teacher: HfLM, rows: list[Row]) -> tuple[PreT
     return model, {"kind": "prune", **measured, "kept": list(kept), "removed": removed}
 
 
-def _scratch(student: ScratchStudent, teacher: HfLM, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
-    model = build_scratch(teacher.model, student, seed=seed, vocab=len(head_weight(teacher.model)))
+def _scratch(student: ScratchStudent, like: PreTrainedModel, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
+    model = build_scratch(like, student, seed=seed, vocab=len(head_weight(like)))
     return model, {"kind": "scratch", "seed": seed, "teacher_embeddings": student.teacher_embeddings}
 
 
-def _pretrained(student: PretrainedStudent, teacher: HfLM) -> tuple[PreTrainedModel, dict[str, Any]]:
+def _pretrained(student: PretrainedStudent, reader: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, dict[str, Any]]:
     folder = resolve_model(student.path)
     tokenizer = load_tokenizer(folder, trust_remote_code=student.trust_remote_code)
-    differences = compare_tokenizers(teacher.tokenizer, tokenizer)
+    differences = compare_tokenizers(reader, tokenizer)
     if differences:
         raise RecipeError(
             f"the student {student.path} has another tokenizer than the teacher: {'; '.join(differences)}. "
@@ -112,7 +136,7 @@ def probe_rows(rows: list[Row], num: int) -> list[Row]:
     return [train[index] for index in picks]
 
 
-def _sizes(model: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, Any]:
+def _sizes(model: PreTrainedModel) -> dict[str, Any]:
     config: Any = model.config.get_text_config()
     parameters = count_parameters(model)
     return {
@@ -123,6 +147,11 @@ def _sizes(model: PreTrainedModel, teacher: PreTrainedModel) -> dict[str, Any]:
         "hidden_size": getattr(config, "hidden_size", None),
         "layers": getattr(config, "num_hidden_layers", None),
         "heads": getattr(config, "num_attention_heads", None),
+    }
+
+
+def _sizes_of_teacher(teacher: PreTrainedModel) -> dict[str, Any]:
+    return {
         "teacher_parameters": count_parameters(teacher),
         "teacher_layers": getattr(teacher.config.get_text_config(), "num_hidden_layers", None),
     }

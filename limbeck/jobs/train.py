@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from limbeck.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.lms.hf import HfLM, head_layer
-from limbeck.recipe import Live, PretrainedStudent, Recipe
+from limbeck.recipe import Live, PretrainedStudent, Recipe, TextTarget
 from limbeck.rundir import atomic_write
 from limbeck.store import TraceStore
 from limbeck.text import load_tokenizer
@@ -47,8 +47,8 @@ def run_train(
     teacher: HfLM | None = None,
     store: TraceStore | None = None,
 ) -> Trained:
-    """Train the student at `student_path` on `items`. With neither teacher nor store: the twin, CE only, with
-    the student's label smoothing and weights by token and place. `vocab` is the number of the teacher's real tokens.
+    """Train the student at `student_path` on `items`. With neither teacher nor store: CE only, with label smoothing and
+    weights by token and place: the twin, and whatever learns from text alone. `vocab` is the number of real tokens.
     """
     train = recipe.train
     if train.accumulate % job.ranks.world:
@@ -121,10 +121,15 @@ def needs_teacher(recipe: Recipe) -> bool:
     return isinstance(recipe.trace.target, Live)
 
 
+def stores_targets(recipe: Recipe) -> bool:
+    """Whether the teacher's distributions come from a store."""
+    return not isinstance(recipe.trace.target, (Live, TextTarget))
+
+
 def trusts_remote_code(recipe: Recipe) -> bool:
     """Whether the student's own code may run: it is the teacher's, or that of the model it starts from."""
     student = recipe.student
-    return student.trust_remote_code if isinstance(student, PretrainedStudent) else recipe.teacher.trust_remote_code
+    return student.trust_remote_code if isinstance(student, PretrainedStudent) else recipe.reader[1]
 
 
 def recompute_activations(model: PreTrainedModel) -> None:

@@ -98,7 +98,7 @@ def _asset(name: str) -> str:
 
 def headline(files: RunFiles) -> dict[str, str]:
     """Who was distilled into whom, and how much smaller that is."""
-    teacher = str(dig(files.recipe, "teacher", "path") or "teacher")
+    teacher = str(dig(files.recipe, "teacher", "path") or dig(files.recipe, "teacher", "name") or "teacher")
     name = str(files.get("name") or dig(files.recipe, "name") or "student")
     return {
         "teacher": shortened(teacher.rstrip("/").rsplit("/", 1)[-1], 60),
@@ -114,7 +114,9 @@ def _how(files: RunFiles) -> str:
     layers = len(keep) if isinstance(keep, list) else dig(files.recipe, "student", "layers")
     born = {
         "prune": f"the teacher with {layers} of its layers kept" if layers else "the teacher with fewer layers",
-        "scratch": "a new model of the teacher's architecture",
+        "scratch": "a new model of the teacher's architecture"
+        if dig(files.recipe, "student", "like") is None
+        else "a new model",
         "pretrained": f"the pretrained model {shortened(str(dig(files.recipe, 'student', 'path')), 80)}",
     }.get(str(kind), "")
     big, small = (number(files.get(name, "parameters")) for name in ("teacher", "student"))
