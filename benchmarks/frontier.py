@@ -44,20 +44,35 @@ def _panel(axes: Axes, points: list[tuple[str, float, float]], label: str) -> No
         axes.annotate(kind, (x, y), (0, -16), textcoords="offset points", color=COLOURS[colour], ha="center")
     others = [point for point in points if not any(_plain(point[0], kind) for kind in KINDS)]
     axes.plot([x for _, x, _ in others], [y for _, _, y in others], "x", color=COLOURS["muted"])
-    for name, x, y in others:
-        axes.annotate(name, (x, y), (5, 3), textcoords="offset points", fontsize=7.5, color=COLOURS["muted"])
+    low, high = min(y for *_, y in points), max(y for *_, y in points)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlim(6, 800)
+    axes.set_ylim(low / 1.3, high * 1.3)
     if label == "dL/dh":
         for x, y in ((12, 0.02), (24, 0.01)):
             axes.plot([x], [y], "+", color=COLOURS["ink"], markersize=12)
             axes.annotate("goal", (x, y), (6, -10), textcoords="offset points", fontsize=9)
-    axes.set(xscale="log", yscale="log", xlabel="bytes per position", title=f"cosine of {label} to the full teacher's")
-    axes.set_xlim(6, 800)
+    axes.set(xlabel="bytes per position", title=f"cosine of {label} to the full teacher's")
     axes.set_xticks([8, 16, 32, 64, 128, 256], ["8", "16", "32", "64", "128", "256"])
-    low, high = min(y for *_, y in points), max(y for *_, y in points)
     ticks = {tick: text for tick, text in TICKS.items() if low / 1.5 < tick < high * 1.5}
     axes.set_yticks(list(ticks), list(ticks.values()))
     axes.minorticks_off()
     axes.invert_yaxis()
+    _label(axes, others)
+
+
+def _label(axes: Axes, points: list[tuple[str, float, float]]) -> None:
+    """A name beside each point, moved down while it would stand on another."""
+    axes.figure.draw_without_rendering()  # the layout is made, so that distances are known
+    placed: list[tuple[float, float, float]] = []
+    for name, x, y in sorted(points, key=lambda point: (point[2], point[1])):
+        left, middle = axes.transData.transform((x, y))
+        shift, width = 0.0, 4.2 * len(name) + 10
+        while any(abs(middle + shift - b) < 10 and left < a + w and a < left + width for a, b, w in placed):
+            shift -= 2
+        placed.append((left, middle + shift, width))
+        style = {"textcoords": "offset points", "fontsize": 7.5, "color": COLOURS["muted"], "va": "center"}
+        axes.annotate(name, (x, y), (5, shift), **style)
 
 
 def _plain(name: str, kind: str) -> bool:

@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    torch._dynamo.config.recompile_limit = 64  # one process compiles every row; a job compiles one
     print(f"# {machine()}, {NUM} positions, vocabulary {args.vocab:,}, width {WIDTH}, teacher {TEACHER_WIDTH}")
     for group in [args.group] if args.group else ["stored", "live"]:
         for dtype in [args.dtype] if args.dtype else ["float32", "bfloat16"]:

@@ -8,8 +8,6 @@ import pytest
 from limbeck.errors import RecipeError
 from limbeck.jobs.init import Choice, recipe_text
 from limbeck.recipe import (
-    DatasetSource,
-    FileSource,
     GenerateMode,
     PretrainedStudent,
     PruneStudent,
@@ -18,6 +16,7 @@ from limbeck.recipe import (
 )
 from limbeck.rules import check_static
 from limbeck.shape import paths_of
+from limbeck.sources import DatasetSource, FileSource
 from limbeck.tree import validate
 from limbeck.yaml_nodes import parse_yaml
 
