@@ -6,7 +6,7 @@ endpoint tells them, who answered, and what it cost in tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.types import Sampling
@@ -71,7 +71,7 @@ class Ask:
 
     messages: tuple[Mapping[str, Any], ...] = ()
     prompt: str | None = None
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     logprobs: int = 0
     seed: int | None = None
 
