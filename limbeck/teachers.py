@@ -82,6 +82,7 @@ class OpenAITeacher(Section):
     retry_minutes: Above0 = Field(default=30.0, description="a request is tried again for at most so long")
     malformed_tries: Positive = Field(default=3, description="times that a row is asked when what comes is malformed")
     max_failed: Fraction = Field(default=0.05, description="the job stops when a larger share of replies failed")
+    retry_failed: bool = Field(default=False, description="ask replies that failed in earlier sittings once more")
     on_change: Literal["stop", "mark"] = Field(
         default="stop",
         description="when another model (or system_fingerprint) answers than at first: `mark` notes it in every trace",

@@ -125,8 +125,8 @@ class Desk:
                 raise BudgetError(
                     f"teacher.max_cost is {self.ledger.max_cost:g} {prices.currency if prices else ''}: "
                     f"{self.ledger.spent:.4f} is spent, and the next request may cost {worst:.4f}. What was answered "
-                    "is kept. Raise teacher.max_cost, or lower trace.mode.n, trace.mode.max_tokens or data.limit, and run "
-                    "the same command again."
+                    "is kept. Raise teacher.max_cost, or lower trace.mode.max_tokens, trace.mode.n or data.limit, and "
+                    "run the same command again."
                 )
             self._settled.clear()
             await self._settled.wait()

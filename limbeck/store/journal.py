@@ -46,7 +46,7 @@ class Journal:
     @classmethod
     def open(cls, path: Path, on_entry: Callable[[Entry], bool]) -> Journal:
         """Read every line, oldest first; `on_entry` says whether its keys are to be remembered. Of two entries with
-        one key the first counts. Raises StoreError for a file that is no journal."""
+        one key the later counts. Raises StoreError for a file that is no journal."""
         fresh = not path.exists()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         if fresh:
@@ -120,7 +120,7 @@ class Journal:
 
     def _remember(self, entry: Entry, offset: int, size: int) -> None:
         for key in entry["keys"]:
-            self._places.setdefault(key, (offset, size))
+            self._places[key] = (offset, size)
 
 
 def read_journal(path: Path) -> Iterator[Entry]:

@@ -80,13 +80,13 @@ def test_another_file_is_refused(path):
         opened(path)
 
 
-def test_the_first_of_two_entries_counts(path):
+def test_the_later_of_two_entries_counts(path):
     journal = opened(path)
     journal.append(entry(1, answer="first"))
     journal.append(entry(1, answer="second"))
-    assert journal.read("k1")["answer"] == "first"
+    assert journal.read("k1")["answer"] == "second"
     journal.close()
-    assert opened(path).read("k1")["answer"] == "first"
+    assert opened(path).read("k1")["answer"] == "second"
 
 
 def test_only_wanted_places_are_kept_and_they_can_be_forgotten(path):
