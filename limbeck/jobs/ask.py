@@ -302,8 +302,9 @@ class _Asking:
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.tally.failed.most_common())
             allowed = f"teacher.max_failed={self.settings.max_failed:g}"
             raise TeacherError(
-                f"{failed} of {ended} replies failed ({kinds}), more than {allowed} allows. Their reasons are in {self.writer.path / 'journal.jsonl'}. Cure the cause and set "
-                "teacher.retry_failed=true, or raise teacher.max_failed; what was answered is kept."
+                f"{failed} of {ended} replies failed ({kinds}), more than {allowed} allows. Their reasons are in "
+                f"{self.writer.path / 'journal.jsonl'}. Cure the cause and set teacher.retry_failed=true, or raise "
+                "teacher.max_failed; what was answered is kept."
             )
 
     # ---- committing ----

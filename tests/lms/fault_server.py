@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MODEL, FINGERPRINT = "stub-1", "fp_a"
-WORDS = "wren heron osprey plover grebe teal dunlin curlew avocet bittern".split()
+WORDS = ["wren", "heron", "osprey", "plover", "grebe", "teal", "dunlin", "curlew", "avocet", "bittern"]
 
 
 @dataclass(frozen=True)
