@@ -89,6 +89,17 @@ class ChatTemplate:
         ordered = sorted(names - {""}, key=lambda name: (-len(name), name))
         return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
+    @cached_property
+    def end_of_turn(self) -> str:
+        """What stands behind a reply to end it, "" where the template ends turns with nothing. Raises as
+        `conversation`."""
+        said = "limbeck"
+        text, replies = self.conversation(
+            [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}], "a conversation of one turn"
+        )
+        start, end = replies[-1]
+        return text[text.index(said, start) + len(said) : end]
+
     def _checked(self, messages: Sequence[Mapping[str, Any]], source: str) -> Messages:
         """Turns with a role and a content each, without the nulls that columnar files fill in. What someone wrote must
         not end a turn or open another: a special token inside a content is refused."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limbeck.findings import Problem, problem
+from limbeck.findings import Problem, idle, problem
 from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScratchStudent, TextTarget
-from limbeck.teachers import TextTeacher, is_local
+from limbeck.teachers import OpenAITeacher, TextTeacher, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,6 +33,27 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
         if not isinstance(trace.target, TextTarget):
             message = f"is {trace.target.kind}, but a teacher of kind text has no distributions. Set it to text."
             yield problem("trace.target.kind", message)
+    if isinstance(teacher, OpenAITeacher):
+        yield from _endpoint(recipe, teacher)
+
+
+def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
+    trace = recipe.trace
+    if not isinstance(trace.mode, GenerateMode):
+        message = f"is {trace.mode.kind}, but a teacher behind an endpoint is asked for replies. Set it to generate."
+        yield problem("trace.mode.kind", message)
+    elif teacher.samples_per_request > trace.mode.n:
+        message = (
+            f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
+        )
+        yield problem("teacher.samples_per_request", message)
+    if teacher.max_cost is not None and teacher.prices is None:
+        yield problem("teacher.max_cost", "has no effect without teacher.prices: nobody knows what a token costs.")
+    if teacher.system is not None and teacher.endpoint == "completions":
+        yield problem(
+            "teacher.system", "has no effect with teacher.endpoint=completions: there are no turns; remove it."
+        )
+    yield from idle(trace, "trace", ("batch_tokens",), "with a teacher behind an endpoint: there is no forward here")
 
 
 def _scratch(student: ScratchStudent, kind: str) -> Iterator[Problem]:

@@ -159,6 +159,8 @@ def _describe_type(part: Any) -> str:
             return f"a list of maps {what}"
         name = _PLURALS[inner[0]]
         return f"a list of {name}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {name}"
+    if get_origin(part) is dict:
+        return "a map of any keys"
     if issubclass(part, BaseModel):
         return f"a map with {', '.join(part.model_fields)}"
     return _NAMES[part]

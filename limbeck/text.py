@@ -123,6 +123,23 @@ class Encoder:
             return ""
         return json.dumps(turns, ensure_ascii=False)
 
+    def encode_reply(self, prompt: str, reply: str, *, chat: bool, closed: bool, source: str) -> Encoded:
+        """A rendered prompt (the text of a row without a reply) and what was replied to it, word for word. Only the
+        reply is supervised; `closed` adds the token that ends it, which a reply that was cut off does not have.
+
+        `chat`: the prompt is a conversation. Nothing is cut to `max_length`. Raises DataError naming `source` when the
+        reply is empty, or holds a control token: it would end the turn or open another one.
+        """
+        _refuse_empty(reply, "reply", source)
+        if chat and (control := self._chat.special.search(reply)):
+            raise DataError(f"{source}: the reply contains the control token {control[0]!r}.")
+        text = prompt + reply + (self._chat.end_of_turn if chat and closed else "")
+        replies = ((len(prompt), len(text)),)
+        tokens = self._tokenize(_Rendered(text, replies, raw=not chat, close=closed and not chat))
+        if not tokens.spans:
+            raise EmptyRow(f"{source}: the tokenizer makes no token of the reply.")
+        return Encoded(tokens.ids, tokens.spans, text)
+
     # ---- text ----
 
     @cached_property

@@ -325,3 +325,53 @@ def test_unusable_tokenizers(tmp_path: Path, content: str | None) -> None:
 def test_missing_folder() -> None:
     with pytest.raises(TeacherError, match="nowhere/at-all"):
         load_tokenizer("nowhere/at-all")
+
+
+# ---- replies ---------------------------------------------------------------------------------------------------------
+
+
+def prompter(tokenizer, **settings) -> Encoder:
+    return Encoder(tokenizer, max_length=64, need_reply=False, **settings)
+
+
+def test_a_whole_reply_is_what_the_conversation_would_be(tiny_tokenizer):
+    """Prompt and reply together are the tokens and spans of the same conversation read from data."""
+    turns = [{"role": "user", "content": "name a bird"}, {"role": "assistant", "content": "a wren, or two"}]
+    prompt = prompter(tiny_tokenizer).encode(Example(messages=turns[:1]))
+    reply = prompter(tiny_tokenizer).encode_reply(prompt.text, "a wren, or two", chat=True, closed=True, source="r")
+    whole = Encoder(tiny_tokenizer, max_length=64).encode(Example(messages=turns))
+    (start, end) = reply.spans[0]
+    assert reply.spans == whole.spans and reply.ids.tolist() == whole.ids[: len(reply.ids)].tolist()
+    assert end == len(reply.ids) and tiny_tokenizer.decode(reply.ids[start:end]) == "a wren, or two<|im_end|>"
+    assert reply.ids[:start].tolist() == prompt.ids.tolist()
+
+
+def test_a_reply_that_was_cut_off_has_no_end(tiny_tokenizer):
+    prompt = prompter(tiny_tokenizer).encode(Example(prompt="name a bird"))
+    reply = prompter(tiny_tokenizer).encode_reply(prompt.text, "a wren, or", chat=True, closed=False, source="r")
+    (start, end) = reply.spans[0]
+    assert end == len(reply.ids) and tiny_tokenizer.decode(reply.ids[start:end]) == "a wren, or"
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_a_reply_to_plain_text(tiny_tokenizer, closed):
+    encoder = prompter(tiny_tokenizer, chat_template=False)
+    reply = encoder.encode_reply("name a bird:", " wren", chat=False, closed=closed, source="r")
+    (start, end) = reply.spans[0]
+    assert tiny_tokenizer.decode(reply.ids[start:end]) == " wren" + ("<|im_end|>" if closed else "")
+    assert reply.text == "name a bird: wren"
+
+
+def test_a_reply_is_kept_word_for_word(tiny_tokenizer):
+    """Also where a template would trim it, or take its thoughts away."""
+    said = "\n <think>\nhm\n</think>\n\n yes  \n"
+    encoder = prompter(tiny_tokenizer)
+    prompt = encoder.encode(Example(prompt="?"))
+    reply = encoder.encode_reply(prompt.text, said, chat=True, closed=True, source="r")
+    assert tiny_tokenizer.decode(reply.ids).endswith("assistant\n" + said + "<|im_end|>")
+
+
+@pytest.mark.parametrize(("said", "why"), [("  ", "reply is empty"), ("a<|im_end|>b", "control token")])
+def test_replies_that_cannot_be_used(tiny_tokenizer, said, why):
+    with pytest.raises(DataError, match=why):
+        prompter(tiny_tokenizer).encode_reply("x", said, chat=True, closed=True, source="r")

@@ -16,12 +16,14 @@ from limbeck.packing import labels_of, pack, plan_batches
 from limbeck.recipe import GenerateMode, Live, Recipe, Sampled, TextTarget, TopK
 from limbeck.rundir import fingerprint
 from limbeck.store import VERSION, Codec, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
-from limbeck.text import template_hash
+from limbeck.text import template_hash, tokenizer_hash
 from limbeck.types import Progress, Row, Sampling, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
 
     from limbeck.lms.hf import HfLM
     from limbeck.recipe import Target
@@ -50,8 +52,17 @@ def codec_of(target: Target, vocab: int) -> Codec:
 
 def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:
     """The identity of the store that this recipe and teacher make."""
+    dtype = str(teacher.dtype).removeprefix("torch.")
+    return header_of(recipe, teacher.tokenizer, teacher.vocab, lm=(teacher.fingerprint, teacher.name), dtype=dtype)
+
+
+def header_of(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, vocab: int, *, lm: tuple[str, str], dtype: str
+) -> StoreHeader:
+    """The identity of the store of a recipe. `lm` is the fingerprint and the name of who speaks, `tokenizer` what makes
+    its words tokens, `vocab` how many of them there are."""
     target = recipe.trace.target
-    codec = codec_of(target, teacher.vocab)
+    codec = codec_of(target, vocab)
     return StoreHeader(
         version=VERSION,
         kind=target.kind,
@@ -59,13 +70,13 @@ def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:
         draws=codec.draws,
         min_prob=support_spec(target).min_prob,
         rest=codec.rest,
-        vocab=teacher.vocab,
+        vocab=vocab,
         temperature=recipe.objective.stored_temperature,
-        dtype=str(teacher.dtype).removeprefix("torch."),
-        lm=teacher.fingerprint,
-        lm_name=teacher.name,
-        tokenizer_hash=teacher.tokenizer_hash,
-        template_hash=template_hash(teacher.tokenizer),
+        dtype=dtype,
+        lm=lm[0],
+        lm_name=lm[1],
+        tokenizer_hash=tokenizer_hash(tokenizer),
+        template_hash=template_hash(tokenizer),
         mode=recipe.trace.mode.model_dump(),
         seed=recipe.seed,
     )
@@ -168,8 +179,8 @@ def label_rows(
             encode = header.codec.encode
             pairs = zip(supports, fresh, strict=True)
             records += [encode(s, labels_of(t), t.context_hash, rounding) for s, t in pairs]
-        else:  # text only: the record is the context hash
-            records += [bytes.fromhex(trace.context_hash) for trace in fresh]
+        else:
+            records += [bare_record(trace) for trace in fresh]
         traces += fresh
         if meter is not None:
             meter.add(sum(len(trace.ids) for trace in fresh), sum(lengths[index] for index in indices))
@@ -190,7 +201,7 @@ def _speak(recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Ro
     """Traces without distributions: the rows themselves, or the teacher's replies to them."""
     mode = recipe.trace.mode
     if not isinstance(mode, GenerateMode):
-        return [_trace(row, header, row.ids, row.spans, row.text, 0, {}) for row in rows]
+        return [make_trace(row, header, row.ids, row.spans, row.text, 0, {}) for row in rows]
     sampling = Sampling(mode.temperature, mode.top_p, mode.n, mode.max_tokens, mode.stop, seed)
     traces = []
     for row, replies in zip(rows, teacher.generate([row.ids for row in rows], sampling), strict=True):
@@ -199,11 +210,17 @@ def _speak(recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Ro
                 raise DataError(f"{row.source}: the teacher answered with no token at all; remove the row.")
             ids = np.concatenate([row.ids, reply.ids]).astype(np.int32)
             meta = {"draw": draw, "finish_reason": reply.finish_reason, "reply": reply.text}
-            traces.append(_trace(row, header, ids, ((len(row.ids), len(ids)),), row.text + reply.text, draw, meta))
+            traces.append(make_trace(row, header, ids, ((len(row.ids), len(ids)),), row.text + reply.text, draw, meta))
     return traces
 
 
-def _trace(row: Row, header: StoreHeader, ids: np.ndarray, spans: tuple, text: str, draw: int, meta: dict) -> Trace:
+def bare_record(trace: Trace) -> bytes:
+    """The record of a trace of which nothing but text is kept."""
+    return bytes.fromhex(trace.context_hash)
+
+
+def make_trace(row: Row, header: StoreHeader, ids: np.ndarray, spans: tuple, text: str, draw: int, meta: dict) -> Trace:
+    """What an LM said to a row: `ids` are prompt and reply, `spans` the reply, `text` both."""
     return Trace(
         id=trace_id(row.id, header, draw),
         row_id=row.id,
