@@ -172,14 +172,14 @@ def attempts_jsonl(key: str, model: str, questions: Sequence[Question], attempts
     return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
 
 
-def read_attempts(path: Path, key: str) -> Attempts | None:
-    """The judged replies of a file; None when there is none, or it was made with something else."""
+def read_attempts(path: Path, key: str | None = None) -> Attempts | None:
+    """The judged replies of a file; None when there is none, or it was made with something else than `key` says."""
     if not path.exists():
         return None
     try:
         head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         n = head["n"]
-        if head["key"] != key or len(lines) != n * head["problems"]:
+        if key not in (None, head["key"]) or len(lines) != n * head["problems"]:
             return None
         found = [Attempt(**{name: line[name] for name in Attempt.__dataclass_fields__}) for line in lines]
         return [found[start : start + n] for start in range(0, len(found), n)]
