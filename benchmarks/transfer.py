@@ -26,6 +26,7 @@ import torch
 from common import machine
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transfer_chart import draw
+from transfer_student import load, right_traces
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from limbeck.data.problems import ALPHABET
@@ -82,22 +83,31 @@ def make_untrained(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def limbeck(recipe: str, run: Path, *overrides: str, threads: int) -> None:
-    """`limbeck run` in a process of its own; what it says goes to RUN.log. Exits with it when it fails."""
-    command = [sys.executable, "-m", "limbeck", "run", str(RECIPES / f"{recipe}.yaml"), *overrides]
-    log = run.with_name(f"{run.name}.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
+def call(name: str, out: Path, *command: str, threads: int = 1) -> None:
+    """A Python command in a process of its own; what it says goes to OUT/NAME.log. Exits with it when it fails."""
+    log = out / f"{name}.log"
     begun = time.monotonic()
     with log.open("a") as file:
-        done = subprocess.run(
-            [*command, "--run-dir", str(run)],
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
-        )
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([sys.executable, *command], stdout=file, stderr=subprocess.STDOUT, env=env)
     if done.returncode:
-        sys.exit(f"{run.name} ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
-    print(f"# {run.name}: {time.monotonic() - begun:.0f} s", flush=True)
+        sys.exit(f"{name} ended with {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}")
+    print(f"# {name}: {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def recipe(verb: str, file: str, run: Path, *overrides: str) -> list[str]:
+    """The words of `limbeck VERB` on one of the recipes."""
+    return ["-m", "limbeck", verb, str(RECIPES / file), *overrides, "--run-dir", str(run)]
+
+
+def train_student(arm: str, seed: int, out: Path) -> None:
+    if arm == "answers":
+        words = recipe(
+            "run", "answers.yaml", out / f"{arm}-{seed}", f"student.like={out / 'untrained'}", f"seed={seed}"
+        )
+    else:
+        words = [str(Path(__file__).with_name("transfer_student.py")), arm, str(seed), str(out)]
+    call(f"{arm}-{seed}", out, *words)
 
 
 def attempts_of(run: Path) -> Attempts:
@@ -164,26 +174,23 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--threads", type=int, default=2, help="of the teacher, while it learns and writes")
     args = parser.parse_args()
-    begun = time.monotonic()
-    out, cores = args.out, os.cpu_count() or 1
-    untrained, teacher = out / "untrained", out / "teacher"
-    make_untrained(untrained)
-    limbeck("teacher", teacher, f"student.path={untrained}", threads=min(cores, 2))
+    begun, out = time.monotonic(), args.out
+    teacher = out / "teacher"
+    make_untrained(out / "untrained")
+    words = recipe("run", "teacher.yaml", teacher, f"student.path={out / 'untrained'}")
+    call("teacher", out, *words, threads=args.threads)
+    artifact = f"teacher.path={teacher / 'train' / 'student' / 'artifact'}"
+    call("traces", out, *recipe("label", "traces.yaml", out / "traces", artifact), threads=args.threads)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        jobs = []
-        for seed in range(args.seeds):
-            for arm in ARMS:
-                where = (
-                    f"student.like={untrained}"
-                    if arm == "answers"
-                    else f"teacher.path={teacher / 'train' / 'student' / 'artifact'}"
-                )
-                jobs.append(pool.submit(limbeck, arm, out / f"{arm}-{seed}", where, f"seed={seed}", threads=1))
+        jobs = [pool.submit(train_student, arm, seed, out) for seed in range(args.seeds) for arm in ARMS]
         for job in jobs:
             job.result()
     found = compare(out, args.seeds)
     (out / "transfer.json").write_text(json.dumps(found, indent=1))
+    everything, right = right_traces(load(out), out)
+    print(f"# {len(right)} of {len(everything)} traces are right")
     print(f"# {machine()}; {(time.monotonic() - begun) / 60:.1f} minutes in all\n")
     print(table(found))
     if args.plot:
