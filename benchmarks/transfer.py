@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py [--seeds 3] [--out runs/transfer] [--plot docs/transfer.svg]
 
-A teacher of 3.1M parameters is trained on worked solutions of `chain` problems; it writes four traces for each of 1,500
+A teacher of 3.5M parameters is trained on worked solutions of `chain` problems; it writes four traces for each of 1,500
 new problems; a student of 0.6M is trained, at equal tokens, by each recipe of recipes/transfer; all answer 500 problems
 that none has seen, greedily. Prints the table of docs/transfer.md. A run that was stopped goes on where it was.
 
@@ -45,7 +45,7 @@ ARMS = {
 }
 GAPS = (("unfiltered", "answers"), ("verified", "unfiltered"), ("distributions", "verified"))
 PAD, END = "<|pad|>", "<|end|>"
-WIDTH, LAYERS, HEADS = 256, 4, 4
+WIDTH, LAYERS, HEADS = 384, 2, 6
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:
@@ -153,7 +153,7 @@ def table(found: dict[str, Any]) -> str:
         "| 500 new problems, greedy | pass@1 | single seeds | tokens of a reply | teacher's errors repeated (chance) |"
     ]
     lines.append("|---|---|---|---|---|")
-    names = {"teacher": "teacher, 3.1M", **ARMS}
+    names = {"teacher": "teacher, 3.5M", **ARMS}
     for model, name in names.items():
         mean, low, high = found["models"][model]["pass@1"]
         singles = " ".join(f"{100 * one:.1f}" for one in found["seeds"].get(model, []))

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.data import read_rows
-from limbeck.export.card import make_card, read_card
-from limbeck.export.safetensors import save_artifact
+from limbeck.export.card import make_card
+from limbeck.export.safetensors import read_card, save_artifact
 from limbeck.jobs.student import build_student
 from limbeck.jobs.tasks import judge_of, run_tasks
 from limbeck.jobs.train import run_train
