@@ -9,7 +9,7 @@ from pydantic import Field
 from limbeck.findings import problem
 from limbeck.shape import Positive, Section
 from limbeck.sources import Source
-from limbeck.verifiers import Exact, Verifier
+from limbeck.verifiers import Exact, Judge, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +78,9 @@ def task_problems(tasks: Tasks) -> Iterator[Problem]:
         listed = ", ".join(map(str, too_large))
         message = f"has {listed}, but there are {tasks.n} replies to each problem; raise n, or lower k."
         yield problem("evaluate.tasks.ks", message)
+    if isinstance(tasks.verifier, Judge):
+        message = "is judge, which needs a model to ask, and evaluation has none besides those it examines; use another."
+        yield problem("evaluate.tasks.verifier.kind", message)
     if not tasks.ks or len(set(tasks.ks)) < len(tasks.ks):
         yield problem("evaluate.tasks.ks", f"is {list(tasks.ks)}; it must name at least one k, and each once.")
 

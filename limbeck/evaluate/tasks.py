@@ -45,12 +45,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Exam:
-    """How questions are put: decoding, how many tokens one batch may take, and what makes a verdict (its name is part
-    of what is remembered of a file of replies)."""
+    """How questions are put: decoding, how many tokens one batch may take, what makes a verdict (its name is part of
+    what is remembered of a file of replies), and what the answer of a reply is, by which votes are counted."""
 
     sampling: Sampling
     judge: Judge
     judged_by: str
+    extract: Callable[[str], str | None] = final_answer
     batch_tokens: int = 32768
 
 
@@ -90,7 +91,7 @@ def take_exam(
         known = read_attempts(path, key)
         if known is None:
             replies = ask(lm, questions, exam, stage=name, on_progress=on_progress, stop_asked=stop_asked)
-            known = judge_replies(questions, replies, exam.judge)
+            known = judge_replies(questions, replies, exam)
             atomic_write(path, attempts_jsonl(key, lm.name, questions, known))
         found[name] = known
     return found
@@ -144,13 +145,13 @@ def _seeded(sampling: Sampling, ids: list[str]) -> Sampling:
     return Sampling(sampling.temperature, sampling.top_p, sampling.n, sampling.max_tokens, sampling.stop, seed)
 
 
-def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Reply]], judge: Judge) -> Attempts:
+def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Reply]], exam: Exam) -> Attempts:
     """All replies judged in one go: verifiers that run programs run them side by side."""
     pairs = [(reply.text, one.reference) for one, each in zip(questions, replies, strict=True) for reply in each]
-    verdicts = iter(judge(pairs))
+    verdicts = iter(exam.judge(pairs))
     return [
         [
-            Attempt(reply.text, final_answer(reply.text), next(verdicts), reply.finish_reason, len(reply.ids))
+            Attempt(reply.text, exam.extract(reply.text), next(verdicts), reply.finish_reason, len(reply.ids))
             for reply in each
         ]
         for each in replies

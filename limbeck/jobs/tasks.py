@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from limbeck.curate.verify import verify_all
+from limbeck.curate.verify import find_answer, to_number, verify_all
 from limbeck.data.readers import read_examples
 from limbeck.data.split import Sample, row_id
-from limbeck.evaluate.attempts import compare_attempts
+from limbeck.evaluate.attempts import compare_attempts, final_answer
 from limbeck.evaluate.compare import TEACHER
 from limbeck.evaluate.harness import run_harness
 from limbeck.evaluate.records import to_json
@@ -17,6 +17,7 @@ from limbeck.evaluation import temperature_and_top_p
 from limbeck.rundir import atomic_write, fingerprint
 from limbeck.text import Encoder
 from limbeck.types import Row, Sampling
+from limbeck.verifiers import Exact, Numeric, Regex
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ def run_tasks(
     tasks, harness = recipe.evaluate.tasks, recipe.evaluate.harness
     if tasks is not None:
         questions = choose_questions(recipe, tasks, next(iter(models.values())), rows)
-        exam = exam_of(tasks, recipe.seed)
+        exam = exam_of(tasks, recipe.seed, stop_asked)
         attempts = take_exam(models, questions, exam, folder / "tasks", on_progress=on_progress, stop_asked=stop_asked)
         found = compare_attempts(
             attempts,
@@ -95,14 +96,28 @@ def _read(recipe: Recipe, tasks: Tasks, lm: HfLM) -> list[Row]:
     return rows
 
 
-def exam_of(tasks: Tasks, seed: int) -> Exam:
+def exam_of(tasks: Tasks, seed: int, stop_asked: Callable[[], bool] = lambda: False) -> Exam:
     """The recipe's section as what models are asked."""
     temperature, top_p = temperature_and_top_p(tasks.decoding)
     sampling = Sampling(temperature, top_p, tasks.n, tasks.max_tokens, seed=seed)
-    return Exam(
-        sampling, judge_of(tasks.verifier), fingerprint(tasks.verifier.model_dump(mode="json")), tasks.batch_tokens
-    )
+    key = fingerprint(tasks.verifier.model_dump(mode="json"))
+    return Exam(sampling, judge_of(tasks.verifier, stop_asked), key, extractor(tasks.verifier), tasks.batch_tokens)
 
 
-def judge_of(verifier: Verifier) -> Judge:
-    return lambda pairs: [verdict.ok for verdict in verify_all(verifier, list(pairs))]
+def judge_of(verifier: Verifier, stop_asked: Callable[[], bool] = lambda: False) -> Judge:
+    """Verdicts of one verifier on many replies."""
+    return lambda pairs: [verdict.ok for verdict in verify_all(verifier, list(pairs), stop_asked=stop_asked)]
+
+
+def extractor(verifier: Verifier) -> Callable[[str], str | None]:
+    """What the verifier takes for the answer of a reply, in a form in which equal answers are equal text."""
+    if isinstance(verifier, Exact | Regex):
+        return lambda reply: find_answer(reply, verifier.answer, verifier.marker) or None
+    if isinstance(verifier, Numeric):
+        return lambda reply: _number(find_answer(reply, verifier.answer, verifier.marker))
+    return final_answer
+
+
+def _number(text: str | None) -> str | None:
+    value = to_number(text)
+    return None if value is None else str(value)

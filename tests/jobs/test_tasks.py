@@ -126,12 +126,34 @@ def test_decodings(tiny_llama: Path, decoding: dict, temperature: float, top_p: 
 
 
 @pytest.mark.parametrize(
+    ("verifier", "reply", "answer", "right"),
+    [
+        ({"kind": "exact"}, "<think>6*7</think> 42 ", "42", True),
+        ({"kind": "exact"}, "<think>6*7=42", None, False),
+        ({"kind": "exact", "answer": "marker"}, "It is\n#### 42", "42", True),
+        ({"kind": "numeric"}, "that makes $42.00.", "42", True),
+        ({"kind": "numeric"}, "that makes forty-two", None, False),
+        ({"kind": "math"}, "so \\boxed{42}", "42", True),
+    ],
+)
+def test_votes_are_counted_by_what_the_verifier_reads(
+    tiny_llama: Path, verifier: dict, reply: str, answer: str | None, right: bool
+) -> None:
+    tasks = recipe_of(tiny_llama, tasks={"verifier": verifier}).evaluate.tasks
+    assert tasks is not None
+    exam = exam_of(tasks, 0)
+    assert exam.extract(reply) == answer
+    assert list(exam.judge([(reply, "42")])) == [right]
+
+
+@pytest.mark.parametrize(
     ("tasks", "where"),
     [
         ({"n": 4}, "evaluate.tasks.n"),
         ({"n": 4, "decoding": {"kind": "r1"}, "ks": [1, 8]}, "evaluate.tasks.ks"),
         ({"n": 4, "decoding": {"kind": "r1"}, "ks": [2, 2]}, "evaluate.tasks.ks"),
         ({"ks": []}, "evaluate.tasks.ks"),
+        ({"verifier": {"kind": "judge"}}, "evaluate.tasks.verifier.kind"),
     ],
 )
 def test_contradictions_are_found(tiny_llama: Path, tasks: dict, where: str) -> None:
