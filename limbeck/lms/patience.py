@@ -11,22 +11,26 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.lms.api import Answer
+from limbeck.lms.openai import open_endpoint
 from limbeck.lms.prices import Ledger, answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
 from limbeck.lms.refusals import Again, Refused
 from limbeck.lms.throttle import Rate, Throttle, backoff
 from limbeck.units import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Coroutine, Sequence
 
     from limbeck.lms.api import Ask
     from limbeck.lms.openai import Endpoint
+    from limbeck.teachers import OpenAITeacher
+
+Found = TypeVar("Found")
 
 UNKNOWN_SECONDS = 15.0
 """How long an endpoint that never answered may be out of reach: then its address is probably wrong."""
@@ -150,6 +154,32 @@ class Desk:
         if found.trouble in ("overload", "connect") or self.answered_at < begun:
             raise TeacherError(f"{where} fails for {duration(now - begun)}: {found.trouble}: {found.reason}. {again}")
         return True
+
+
+def ask_all(settings: OpenAITeacher, asks: Sequence[Ask], on_message: Callable[[str], None]) -> list[Outcome]:
+    """The outcomes of a few requests, in their order, as many at once as the settings allow. Nothing is written down:
+    for probes and judges. Raises as `Desk.ask`, after what was under way ended."""
+
+    async def work() -> list[Outcome]:
+        async with open_endpoint(settings) as endpoint:
+            desk = Desk.of(endpoint, on_message)
+            tasks = [asyncio.create_task(desk.ask(ask)) for ask in asks]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                await settle(tasks, desk, settings.timeout_seconds)
+
+    return run_loop(work())
+
+
+def run_loop(work: Coroutine[Any, Any, Found]) -> Found:
+    """`asyncio.run`, in a thread of its own where this one has a loop already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 async def settle(tasks: list[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
