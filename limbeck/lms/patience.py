@@ -8,7 +8,6 @@ was answered is kept, and the rest is asked when it runs again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -182,15 +181,14 @@ def run_loop(work: Coroutine[Any, Any, Found]) -> Found:
         return pool.submit(asyncio.run, work).result()
 
 
-async def settle(tasks: list[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
+async def settle(tasks: Sequence[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
     """End the tasks of a job: those that are not waiting for an answer at once, the others when it came, or after
-    `grace` seconds: what is under way is paid already."""
-    for task in tasks:
-        if task not in desk.sending:
-            task.cancel()
-    if waiting := [task for task in tasks if not task.done()]:
-        await asyncio.wait(waiting, timeout=grace)
-    for task in tasks:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, TeacherError, BudgetError):
-            await task
+    `grace` seconds: what is under way is paid already. Their errors are not raised."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + grace
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            if task not in desk.sending or loop.time() >= deadline:
+                task.cancel()
+        await asyncio.wait(waiting, timeout=0.05)
+    await asyncio.gather(*tasks, return_exceptions=True)
