@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.findings import Problem, idle, problem
-from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScratchStudent, TextTarget
+from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScratchStudent, TextTarget, TopK
 from limbeck.teachers import OpenAITeacher, TextTeacher, is_local
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
             f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
         )
         yield problem("teacher.samples_per_request", message)
+    if not isinstance(trace.target, (TextTarget, TopK)):
+        message = f"is {trace.target.kind}, but an endpoint tells text, and the top_k of its tokens at most. Set it to "
+        yield problem("trace.target.kind", message + "text.")
     if teacher.max_cost is not None and teacher.prices is None:
         yield problem("teacher.max_cost", "has no effect without teacher.prices: nobody knows what a token costs.")
     if teacher.system is not None and teacher.endpoint == "completions":
