@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck import __version__
+from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
+from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,25 +64,6 @@ app = typer.Typer(
 )
 show_app = typer.Typer(help="Look into a run: what the teacher said, and what was done.", no_args_is_help=True)
 app.add_typer(show_app, name="show", rich_help_panel="Look")
-
-
-def _key_value(overrides: list[str] | None) -> list[str]:
-    for text in overrides or []:
-        if "=" not in text:
-            raise typer.BadParameter(f"{text!r} is not KEY=VALUE, such as train.optimizer.lr=1e-4")
-    return overrides or []
-
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file", show_default=False)]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="folder of a run, such as runs/NAME", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="keys of the recipe to set", show_default=False, callback=_key_value),
-]
-RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder of the run (default: runs/NAME)")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 def main() -> None:
@@ -361,6 +344,33 @@ def report(
 
     path = run_report(folder)
     _print({"report": str(path)} if as_json else f"report: {path}", as_json=as_json)
+
+
+@app.command(rich_help_panel="Work")
+def capture(
+    upstream: opt.Upstream,
+    store: opt.Store,
+    host: opt.Host = "127.0.0.1",
+    port: opt.Port = 8100,
+    allow_remote: opt.AllowRemote = False,
+    sample: opt.Sample = 1.0,
+    redact: opt.Redact = ["all"],  # noqa: B006  (typer copies it)
+    tag: opt.Tag = [],  # noqa: B006
+    max_bytes: opt.MaxBytes = None,
+    as_json: Json = False,
+) -> None:
+    """Record production traffic: a proxy in front of an OpenAI-compatible endpoint, until it is stopped.
+
+    Example: limbeck capture --upstream https://api.openai.com --store traffic --tag app=helpdesk
+    """
+    from limbeck.capture import CaptureSettings
+    from limbeck.jobs.capture import run_capture
+
+    told = {"allow_remote": allow_remote, "sample": sample, "redact": tuple(redact), "max_bytes": max_bytes}
+    settings = CaptureSettings(upstream, store, host, port, tags=opt.tag_pairs(tag), **told)
+    status = run_capture(settings, on_message=_complain)
+    if as_json:
+        _print(status, as_json=True)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
