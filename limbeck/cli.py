@@ -30,9 +30,7 @@ if TYPE_CHECKING:
     from limbeck.types import OnProgress
     from limbeck.yaml_nodes import Node
 
-FAILED = 1
-INTERRUPTED = 130
-PIPE_WIDTH = 120
+FAILED, INTERRUPTED, PIPE_WIDTH = 1, 130, 120
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -50,7 +48,7 @@ EXAMPLES = """\
 Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
 
 Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, \
-7 store, 8 run folder, 9 not finite, 10 missing package, 75 stopped (run it again)."""
+7 store, 8 run folder, 9 not finite, 10 missing package, 11 sandbox, 75 stopped (run it again)."""
 
 app = typer.Typer(
     name="limbeck",
@@ -336,8 +334,8 @@ def report(
         folder = run_dir or Path("runs") / _load(recipe, overrides)[0].name
     from limbeck.jobs.report import run_report
 
-    path = run_report(folder)
-    _print({"report": str(path)} if as_json else f"report: {path}", as_json=as_json)
+    path = str(run_report(folder))
+    _print({"report": path} if as_json else f"report: {path}", as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
