@@ -162,18 +162,16 @@ def _reply(choice: Any, clean: Redactor, whole: bool) -> dict[str, Any]:
     kept = {"index": choice.get("index", 0), "content": None, **clean.value(raw)}
     finish = choice.get("finish_reason")
     kept["finish_reason"] = (clean.text(finish) if isinstance(finish, str) else None) if whole else CUT
-    if choice.get("logprobs"):
+    if isinstance(choice.get("logprobs"), dict):
         if clean.value(raw) == raw and clean.value(_spelled(choice["logprobs"])) == _spelled(choice["logprobs"]):
-            kept["logprobs"] = choice["logprobs"]
+            kept["logprobs"] = {name: value for name, value in choice["logprobs"].items() if value is not None}
         else:
             kept["logprobs_redacted"] = True
     return kept
 
 
-def _spelled(logprobs: Any) -> str:
+def _spelled(logprobs: dict[str, Any]) -> str:
     """The text that log-probabilities spell: with `echo` it is the prompt as well."""
-    if not isinstance(logprobs, dict):
-        return ""
     entries = [entry for name in ("content", "refusal") for entry in logprobs.get(name) or []]
     tokens = [entry.get("token") for entry in entries if isinstance(entry, dict)] or logprobs.get("tokens") or []
     return "".join(token for token in tokens if isinstance(token, str))

@@ -27,6 +27,9 @@ HOP_BY_HOP = frozenset(
 )
 """RFC 9110, section 7.6.1: these belong to one connection."""
 
+HEAD_BYTES = 64 * 2**10
+"""Largest head of a request."""
+
 OWN_PREFIX = b"/-/"
 """Paths that the proxy answers itself. No OpenAI-compatible endpoint begins so."""
 
@@ -57,6 +60,8 @@ class Refusal:
 def refusal(request: h11.Request, max_body: int) -> Refusal | None:
     """Why a request is not passed on, if it is not: what could mean one thing here and another one at the upstream."""
     names = [name for name, _ in request.headers]
+    if len(request.target) + sum(len(name) + len(value) for name, value in request.headers) > HEAD_BYTES:
+        return Refusal(431, "head_too_large", f"The request's head is above {HEAD_BYTES} bytes.")
     path = request.target.partition(b"?")[0]
     if not request.target.startswith(b"/"):
         return Refusal(400, "bad_target", "The request's target must be a path.")

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import h11
 
+from limbeck.capture.heads import HEAD_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-HEAD_BYTES = 64 * 2**10
-"""Largest head of a request or response."""
 
 READ_AHEAD = 256 * 2**10
 """Bytes that may lie here unread before the sender is told to wait."""
@@ -125,6 +124,10 @@ class Peer(asyncio.Protocol):
         """Raises h11.LocalProtocolError for what HTTP does not allow here, such as more bytes than were announced."""
         if data := self.http.send(event):
             self._unsent.append(data)
+
+    @property
+    def num_unsent(self) -> int:
+        return len(self._unsent)
 
     def flush(self) -> None:
         if self._unsent:

@@ -32,6 +32,9 @@ CLIENT_IDLE_SECONDS = 75.0
 UPSTREAM_IDLE_SECONDS = 4.0
 """How long an unused connection to the upstream is kept; shorter than the 5 s of uvicorn, so that we close it."""
 
+BURST_EVENTS = 8
+"""Pieces of an answer that came together and may leave together."""
+
 MAX_IDLE = 256
 LINGER_SECONDS = 2.0
 GRACE_SECONDS = 10.0
@@ -300,6 +303,8 @@ class Proxy:
                 if exchange:
                     exchange.replied(bytes(event.data))
                 client.send(event)
+                if client.num_unsent >= BURST_EVENTS:
+                    await client.drain(seconds)
         except (h11.RemoteProtocolError, TimeoutError):
             return False
         client.send(h11.EndOfMessage())

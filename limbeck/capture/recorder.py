@@ -35,7 +35,7 @@ TELL_SECONDS = 0.25
 IDLE_SECONDS = 0.1
 """When nothing comes for so long, what was written is made durable at once."""
 
-LOCK_SECONDS = 3.0
+LOCK_SECONDS = 1.0
 """How long a predecessor, whose proxy was killed, may take to write what it has."""
 
 

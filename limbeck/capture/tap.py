@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 import uuid
@@ -31,6 +32,7 @@ CLOSE_SECONDS = 20.0
 """How long the recorder may take to write what waits, when the proxy ends."""
 
 START_SECONDS = 30.0
+END_SECONDS = 1.0
 
 
 @dataclass
@@ -170,10 +172,17 @@ class Tap:
         self._offered = self._decided = self.counts.waiting = 0
 
     async def _end(self) -> None:
+        """Wait for a recorder that has no more to say; kill one that does not leave."""
         process, self._process = self._process, None
-        if process is not None:
+        if process is None:
+            return
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            # Not process.kill(): it looks first whether the process has ended, and so takes that news from asyncio.
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                os.kill(process.pid, signal.SIGKILL)
             await process.wait()
 
     # ---- exchanges ----

@@ -39,29 +39,39 @@ class Upstream:
     port: int = 0
     seen: list[Request] = field(default_factory=list)
     left: int = 0
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self.tasks.add(task)
+        try:
+            await self.converse(reader, writer)
+        finally:
+            self.tasks.discard(task)
+            writer.close()
+
+    async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while (request := await read_request(reader)) is not None:
                 self.seen.append(request)
                 gone = asyncio.create_task(reader.read(1))
                 sending = asyncio.create_task(self.send(request, writer))
-                await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
-                if not sending.done():
-                    self.left += 1
+                try:
+                    await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+                    if not sending.done():
+                        self.left += 1
+                        break
+                    if await sending:
+                        break
+                finally:
+                    gone.cancel()
                     sending.cancel()
-                    break
-                closing = await sending
-                if closing:
-                    break
-                gone.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await gone
-        writer.close()
+                    await asyncio.wait({gone, sending})
 
     async def send(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         """Whether the connection is closed afterwards: an empty piece says so."""
@@ -104,6 +114,9 @@ async def upstream(answer: Answer | bytes) -> AsyncIterator[Upstream]:
         yield running
     finally:
         server.close()
+        for task in running.tasks:
+            task.cancel()
+        await asyncio.sleep(0.01)
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
