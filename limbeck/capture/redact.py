@@ -40,14 +40,41 @@ ASSIGNED = re.compile(
     r"(?i)((?<![a-z0-9])(?:api[_-]?key|access[_-]?token|auth[_-]?token|client[_-]?secret)\\?[\"']?\s{0,4}[:=]\s{0,4}"
     r"\\?[\"']?)[a-z0-9._~+/=-]{16,}"
 )
-EMAIL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
-IPV4 = re.compile(r"(?<![\w.])(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)(?!\w|\.\d)")
-PHONE = re.compile(
-    r"(?<![\w.+])(?:\+|00)[1-9](?:[ ().-]{0,2}\d){6,14}(?!\d)"  # international
-    r"|(?<![\w.-])(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[ .-]\d{4}(?![\w-])"  # North American
+MARKS = (
+    *("sk-", "sk_", "rk_", "pk_", "whsec_", "gho_", "ghp_", "ghs_", "ghu_", "ghr_", "github_pat_", "glpat-", "hf_"),
+    *(
+        "gsk_",
+        "r8_",
+        "npm_",
+        "xai",
+        "pplx",
+        "nvapi",
+        "fw-",
+        "fw_",
+        "csk",
+        "tgp",
+        "AKIA",
+        "ASIA",
+        "AIza",
+        "ya29.",
+        "xox",
+    ),
+    *("eyJ", "PRIVATE KEY", "earer ", "EARER "),
 )
-DIGITS = re.compile(r"(?<!\w)\d(?:[ -]?\d){12,40}(?!\w)")
-IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,40}")
+"""Without one of these in a text, KEYS need not be tried: most texts have none, and looking for words is fast."""
+
+# Patterns begin with what they look for, and look back afterwards: so the engine can skip to where they may begin.
+LOCAL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}\Z")
+DOMAIN = re.compile(r"(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+IPV4 = re.compile(r"[0-9](?<![\w.][0-9])\d{0,2}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\w|\.\d)")
+PHONES = (
+    re.compile(r"\+(?<![\w.+]\+)[1-9](?:[ ().-]{0,2}\d){6,14}(?!\d)"),
+    re.compile(r"00(?<![\w.+]00)[1-9](?:[ ().-]{0,2}\d){6,14}(?!\d)"),
+    re.compile(r"\((?<![\w.-]\()\d{3}\) ?\d{3}[ .-]\d{4}(?![\w-])"),  # North American, as the next
+    re.compile(r"[0-9](?<![\w.-][0-9])\d\d[.-]\d{3}[ .-]\d{4}(?![\w-])"),
+)
+DIGITS = re.compile(r"[0-9](?<!\w[0-9])(?:[ -]?\d){12,40}(?!\w)")
+IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]){11,40}")
 
 
 def luhn(digits: str) -> bool:
@@ -61,7 +88,29 @@ def iban_holds(text: str) -> bool:
 
 
 def _keys(text: str) -> str:
-    return ASSIGNED.sub(r"\1[key]", KEYS.sub("[key]", text))
+    if any(mark in text for mark in MARKS):
+        text = KEYS.sub("[key]", text)
+    low = text.lower()
+    return ASSIGNED.sub(r"\1[key]", text) if "key" in low or "token" in low or "secret" in low else text
+
+
+def _emails(text: str) -> str:
+    parts, kept = [], 0
+    at = text.find("@")
+    while at >= 0:
+        domain = DOMAIN.match(text, at + 1)
+        local = LOCAL.search(text[max(at - 65, kept) : at]) if domain else None
+        if domain and local:
+            parts += [text[kept : at - len(local[0])], "[email]"]
+            kept = domain.end()
+        at = text.find("@", domain.end() if domain and local else at + 1)
+    return "".join([*parts, text[kept:]])
+
+
+def _phones(text: str) -> str:
+    for pattern in PHONES:
+        text = pattern.sub("[phone]", text)
+    return text
 
 
 def _cards(text: str) -> str:
@@ -71,13 +120,15 @@ def _cards(text: str) -> str:
 def _card(run: str) -> str:
     """A run of digits with the longest card number that begins and ends at its groups taken out: what stands beside a
     card (its date, its code) is often typed in the same style."""
-    edges = [0, *(at + 1 for at, letter in enumerate(run) if not letter.isdigit())]
-    ends = [*(at for at, letter in enumerate(run) if not letter.isdigit()), len(run)]
+    groups = [match.span() for match in re.finditer(r"\d+", run)]
     found = []
-    for start in edges:
-        for end in ends:
-            digits = re.sub(r"\D", "", run[start:end])
-            if 13 <= len(digits) <= 19 and digits[0] in "23456" and luhn(digits):
+    for first, (start, _) in enumerate(groups):
+        digits = ""
+        for begin, end in groups[first:]:
+            digits += run[begin:end]
+            if len(digits) > 19:
+                break
+            if len(digits) >= 13 and digits[0] in "23456" and luhn(digits):
                 found.append((len(digits), start, end))
     if not found:
         return run
@@ -98,12 +149,16 @@ def _iban(run: str) -> str:
     return run
 
 
+def _address(match: re.Match[str]) -> str:
+    return "[ipv4]" if all(int(part) < 256 for part in match[0].split(".")) else match[0]
+
+
 BUILT_IN: dict[str, Callable[[str], str]] = {
-    "email": lambda text: EMAIL.sub("[email]", text) if "@" in text else text,
+    "email": _emails,
     "iban": _ibans,
     "card": _cards,
-    "phone": lambda text: PHONE.sub("[phone]", text),
-    "ipv4": lambda text: IPV4.sub("[ipv4]", text),
+    "phone": _phones,
+    "ipv4": lambda text: IPV4.sub(_address, text),
 }
 
 

@@ -288,7 +288,8 @@ def test_an_answer_may_come_before_the_question_is_read(running):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(up.plain(b"too much", "413 No", "connection: close"))
         await writer.drain()
-        await reader.read(2**25)
+        while await reader.read(2**20):  # as real servers do: closing on unread bytes would reset the connection
+            pass
         writer.close()
 
     async def main():
