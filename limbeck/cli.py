@@ -32,28 +32,10 @@ if TYPE_CHECKING:
 
 FAILED, INTERRUPTED, PIPE_WIDTH = 1, 130, 120
 
-EXAMPLES = """\
-[bold]Examples[/bold]
-
-  limbeck init --data chats.jsonl --layers 20 --out my.yaml
-
-  limbeck check my.yaml
-
-  limbeck run my.yaml train.budget.steps=200
-
-  limbeck show traces runs/my --row 3
-
-  limbeck selftest --teacher smollm2-135m --student runs/my/train/student/artifact
-
-Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
-
-Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, \
-7 store, 8 run folder, 9 not finite, 10 missing package, 11 sandbox, 75 stopped (run it again)."""
-
 app = typer.Typer(
     name="limbeck",
     help="Distil a large language model into a small one, and prove that it worked.",
-    epilog=EXAMPLES,
+    epilog=opt.EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -183,7 +165,7 @@ def init(
 
     Example: limbeck init --data chats.jsonl --layers 20
     """
-    from limbeck.jobs.init import Choice, recipe_text
+    from limbeck.jobs.init import Choice, recipe_text, write_recipe
 
     if mode not in ("score", "generate"):
         raise typer.BadParameter(f"--mode is {mode!r}; it must be score or generate")
@@ -192,15 +174,7 @@ def init(
     if out == "-":
         print(text, end="")
         return
-    try:
-        with Path(out).open("w" if force else "x") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise RecipeError(
-            f"{out} exists already; choose another name with --out, or replace it with --force."
-        ) from error
-    except OSError as error:
-        raise RecipeError(f"{out} cannot be written: {error.strerror}.") from error
+    write_recipe(text, Path(out), force=force)
     print(f"wrote {out}. Next: limbeck check {out}")
 
 

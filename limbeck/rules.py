@@ -51,9 +51,9 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    rules = (_source, captured_rules, _rows, _mode, _target, _student, teacher_rules, curate_rules)
-    more = (_objective, _train, _evaluate)
-    return [found for rule in (*rules, *more) for found in rule(recipe)]
+    data = (_source, captured_rules, _rows)
+    rules = (*data, _mode, _target, _student, teacher_rules, curate_rules, _objective, _train, _evaluate)
+    return [found for rule in rules for found in rule(recipe)]
 
 
 def raise_problems(problems: list[Problem], origin: Callable[[str], str] | None = None) -> None:
