@@ -155,11 +155,11 @@ def test_a_judge_is_asked_and_understood():
         return [next(said) for _ in conversations]
 
     pairs = [(f"<think>x</think>{n}", "5") for n in range(6)]
-    found = verify_all(Judge(), pairs, ask=ask)
+    found = verify_all(Judge(path="judge"), pairs, ask=ask)
     assert [verdict.ok for verdict in found] == [True, False, True, None, None, True]
     assert asked[0][-1]["content"] == "Reference:\n5\n\nAnswer:\n0"
     with pytest.raises(RecipeError, match="needs a model to ask"):
-        verify_all(Judge(), pairs)
+        verify_all(Judge(path="judge"), pairs)
 
 
 def test_equal_replies_are_verified_once_and_order_stays():
@@ -170,7 +170,7 @@ def test_equal_replies_are_verified_once_and_order_stays():
         return ["CORRECT" if "b" in talk[-1]["content"][-1] else "INCORRECT" for talk in conversations]
 
     pairs = [("a", "r"), ("b", "r"), ("a", "r")]
-    assert verify_all(Judge(), pairs, ask=ask) == [
+    assert verify_all(Judge(path="judge"), pairs, ask=ask) == [
         Verdict(False, "the judge said 'INCORRECT'"),
         Verdict(True, "the judge said 'CORRECT'"),
         Verdict(False, "the judge said 'INCORRECT'"),
