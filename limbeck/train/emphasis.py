@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from limbeck.objectives import FirstTokens, PlaceRamp, TokenWeights
+from limbeck.token_bytes import bytes_of, is_byte_level
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,27 +18,11 @@ if TYPE_CHECKING:
     from limbeck.types import Row, Trace
 
 CLASSES = tuple(TokenWeights.model_fields)
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _printable_bytes() -> dict[str, int]:
-    """The character that stands for each byte in byte-level BPE (GPT-2): printable bytes stand for themselves."""
-    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTES = _printable_bytes()
 
 
 def token_text(token: str, *, byte_level: bool) -> str:
-    """What a token of a vocabulary stands for: byte-level BPE, or SentencePiece with byte fallback."""
-    if byte_level and all(char in BYTES for char in token):
-        return bytes(BYTES[char] for char in token).decode("utf-8", "replace")
-    found = _BYTE.fullmatch(token)
-    if found:
-        return bytes([int(found[1], 16)]).decode("utf-8", "replace")
-    return token.replace("\u2581", " ")
+    """What a token of a vocabulary stands for, as text."""
+    return bytes_of(token, byte_level=byte_level).decode("utf-8", "replace")
 
 
 def class_of(text: str) -> str:
@@ -54,7 +38,7 @@ def class_of(text: str) -> str:
 
 def token_classes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """The class of every token id, as an index into `CLASSES`: int64 [V]."""
-    byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)  # type: ignore[attr-defined]
+    byte_level = is_byte_level(tokenizer)
     vocabulary = tokenizer.get_vocab()
     classes = np.full(max(vocabulary.values()) + 1, CLASSES.index("words"))
     for token, index in vocabulary.items():
