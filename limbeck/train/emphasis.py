@@ -8,6 +8,7 @@ import numpy as np
 
 from limbeck.objectives import FirstTokens, PlaceRamp, TokenWeights
 from limbeck.token_bytes import bytes_of, is_byte_level
+from limbeck.types import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.objectives import PositionWeights
-    from limbeck.types import Row, Trace
+    from limbeck.types import Row
 
 CLASSES = tuple(TokenWeights.model_fields)
 
@@ -80,3 +81,24 @@ def weigher(
         return np.concatenate(parts).astype(np.float32)
 
     return weights
+
+
+def trace_weigher(items: Sequence[Row | Trace]) -> Callable[[Sequence[Row | Trace]], np.ndarray] | None:
+    """Each document's own weight (`meta.weight`: its share of votes) at all its positions: float32 [N]. Scaled so that
+    the mean over the positions of all `items` is 1: a step divides by the number of positions, so loss and rate are
+    those of a data set in which each document stands as often as it counts. None when all count alike."""
+    own = [_own_weight(item) for item in items]
+    total = sum(weight * item.num_supervised for weight, item in zip(own, items, strict=True))
+    if len(set(own)) < 2 or not total:
+        return None
+    scale = sum(item.num_supervised for item in items) / total
+
+    def weights(chosen: Sequence[Row | Trace]) -> np.ndarray:
+        each = np.array([scale * _own_weight(item) for item in chosen])
+        return np.repeat(each, [item.num_supervised for item in chosen]).astype(np.float32)
+
+    return weights
+
+
+def _own_weight(item: Row | Trace) -> float:
+    return float(item.meta.get("weight", 1.0)) if isinstance(item, Trace) else 1.0
