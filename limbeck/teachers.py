@@ -107,7 +107,20 @@ class OpenAITeacher(Section):
         return [self.kind, self.place, self.model, self.endpoint, self.system, self.extra_body]
 
 
-Teacher = HfTeacher | TextTeacher | OpenAITeacher
+class VllmTeacher(OpenAITeacher):
+    """A vLLM server: as `openai`, and its log-probs name token ids, so that they are exact, also of given text
+    (trace.mode.kind score). Start it with `--max-logprobs` of at least trace.target.k."""
+
+    kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+[^\s?#]*$")] = Field(
+        default="http://127.0.0.1:8000/v1", description="where the server is; it ends in `/v1`"
+    )
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        default=None, description="environment variable that holds the server's `--api-key`, where it has one"
+    )
+
+
+Teacher = HfTeacher | TextTeacher | OpenAITeacher | VllmTeacher
 
 
 def is_local(teacher: Teacher) -> bool:
