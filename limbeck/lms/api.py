@@ -102,7 +102,8 @@ def answer_from_json(value: Mapping[str, Any]) -> Answer:
         tuple(_choice_from_json(choice) for choice in value["choices"]),
         value["model"],
         value["system_fingerprint"],
-        *value["usage"],
+        value["usage"][0],
+        value["usage"][1],
         value["seconds"],
     )
 

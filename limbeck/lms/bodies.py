@@ -83,8 +83,9 @@ def _chat_choice(choice: dict[str, Any], ask: Ask) -> Choice:
     text = _text(content, "content")
     logprobs = choice.get("logprobs")
     found = None if logprobs is None else _object(logprobs, "logprobs").get("content")
-    tokens = _wanted(found, ask, reason)
-    return Choice(text, reason, tokens and _with_ids(_chat_tokens(tokens, text), choice), reasoning)
+    items = _wanted(found, ask, reason)
+    tokens = None if items is None else _with_ids(_chat_tokens(items, text), choice)
+    return Choice(text, reason, tokens, reasoning)
 
 
 def _text_choice(choice: dict[str, Any], ask: Ask) -> Choice:
@@ -92,8 +93,9 @@ def _text_choice(choice: dict[str, Any], ask: Ask) -> Choice:
     reason = _reason(choice)
     logprobs = choice.get("logprobs")
     found = None if logprobs is None else _object(logprobs, "logprobs")
-    tokens = _wanted(found and found.get("tokens"), ask, reason)
-    return Choice(text, reason, tokens and _with_ids(_text_tokens(found or {}, tokens, text), choice))
+    names = _wanted(found and found.get("tokens"), ask, reason)
+    tokens = None if names is None else _with_ids(_text_tokens(found or {}, names, text), choice)
+    return Choice(text, reason, tokens)
 
 
 def _reason(choice: dict[str, Any]) -> str:

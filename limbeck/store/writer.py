@@ -25,7 +25,7 @@ from limbeck.rundir import atomic_path, atomic_write, fsync_dir, raise_if_full, 
 from limbeck.store.schema import SCHEMA, VERSION, StoreHeader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from limbeck.types import Trace
 
@@ -114,14 +114,18 @@ class StoreWriter:
 
     def drop_damaged(self) -> dict[int, str]:
         """Forget shards whose files changed, so that they are labelled again; returns what was wrong with each."""
-        entries = read_manifest(self.path)
-        wrong = damaged_shards(self.path, entries)
-        if wrong:
-            kept = [entry for entry in entries if entry["shard"] not in wrong]
-            atomic_write(self.path / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
-            self.done -= set(wrong)
-            self._sweep()
+        wrong = damaged_shards(self.path, read_manifest(self.path))
+        self.drop(wrong)
         return wrong
+
+    def drop(self, shards: Iterable[int]) -> None:
+        """Forget shards, so that they are made again."""
+        gone = set(shards) & self.done
+        if gone:
+            kept = [entry for entry in read_manifest(self.path) if entry["shard"] not in gone]
+            atomic_write(self.path / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            self.done -= gone
+            self._sweep()
 
     def pending(self) -> list[tuple[int, list[str]]]:
         return [(shard, rows) for shard, rows in enumerate(self.plan) if shard not in self.done]

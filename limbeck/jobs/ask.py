@@ -1,0 +1,393 @@
+"""The label stage with a teacher behind an endpoint: every reply is asked for once, and what came becomes the store.
+
+Each answer is written to the journal (RUN/traces/journal.jsonl) before it counts. Shards are made of the journal, in
+the order of the plan, as soon as all their replies are there: what is on disk in the end does not depend on when and in
+which order answers came, nor on how often the job was killed.
+
+    RUN/traces/journal.jsonl  what was paid for, answered or finally failed
+    RUN/traces/failed.jsonl   rows without a usable reply, with the reason, by shard
+    RUN/traces/asked.json     counts: requests, troubles, tokens, cost, finish reasons, who answered
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import Stopped, TeacherError
+from limbeck.jobs.label import plan_shards
+from limbeck.jobs.replies import Keeping, Said, ask_of
+from limbeck.lms.api import Answer, answer_from_json, answer_to_json
+from limbeck.lms.openai import open_endpoint
+from limbeck.lms.patience import Desk, settle
+from limbeck.recipe import GenerateMode, Recipe
+from limbeck.rundir import atomic_write
+from limbeck.store import StoreWriter, TraceStore, trace_id
+from limbeck.store.failures import Failures
+from limbeck.store.journal import Journal
+from limbeck.teachers import OpenAITeacher
+from limbeck.types import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from limbeck.types import OnProgress, Row
+
+TICK = 0.05
+"""Seconds between fsyncs of the journal: one serves all answers of that time."""
+
+STOP_SECONDS = 15.0
+"""How long answers under way are waited for when the job stops; torchrun kills after 30."""
+
+ENOUGH = 20
+"""Replies before the share of failed ones is judged."""
+
+
+def run_ask(
+    recipe: Recipe,
+    path: Path,
+    keeping: Keeping,
+    rows: Sequence[Row],
+    *,
+    on_progress: OnProgress,
+    on_message: Callable[[str], None],
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> TraceStore:
+    """Fill the store at `path` with replies to `rows`; nothing that is in its journal is asked again.
+
+    Raises Stopped when a stop was asked for, BudgetError before `max_cost` would be exceeded, TeacherError when the
+    endpoint refuses everything, fails for too long, or is another one than before; whatever was answered is kept.
+    StoreError when `path` holds another teacher's traces.
+    """
+    settings = recipe.teacher
+    assert isinstance(settings, OpenAITeacher)
+    writer = StoreWriter.open(path, keeping.header, plan_shards(recipe, rows))
+    for shard, why in writer.drop_damaged().items():
+        on_message(f"shard {shard} of {path.name} is made again from the journal: {why}")
+    failures = Failures.open(path / "failed.jsonl")
+    if settings.retry_failed:
+        writer.drop(failures.shards())
+    failures.keep(writer.done)
+    asking = _Asking(recipe, keeping, writer, failures, on_message)
+    try:
+        asking.resume(rows)
+        asyncio.run(asking.run(on_progress, stop_asked))
+    finally:
+        asking.close()
+    return TraceStore.open(path, verify=False)
+
+
+@dataclass
+class _Shard:
+    number: int
+    rows: list[Row]
+    left: int = 0  # replies that are neither there nor failed
+
+
+@dataclass
+class Tally:
+    """What was asked, over all sittings: read from the journal, then counted on. Shown in RUN/traces/asked.json."""
+
+    answered: int = 0  # replies
+    failed_keys: dict[str, str] = field(default_factory=dict)  # with their kinds; answered later, they have not
+    finish_reasons: Counter[str] = field(default_factory=Counter)
+    answered_by: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    attempts: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: float = 0.0
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self.requests += bool(entry["keys"])
+        self.attempts += entry.get("attempts", 0)
+        self.cost += entry["cost"]
+        if "failed" in entry:
+            self.failed_keys |= dict.fromkeys(entry["keys"], entry["failed"]["kind"])
+        if "answer" in entry:
+            answer = entry["answer"]
+            self.answered += len(entry["keys"])
+            for key in entry["keys"] if self.failed_keys else ():
+                self.failed_keys.pop(key, None)
+            self.finish_reasons.update(choice["finish_reason"] for choice in answer["choices"])
+            self.answered_by[" ".join((answer["model"], answer["system_fingerprint"])).strip()] += len(entry["keys"])
+            prompt, completion = answer["usage"]
+            self.prompt_tokens += prompt or 0
+            self.completion_tokens += completion or 0
+
+    @property
+    def failed(self) -> Counter[str]:
+        """Replies that finally failed, by kind."""
+        return Counter(self.failed_keys.values())
+
+
+class _Asking:
+    """One sitting: what is still to be asked, who asks it, and what is committed."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        keeping: Keeping,
+        writer: StoreWriter,
+        failures: Failures,
+        on_message: Callable[[str], None],
+    ) -> None:
+        settings, mode = recipe.teacher, recipe.trace.mode
+        assert isinstance(settings, OpenAITeacher) and isinstance(mode, GenerateMode)
+        self.recipe, self.keeping, self.writer, self.failures = recipe, keeping, writer, failures
+        self.on_message, self.settings, self.num_draws = on_message, settings, mode.n
+        self.tally, self.shards = Tally(), list[_Shard]()
+        self.journal: Journal | None = None
+        self.group = settings.samples_per_request
+        self.total = self.done = self.durable = 0
+        self.before: set[str] = set()
+        self.closing = False
+        self.changed = asyncio.Event()
+        self.committer: asyncio.Task[None]
+
+    # ---- before ----
+
+    def resume(self, rows: Sequence[Row]) -> None:
+        """Read the journal, and find out what is left."""
+        by_id = {row.id: row for row in rows}
+        pending = [(shard, [by_id[id] for id in ids if id in by_id]) for shard, ids in self.writer.pending()]
+        open_rows = {row.id for _, shard_rows in pending for row in shard_rows}
+        again = self.settings.retry_failed
+
+        def on_entry(entry: dict[str, Any]) -> bool:
+            self.tally.add(entry)
+            return entry.get("row") in open_rows and not (again and "failed" in entry)
+
+        journal = self.journal = Journal.open(self.writer.path / "journal.jsonl", on_entry)
+        for line in journal.damaged:
+            self.on_message(f"line {line} of {journal.path.name} is damaged; its replies are asked for again")
+        for number, shard_rows in pending:
+            left = sum(self._key(row, draw) not in journal for row in shard_rows for draw in range(self.num_draws))
+            self.shards.append(_Shard(number, shard_rows, left))
+        self.total = self.num_draws * sum(id in by_id for ids in self.writer.plan for id in ids)
+        self.done = self.durable = self.total - sum(shard.left for shard in self.shards)
+        if len(self.tally.answered_by) > 1 and self.settings.on_change == "stop":
+            raise TeacherError(self._mixed())
+        self.before = set(self.tally.answered_by)
+        if again:  # they get another chance before their share is judged
+            self.tally.failed_keys.clear()
+
+    def _key(self, row: Row, draw: int) -> str:
+        return trace_id(row.id, self.keeping.header, draw)
+
+    # ---- asking ----
+
+    async def run(self, on_progress: OnProgress, stop_asked: Callable[[], bool]) -> None:
+        """Ask for all that is left, and commit every shard that is whole."""
+        assert self.journal is not None
+        committer = self.committer = asyncio.create_task(self._commit_all())
+        try:
+            if any(shard.left for shard in self.shards):
+                async with open_endpoint(self.settings) as endpoint:
+                    desk = Desk.of(endpoint, self.on_message, self.tally.cost)
+                    await self._ask_all(desk, _Meter(self, desk, on_progress), stop_asked)
+        finally:
+            self.closing = True
+            self.changed.set()
+            await committer
+        on_progress(Progress("label", self.total, self.total, "replies", 0.0, 0.0))
+
+    async def _ask_all(self, desk: Desk, meter: _Meter, stop_asked: Callable[[], bool]) -> None:
+        assert self.journal is not None
+        todo = self._todo()
+        workers = [asyncio.create_task(self._work(desk, todo)) for _ in range(self.settings.concurrency)]
+        try:
+            waiting = set(workers)
+            while waiting:
+                ended, waiting = await asyncio.wait(waiting, timeout=TICK, return_when=asyncio.FIRST_EXCEPTION)
+                for worker in ended:
+                    worker.result()
+                if self.committer.done():
+                    self.committer.result()
+                await self._sync()
+                meter.tell()
+                if stop_asked():
+                    raise Stopped("stopped while asking; every answer is kept. Run the same command again to go on.")
+        finally:
+            self.closing = True
+            await settle(workers, desk, STOP_SECONDS)
+            lost = desk.ledger.spent - self.tally.cost
+            if lost > 1e-9 * desk.ledger.spent:  # attempts of requests that did not end: the next sitting must know
+                self._append({"keys": [], "cost": lost})
+            await self._sync()
+            self._write_tally(desk.troubles)
+
+    def _todo(self) -> Iterator[tuple[_Shard, Row, list[int]]]:
+        """What is neither in the journal nor asked, in the order of the plan."""
+        assert self.journal is not None
+        for shard in self.shards:
+            if not shard.left:
+                continue
+            for row in shard.rows:
+                draws = [draw for draw in range(self.num_draws) if self._key(row, draw) not in self.journal]
+                while draws:
+                    group, draws = draws[: self.group], draws[self.group :]
+                    yield shard, row, group
+
+    async def _work(self, desk: Desk, todo: Iterator[tuple[_Shard, Row, list[int]]]) -> None:
+        for shard, row, draws in todo:
+            while draws:
+                if self.closing:
+                    return
+                now, later = draws[: self.group], draws[self.group :]
+                draws = await self._ask(desk, shard, row, now) + later
+
+    async def _ask(self, desk: Desk, shard: _Shard, row: Row, draws: list[int]) -> list[int]:
+        """Ask for some draws of a row and write down what came; returns those that did not come."""
+        outcome = await desk.ask(ask_of(self.recipe, row, draws, self.keeping.logprobs))
+        found = outcome.found
+        entry: dict[str, Any] = {"row": row.id, "draw": draws[0], "cost": outcome.cost, "attempts": outcome.attempts}
+        if isinstance(found, Answer):
+            got = len(found.choices)
+            entry |= {"answer": answer_to_json(found)}
+        else:
+            got = len(draws)
+            entry |= {"failed": {"kind": found.kind, "reason": found.reason}}
+        self._append({"keys": [self._key(row, draw) for draw in draws[:got]], **entry})
+        self.done += got
+        shard.left -= got
+        if not shard.left:
+            self.changed.set()
+        if got < len(draws) and self.group > 1:  # n is not heeded
+            self.group = 1
+            self.on_message(
+                f"{desk.endpoint.where} gives {got} of {len(draws)} replies at once: they are asked for one by one. "
+                "Set teacher.samples_per_request to 1."
+            )
+        self._refuse_change()
+        self._refuse_failures()
+        return draws[got:]
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        assert self.journal is not None
+        self.journal.append(entry)
+        self.tally.add(entry)
+
+    async def _sync(self) -> None:
+        assert self.journal is not None
+        done = self.done
+        await asyncio.to_thread(self.journal.sync)
+        self.durable = done
+
+    def _refuse_change(self) -> None:
+        """The first answers say who the teacher is."""
+        who = set(self.tally.answered_by)
+        if self.before and who - self.before:
+            if self.settings.on_change == "stop":
+                raise TeacherError(self._mixed())
+            self.on_message(f"the teacher changed: {', '.join(sorted(who))}; every trace says who answered")
+        self.before = who
+
+    def _mixed(self) -> str:
+        who = ", ".join(f"{name} ({count} replies)" for name, count in self.tally.answered_by.items())
+        return (
+            f"the teacher changed: {who} answered. Replies of several teachers are not mixed silently. Set "
+            f"teacher.on_change=mark to go on, or move {self.writer.path} away to begin anew; nothing is lost."
+        )
+
+    def _refuse_failures(self) -> None:
+        failed = len(self.tally.failed_keys)
+        ended = failed + self.tally.answered
+        if failed > self.settings.max_failed * ended and (ended >= ENOUGH or self.done >= self.total):
+            kinds = ", ".join(f"{count} {kind}" for kind, count in self.tally.failed.most_common())
+            allowed = f"teacher.max_failed={self.settings.max_failed:g}"
+            raise TeacherError(
+                f"{failed} of {ended} replies failed ({kinds}), more than {allowed} allows. Their reasons are in "
+                f"{self.writer.path / 'journal.jsonl'}. Cure the cause and set teacher.retry_failed=true, or raise "
+                "teacher.max_failed; what was answered is kept."
+            )
+
+    # ---- committing ----
+
+    async def _commit_all(self) -> None:
+        """Commit the shards in the order of the plan, each when all its replies are there."""
+        for shard in self.shards:
+            while shard.left:
+                if self.closing:
+                    return
+                self.changed.clear()
+                await self.changed.wait()
+            if shard.rows:
+                await asyncio.to_thread(self._commit, shard)
+
+    def _commit(self, shard: _Shard) -> None:
+        assert self.journal is not None
+        self.journal.sync()
+        traces, records, lacking = [], [], []
+        for row in shard.rows:
+            said, failed = self._replies(row)
+            made = self.keeping.make(row, said)
+            traces += [trace for trace, _ in made.traces]
+            records += [record for _, record in made.traces]
+            failed += [(draw, "unusable", reason) for draw, reason in made.failed]
+            facts = {"shard": shard.number, "row": row.id, "source": row.source}
+            lacking += [{**facts, "draw": draw, "kind": kind, "reason": why} for draw, kind, why in sorted(failed)]
+        self.failures.add(lacking)
+        self.writer.commit(shard.number, traces, records)
+        self.journal.forget(self._key(row, draw) for row in shard.rows for draw in range(self.num_draws))
+        shard.rows = []
+
+    def _replies(self, row: Row) -> tuple[list[Said], list[tuple[int, str, str]]]:
+        """What was said to a row, and the draws that failed: (draw, kind, reason)."""
+        assert self.journal is not None
+        said, failed = [], []
+        entry: dict[str, Any] = {"keys": []}
+        for draw in range(self.num_draws):
+            key = self._key(row, draw)
+            entry = entry if key in entry["keys"] else self.journal.read(key)
+            if "failed" in entry:
+                failed.append((draw, entry["failed"]["kind"], entry["failed"]["reason"]))
+                continue
+            answer = answer_from_json(entry["answer"])
+            choice = answer.choices[entry["keys"].index(key)]
+            said.append(Said(draw, choice, answer.model, answer.system_fingerprint))
+        return said, failed
+
+    def _write_tally(self, troubles: Counter[str]) -> None:
+        tally, prices = self.tally, self.settings.prices
+        facts = {
+            "replies": self.total,
+            "answered": tally.answered,
+            "failed": dict(tally.failed),
+            "requests": tally.requests,
+            "attempts": tally.attempts,
+            "troubles_of_last_sitting": dict(troubles),
+            "finish_reasons": dict(tally.finish_reasons),
+            "answered_by": dict(tally.answered_by),
+            "prompt_tokens": tally.prompt_tokens,
+            "completion_tokens": tally.completion_tokens,
+            "cost": round(tally.cost, 6) if prices else None,
+            "currency": prices.currency if prices else "",
+        }
+        atomic_write(self.writer.path / "asked.json", json.dumps(facts, indent=1, ensure_ascii=False))
+
+    def close(self) -> None:
+        if self.journal is not None:
+            self.journal.close()
+
+
+class _Meter:
+    """Progress over replies that are durable, with the rate of this sitting."""
+
+    def __init__(self, asking: _Asking, desk: Desk, on_progress: OnProgress) -> None:
+        self.asking, self.desk, self.on_progress = asking, desk, on_progress
+        self.begun, self.first = time.monotonic(), asking.durable
+
+    def tell(self) -> None:
+        asking = self.asking
+        rate = (asking.durable - self.first) / max(time.monotonic() - self.begun, 1e-9)
+        eta = (asking.total - asking.durable) / rate if rate else 0.0
+        values = {"in_flight": float(self.desk.throttle.in_flight), "at_once": float(int(self.desk.throttle.limit))}
+        if asking.settings.prices:
+            values["cost"] = self.desk.ledger.spent
+        self.on_progress(Progress("label", asking.durable, asking.total, "replies", rate, eta, values))
