@@ -16,6 +16,7 @@ import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import Stopped, TeacherError
@@ -138,9 +139,11 @@ class _Asking:
         on_message: Callable[[str], None],
     ) -> None:
         settings, mode = recipe.teacher, recipe.trace.mode
-        assert isinstance(settings, OpenAITeacher) and isinstance(mode, GenerateMode)
+        assert isinstance(settings, OpenAITeacher)
         self.recipe, self.keeping, self.writer, self.failures = recipe, keeping, writer, failures
-        self.on_message, self.settings, self.num_draws = on_message, settings, mode.n
+        extra = {**keeping.extra_body, **settings.extra_body}
+        self.on_message, self.settings = on_message, settings.model_copy(update={"extra_body": extra})
+        self.num_draws = mode.n if isinstance(mode, GenerateMode) else 1
         self.tally, self.shards = Tally(), list[_Shard]()
         self.journal: Journal | None = None
         self.group = settings.samples_per_request
@@ -244,7 +247,8 @@ class _Asking:
 
     async def _ask(self, desk: Desk, shard: _Shard, row: Row, draws: list[int]) -> list[int]:
         """Ask for some draws of a row and write down what came; returns those that did not come."""
-        outcome = await desk.ask(ask_of(self.recipe, row, draws, self.keeping.logprobs))
+        asked = self.keeping.ask or partial(ask_of, self.recipe, logprobs=self.keeping.logprobs)
+        outcome = await desk.ask(asked(row, draws))
         found = outcome.found
         entry: dict[str, Any] = {"row": row.id, "draw": draws[0], "cost": outcome.cost, "attempts": outcome.attempts}
         if isinstance(found, Answer):
