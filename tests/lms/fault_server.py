@@ -58,7 +58,10 @@ def answer_of(seen: Seen) -> dict[str, Any]:
         if seen.body.get("logprobs"):
             choice["logprobs"] = _chat_logprobs(text) if chat else _text_logprobs(text)
         choices.append(choice)
-    prompt, completion = len(json.dumps(seen.body)) // 8, sum(len(WORDS) for _ in choices)
+    prompt, completion = (
+        len(json.dumps(seen.body)) // 8,
+        sum(len(reply_of(seen.key, at).split()) for at in range(len(choices))),
+    )
     return {
         "id": f"chatcmpl-{seen.number}",
         "object": "chat.completion" if chat else "text_completion",
