@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import TeacherError
 from limbeck.findings import Problem, problem
+from limbeck.jobs.keep import keeping_of, reader_for
 from limbeck.lms.capabilities import STEADY, Capabilities
 from limbeck.lms.openai import open_endpoint
 from limbeck.lms.prices import cost_of
 from limbeck.lms.probe import ALTERNATIVES, MOST_REQUESTS, MOST_TOKENS, probe
 from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
+from limbeck.rules import raise_problems
 from limbeck.rundir import atomic_write, fingerprint
 from limbeck.teachers import OpenAITeacher, name_of
 
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from transformers import PreTrainedTokenizerBase
+
+    from limbeck.jobs.replies import Keeping
     from limbeck.lms.probe import Reader
 
 FILE = "endpoint.json"
@@ -35,24 +40,45 @@ def needs_probe(recipe: Recipe) -> bool:
     return isinstance(recipe.trace.target, (TopK, Votes)) or several
 
 
-def run_probe(recipe: Recipe, folder: Path, reader: Reader, on_message: Callable[[str], None]) -> Capabilities:
-    """The record of the recipe's endpoint in `folder` (that of its store); made by a few requests where there is none.
+def prepare(
+    recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerBase, on_message: Callable[[str], None]
+) -> tuple[Keeping, Capabilities | None]:
+    """What the store in `folder` keeps of the endpoint's answers, and what the endpoint was seen to do (None where the
+    recipe needs nothing special).
 
-    Raises TeacherError when it does not answer, or when the record is of another teacher.
+    Raises RecipeError when the recipe needs what the endpoint lacks, TeacherError when it does not answer.
+    """
+    record = None
+    if needs_probe(recipe):
+        record = run_probe(recipe, folder, reader_for(recipe, tokenizer), on_message)
+        raise_problems(missing(recipe, record))
+        for sentence in sentences(record):
+            on_message(sentence)
+    return keeping_of(recipe, tokenizer, record), record
+
+
+def run_probe(recipe: Recipe, folder: Path, reader: Reader, on_message: Callable[[str], None]) -> Capabilities:
+    """The record of the recipe's endpoint from `folder` (that of its store), or made by a few requests.
+
+    Raises TeacherError when it does not answer.
     """
     settings = recipe.teacher
     assert isinstance(settings, OpenAITeacher)
-    teacher, file = fingerprint(settings.identity), folder / FILE
-    if file.exists():
-        kept = _read(file)
-        if kept.get("teacher") != teacher:
-            raise TeacherError(f"{file} is of another teacher than this recipe's; move {folder} away to begin anew.")
+    kept = _read(folder / FILE)
+    if kept.get("teacher") == fingerprint(settings.identity):
         return Capabilities.from_json(kept["capabilities"])
     on_message(f"asking {name_of(settings)} what it can do: {probe_cost(recipe)}")
-    record = asyncio.run(_probe(settings, reader, _wanted(recipe)))
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(file, json.dumps({"teacher": teacher, "capabilities": record.to_json()}, indent=1))
-    return record
+    return asyncio.run(_probe(settings, reader, _wanted(recipe)))
+
+
+def keep_record(recipe: Recipe, folder: Path, record: Capabilities | None) -> None:
+    """Write the record beside the store that is made with it: a resumed job does not ask again."""
+    settings = recipe.teacher
+    assert isinstance(settings, OpenAITeacher)
+    if record is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        facts = {"teacher": fingerprint(settings.identity), "capabilities": record.to_json()}
+        atomic_write(folder / FILE, json.dumps(facts, indent=1))
 
 
 async def _probe(settings: OpenAITeacher, reader: Reader, wanted: int) -> Capabilities:
@@ -60,9 +86,9 @@ async def _probe(settings: OpenAITeacher, reader: Reader, wanted: int) -> Capabi
         return await probe(endpoint, reader, logprobs=wanted)
 
 
-def _read(file: Path) -> dict:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text()) if file.exists() else {}
     except ValueError as error:
         raise TeacherError(f"{file} is damaged ({error}); delete it, and the endpoint is probed again.") from error
     return found if isinstance(found, dict) else {}
@@ -132,8 +158,8 @@ def _replicas(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
 def _scores(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
     if not isinstance(recipe.trace.mode, ScoreMode) or record.scores:
         return
-    message = "is score, but the endpoint tells no log-probs of given text: neither prompt_logprobs nor echo has an "
-    yield problem("trace.mode.kind", f"{message}effect. Let it write (generate), or use a vLLM server.")
+    message = "is score, but the endpoint tells no log-probs of given tokens: neither prompt_logprobs nor echo has an "
+    yield problem("trace.mode.kind", f"{message}effect there. Let it write (generate), or use a vLLM server.")
 
 
 def _replies(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
@@ -162,9 +188,8 @@ def sentences(record: Capabilities) -> list[str]:
         ends = {True: "told", False: "not told", None: "not seen"}[record.ends_told]
         spread = "" if record.spread is None else f"; the same request differs by {record.spread:.2g} nats"
         facts.append(f"teacher: log-probs are {raw}, those of ends are {ends}{spread}.")
-    ways = {"prompt_logprobs": record.prompt_logprobs and record.token_prompts, "echo": record.echo}
-    scoring = " and ".join(name for name, works in ways.items() if works) or "no way"
-    facts.append(f"teacher: given text is scored through {scoring}.")
+    ways = [name for name in ("prompt_logprobs", "echo") if getattr(record, name) and record.token_prompts]
+    facts.append(f"teacher: given text is scored through {' and '.join(ways) or 'no way'}.")
     names = ("n", "seed", "stop", "json_schema")
     heeded = [name for name in names if getattr(record, name)]
     ignored = [name for name in names if not getattr(record, name)]

@@ -125,7 +125,6 @@ def keep_scores(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capa
     assert isinstance(target, TopK)
     header = _header(recipe, tokenizer, record)
     reader = reader_for(recipe, tokenizer)
-    exact = record.prompt_logprobs and record.token_prompts
 
     def keep(row: Row, said: Sequence[Said]) -> tuple[list[Kept], list[tuple[int, str]]]:
         (one,) = said if said else (None,)
@@ -142,10 +141,10 @@ def keep_scores(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capa
         return [(trace, _rows(found.support, label_positions(row) - _first(row)))], []
 
     def ask(row: Row, _draws: Sequence[int]) -> Ask:
-        text = None if exact or record.token_prompts else row.text
-        return Ask(prompt=text, given=tuple(row.ids.tolist()), first=_first(row), logprobs=target.k, echo=not exact)
+        ids, echo = tuple(row.ids.tolist()), not record.prompt_logprobs
+        return Ask(given=ids, first=_first(row), logprobs=target.k, echo=echo)
 
-    extra = IDS if record.token_ids and not exact else {}
+    extra = IDS if record.token_ids and not record.prompt_logprobs else {}
     return _keeping(header, keep, logprobs=target.k, extra_body=extra, ask=ask)
 
 

@@ -69,7 +69,7 @@ class Ask:
     `sampling.n` choices are asked for; `logprobs` most probable tokens per position (0 asks for no log-probs).
 
     With `given` token ids nothing is to be written: log-probs of these tokens are asked for, from place `first` on;
-    `echo` by the older way, which may take them as text (`prompt`).
+    `echo` by the older way.
     """
 
     messages: tuple[Mapping[str, Any], ...] = ()

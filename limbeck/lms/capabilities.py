@@ -67,8 +67,8 @@ class Capabilities:
 
     @property
     def scores(self) -> bool:
-        """Whether it tells log-probs of given text."""
-        return self.tokens == "agree" and ((self.prompt_logprobs and self.token_prompts) or self.echo)
+        """Whether it tells log-probs of given token ids."""
+        return self.tokens == "agree" and self.token_prompts and (self.prompt_logprobs or self.echo)
 
     @property
     def identity(self) -> str:

@@ -1,7 +1,7 @@
 """Log-probs of given text: the body that asks for them, and the tokens in what comes back.
 
-Two ways are in use. vLLM's `prompt_logprobs` takes and names token ids, so nothing is ambiguous. The older one is
-`echo` with `logprobs` on completions; it names tokens by their text, and which ones they are has to be proven.
+The text is sent as token ids. Two ways are in use: vLLM's `prompt_logprobs` names ids too, so nothing is ambiguous; the
+older `echo` with `logprobs` on completions names tokens by their text, and which ones they are has to be proven.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ SCORED = "scored"
 
 def given_body(settings: OpenAITeacher, ask: Ask) -> dict[str, Any]:
     """The request. One token is written besides, since servers refuse to write none; it is thrown away."""
-    prompt = list(ask.given) if ask.prompt is None else ask.prompt
-    body: dict[str, Any] = {"model": settings.model, "prompt": prompt, "temperature": 0, "max_tokens": 1}
+    body: dict[str, Any] = {"model": settings.model, "prompt": list(ask.given), "temperature": 0, "max_tokens": 1}
     body |= {"echo": True, "logprobs": ask.logprobs} if ask.echo else {"prompt_logprobs": ask.logprobs}
     body |= settings.extra_body
     return {key: value for key, value in body.items() if value is not None}

@@ -19,7 +19,7 @@ TURN_TOKENS = 8
 def most_prompt_tokens(settings: OpenAITeacher, ask: Ask) -> int:
     """More tokens than the prompt can have, whatever the tokenizer: none is shorter than a byte."""
     if ask.given:
-        return len(ask.given) if ask.prompt is None else len(ask.prompt.encode())
+        return len(ask.given)
     if ask.prompt is not None:
         return len(ask.prompt.encode()) + TURN_TOKENS
     contents = [str(value) for turn in ask.messages for value in turn.values() if value is not None]

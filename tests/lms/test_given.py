@@ -29,7 +29,7 @@ def ask(manners, *asks):
         return asyncio.run(go(url)), served
 
 
-@pytest.mark.parametrize("more", [{}, {"echo": True}, {"echo": True, "prompt": TEXT}])
+@pytest.mark.parametrize("more", [{}, {"echo": True}])
 def test_supports_of_given_text_are_the_models_own(more):
     (answer,), served = ask(Manners(), Ask(given=IDS, first=4, logprobs=6, **more))
     assert isinstance(answer, Answer) and answer.choices[0].finish_reason == "scored"
