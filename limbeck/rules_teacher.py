@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.findings import Problem, idle, problem
-from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScratchStudent, TextTarget
+from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScoreMode, ScratchStudent, TextTarget, TopK, Votes
 from limbeck.teachers import OpenAITeacher, TextTeacher, is_local
 
 if TYPE_CHECKING:
@@ -39,9 +39,10 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
 
 def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
     trace = recipe.trace
+    yield from _told(recipe, teacher.kind)
     if not isinstance(trace.mode, GenerateMode):
-        message = f"is {trace.mode.kind}, but a teacher behind an endpoint is asked for replies. Set it to generate."
-        yield problem("trace.mode.kind", message)
+        names = ("samples_per_request", "max_tokens_key", "system")
+        yield from idle(teacher, "teacher", names, "when given text is scored: nothing is written")
     elif teacher.samples_per_request > trace.mode.n:
         message = (
             f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
@@ -54,6 +55,22 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
             "teacher.system", "has no effect with teacher.endpoint=completions: there are no turns; remove it."
         )
     yield from idle(trace, "trace", ("batch_tokens",), "with a teacher behind an endpoint: there is no forward here")
+
+
+def _told(recipe: Recipe, kind: str) -> Iterator[Problem]:
+    """What an endpoint can tell at best: text, its most probable tokens, or several replies."""
+    trace, objective = recipe.trace, recipe.objective
+    if not isinstance(trace.target, (TextTarget, TopK, Votes)):
+        message = f"is {trace.target.kind}, but a teacher of kind {kind} never tells a whole distribution. Use top_k "
+        yield problem("trace.target.kind", message + "(its log-probs), votes (shares of its replies), or text.")
+    elif isinstance(trace.mode, ScoreMode) and not isinstance(trace.target, TopK):
+        message = (
+            f"is score, but a {trace.target.kind} target is made of replies. Set it to generate, or the target to "
+        )
+        yield problem("trace.mode.kind", message + "top_k.")
+    if isinstance(trace.target, TopK) and not objective.only_ce and objective.temperature != 1:
+        message = f"is not 1, but a teacher of kind {kind} tells its log-probs at temperature 1 only: the rest cannot "
+        yield problem("objective.temperature", message + "be re-tempered. Set it to 1.")
 
 
 def _scratch(student: ScratchStudent, kind: str) -> Iterator[Problem]:
