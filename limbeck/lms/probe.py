@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.errors import TeacherError, UnalignedTokens
-from limbeck.lms.align_tokens import Ends, align, token_id
+from limbeck.lms.align_tokens import Ends, align, check_text, token_id
 from limbeck.lms.api import Ask
 from limbeck.lms.bodies import Malformed, read_answer
 from limbeck.lms.capabilities import STEADY, Capabilities
@@ -235,8 +235,9 @@ def _ends_told(short: Answer | None, reader: Reader) -> bool | None:
 
 
 def _tokens(choices: Sequence[Choice], reader: Reader) -> tuple[Literal["agree", "differ", "unknown"], str]:
-    """Whether the tokens of replies are ours, and what shows it. Every token has to have the bytes of one of ours, and
-    a text has to be cut as ours is: letters alone would be in every vocabulary."""
+    """Whether the tokens of replies are ours, and what shows it. Ids have to spell the text in our vocabulary. Without
+    ids every token has to have the bytes of one of ours, and a text has to be cut as ours is: letters alone would be in
+    every vocabulary."""
     told = [choice for choice in choices if choice.tokens]
     if not told:
         return "unknown", "it tells no log-probs"
@@ -245,6 +246,7 @@ def _tokens(choices: Sequence[Choice], reader: Reader) -> tuple[Literal["agree",
     for choice in told:
         try:
             found = align(choice.tokens or (), reader.table, Ends(reader.ends, True))
+            check_text(found.ids, choice.text, reader.table, cut=bool(choice.reasoning))
         except UnalignedTokens as error:
             return "differ", str(error)
         ids = [int(index) for index in found.ids if int(index) not in reader.ends]
@@ -252,11 +254,12 @@ def _tokens(choices: Sequence[Choice], reader: Reader) -> tuple[Literal["agree",
         unknown += found.unknown * len(ids)
     if theirs < FEW:
         return "unknown", f"its replies have {theirs} tokens, too few to tell"
-    if abs(theirs - ours) > CUT_OTHERWISE * ours:
+    named = all(token.id is not None for choice in told for token in choice.tokens or ())
+    if not named and abs(theirs - ours) > CUT_OTHERWISE * ours:
         return "differ", f"it cuts its replies into {theirs} tokens, this vocabulary into {ours}"
     if unknown / theirs > FOREIGN:
         return "differ", f"{unknown / theirs:.0%} of the mass it tells is on tokens that this vocabulary lacks"
-    return "agree", f"{theirs} tokens have the bytes of ours"
+    return "agree", f"{theirs} tokens have the {'ids' if named else 'bytes'} of ours"
 
 
 def _prompt(run: _Probe, first: Answer) -> Literal["agree", "differ", "unknown"]:
@@ -291,14 +294,24 @@ async def _sampling(run: _Probe) -> dict[str, bool]:
 
 
 async def _stops(run: _Probe, text: str) -> bool:
-    """A word from within the greedy reply has to be missing when it is a stop string."""
-    words = [found for found in WORD.finditer(text) if found.start() and text.index(found[0]) == found.start()]
-    if not words:
+    """A piece from within the greedy reply has to be missing when it is a stop string."""
+    piece = _piece(text)
+    if not piece:
         return False
-    answer = run.read(await run.ask(OPEN, logprobs=0, stop=[words[0][0]]), logprobs=0)
-    if answer is None or words[0][0] in answer.choices[0].text:
+    answer = run.read(await run.ask(OPEN, logprobs=0, stop=[piece]), logprobs=0)
+    if answer is None or piece in answer.choices[0].text:
         return False
     return answer.choices[0].finish_reason == "stop" or text.startswith(answer.choices[0].text)
+
+
+def _piece(text: str) -> str:
+    """The first word that does not begin the text and was not there before; where there is none (a base model may write
+    anything), some characters. "" for a text of one character."""
+    words = [found for found in WORD.finditer(text) if found.start() and text.index(found[0]) == found.start()]
+    if words:
+        return words[0][0]
+    pieces = [text[at : at + 3] for at in range(1, len(text)) if text.index(text[at : at + 3]) == at]
+    return next((piece for piece in pieces if piece.strip() and "\ufffd" not in piece), "")
 
 
 async def _follows_schema(run: _Probe) -> bool:
