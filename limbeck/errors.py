@@ -80,6 +80,12 @@ class MissingExtra(LimbeckError, ImportError):
         super().__init__(f"{purpose} needs the package {package!r}; install it with: pip install 'limbeck[{extra}]'")
 
 
+class SandboxError(LimbeckError, RuntimeError):
+    """Code that a model wrote cannot be isolated on this machine."""
+
+    exit_code = 11
+
+
 class Stopped(LimbeckError, RuntimeError):
     """The job was asked to stop (SIGTERM or Ctrl-C) and saved what it had; running it again resumes."""
 

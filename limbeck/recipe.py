@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from limbeck.evaluation import Harness, Tasks
 from limbeck.objectives import Objective
 from limbeck.rundir import fingerprint
 from limbeck.shape import Fraction, Positive, Section, UsualKind
@@ -264,6 +265,8 @@ class Evaluate(Section):
         default=4, description="held-out prompts answered side by side in the report"
     )
     answer_tokens: Positive = Field(default=48, description="tokens of each answer")
+    tasks: Tasks | None = Field(default=None, description="problems that all models answer; null asks none")
+    harness: Harness | None = Field(default=None, description="tasks of lm-evaluation-harness; null runs none")
 
 
 class Recipe(Section):

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RecipeError
+from limbeck.evaluation import task_problems
 from limbeck.findings import Problem, idle, problem
 from limbeck.objectives import (
     AlphaBeta,
@@ -35,7 +36,7 @@ from limbeck.recipe import (
 )
 from limbeck.rules_target import vote_rules
 from limbeck.rules_teacher import teacher_rules
-from limbeck.sources import DatasetSource, FileSource, StdlibSource
+from limbeck.sources import DatasetSource, FileSource, ProblemsSource, StdlibSource
 from limbeck.teachers import is_local
 from limbeck.types import Cap
 
@@ -75,7 +76,7 @@ def needs(recipe: Recipe) -> dict[Cap, str]:
 
 def _source(recipe: Recipe) -> Iterator[Problem]:
     source = recipe.data.source
-    if isinstance(source, StdlibSource):
+    if isinstance(source, StdlibSource | ProblemsSource):
         return
     columns = [name for name in ("text", "prompt", "messages") if getattr(source, name) is not None]
     if len(columns) > 1:
@@ -381,3 +382,5 @@ def _train(recipe: Recipe) -> Iterator[Problem]:
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluate.answers == 0:
         yield from idle(recipe.evaluate, "evaluate", ("answer_tokens",), "when evaluate.answers is 0")
+    if recipe.evaluate.tasks is not None:
+        yield from task_problems(recipe.evaluate.tasks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from limbeck.shape import Section
+from limbeck.shape import Positive, Section
 
 
 class StdlibSource(Section):
@@ -49,4 +49,24 @@ class DatasetSource(Section):
     topic: str | None = Field(default=None, description="column by which results are also reported")
 
 
-Source = StdlibSource | FileSource | DatasetSource
+class ProblemsSource(Section):
+    """Problems with worked steps and checkable answers, made from a seed (`limbeck/data/problems.py`)."""
+
+    kind: Literal["problems"] = "problems"
+    family: Literal["chain", "sum"] = Field(
+        default="chain", description="`chain`: operations modulo 10, from left to right; `sum`: two long numbers"
+    )
+    levels: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        default=(4,), min_length=1, description="operations of a chain, digits of a sum; taken in turn"
+    )
+    count: Positive = Field(default=1000, description="number of problems; repeated ones are dropped as duplicates")
+    part: Annotated[int, Field(ge=0, le=3)] = Field(
+        default=0, description="which quarter of all problems: two parts never share one, whatever the seed"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the problems")
+    completion: Literal["worked", "answer"] = Field(
+        default="worked", description="`worked`: steps in <think> tags, then the answer; `answer`: the answer alone"
+    )
+
+
+Source = StdlibSource | FileSource | DatasetSource | ProblemsSource

@@ -244,10 +244,17 @@ class Reply:
 class LM(Protocol):
     """Everything that speaks: teacher, student while sampling, judge, exported file, expert."""
 
-    name: str
-    fingerprint: str
-    tokenizer_hash: str
-    caps: frozenset[Cap]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def tokenizer_hash(self) -> str: ...
+
+    @property
+    def caps(self) -> frozenset[Cap]: ...
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
         """`sampling.n` replies for each prompt (token ids). Deterministic given `sampling.seed`."""

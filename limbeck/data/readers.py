@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 from limbeck.data.columns import Columns
 from limbeck.data.files import count_file, find_files, read_file
 from limbeck.data.hub import open_dataset, read_dataset
+from limbeck.data.problems import read_problems
 from limbeck.data.stdlib import read_stdlib
 from limbeck.errors import DataError
-from limbeck.sources import DatasetSource, FileSource, StdlibSource
+from limbeck.sources import DatasetSource, FileSource, ProblemsSource, StdlibSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ def read_examples(
         yield from read_stdlib(refuse)
     elif isinstance(source, DatasetSource):
         yield from read_dataset(source, refuse)
+    elif isinstance(source, ProblemsSource):
+        yield from read_problems(source)
     else:
         for file in find_files(source.path):
             yield from read_file(file, Columns.of(source), refuse)
@@ -46,14 +49,16 @@ def count_rows(source: Source) -> int | None:
     """About how many rows a source has; None when only reading them tells. Raises as `read_examples`."""
     if isinstance(source, StdlibSource):
         return None
+    if isinstance(source, ProblemsSource):
+        return source.count
     if isinstance(source, DatasetSource):
         return len(open_dataset(source))
     return sum(count_file(file) for file in find_files(source.path))
 
 
 def source_files(source: Source) -> list[Path]:
-    """The files whose content a source is made of; [] for the standard library and for hub names."""
-    if isinstance(source, StdlibSource):
+    """The files whose content a source is made of; [] for the standard library, problems and hub names."""
+    if isinstance(source, StdlibSource | ProblemsSource):
         return []
     if isinstance(source, FileSource):
         return find_files(source.path)

@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -100,6 +101,9 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
                 f"is {recipe.teacher.kind}, which does not offer {cap.value}; {part} needs it. Choose another kind."
             )
             found.problems.append(problem("teacher.kind", message))
+    if recipe.evaluate.harness is not None and find_spec("lm_eval") is None:
+        message = "needs the package 'lm_eval'; install it with: pip install 'limbeck[eval]', or remove the section."
+        found.problems.append(problem("evaluate.harness", message))
     (path, trust), local = recipe.reader, is_local(recipe.teacher)
     where = (
         "teacher.path" if local else "student.like" if isinstance(recipe.student, ScratchStudent) else "student.path"

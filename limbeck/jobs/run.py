@@ -28,6 +28,7 @@ from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
 from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
+from limbeck.jobs.tasks import run_tasks
 from limbeck.jobs.train import needs_teacher, run_train, stores_targets, trusts_remote_code
 from limbeck.lms import open_lm
 from limbeck.lms.gguf import model_licence, resolve_model
@@ -327,7 +328,7 @@ class _Run:
 
         def work() -> None:
             teacher = self.local_teacher
-            dtype = str(teacher.dtype).removeprefix("torch.") if teacher else "auto"
+            dtype = str(teacher.dtype if teacher else self._artifact_dtype()).removeprefix("torch.")
             trust = trusts_remote_code(self.recipe)
             students = {r: open_lm(folder, dtype=dtype, trust_remote_code=trust) for r, folder in folders.items()}
             result = run_evaluate(
@@ -338,6 +339,15 @@ class _Run:
                 self.items("heldout"),
                 on_progress=self.stages.on_progress,
             )
+            tasks = run_tasks(
+                self.recipe,
+                self.path / "evaluate",
+                {**({"teacher": teacher} if teacher else {}), **students},
+                [row for row in self.rows if row.split == "heldout"],
+                on_progress=self.stages.on_progress,
+                stop_asked=self.stages.stop_asked,
+            )
+            result |= {"tasks": tasks} if tasks else {}
             atomic_write(self.path / "evaluate" / "scores.json", json.dumps(result, indent=1))
             for folder in folders.values():
                 scores = {who: result[who] for who in ("teacher", *roles) if who in result}

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import MissingExtra, TeacherError
@@ -41,11 +41,11 @@ class Endpoint:
 
     settings: OpenAITeacher
     client: Any
-    key: str
+    key: str = field(repr=False)
 
     @property
     def where(self) -> str:
-        return name_of(self.settings)
+        return f"{self.settings.model} at {self.settings.base_url}"
 
     async def ask(self, ask: Ask) -> Answer | Again | Refused:
         """Send one request and read all that comes back, within `timeout_seconds`.

@@ -308,6 +308,32 @@ def _triple(row: Mapping[str, Any], role: str) -> tuple[float, ...]:
     return triple(agreement.get(role)) if isinstance(agreement, dict) else ()
 
 
+def scores(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Markup | None:
+    """Bars of shares with 95% intervals, a group for every score: `found[score][model]` is (mean, low, high)."""
+    found = {name: models for name, models in found.items() if models}
+    if not found:
+        return None
+    lines = [(name, role) for name, models in found.items() for role in models]
+    with _drawing(WIDTH, 44.0 + 20.0 * len(lines) + 10.0 * len(found)) as figure:
+        axes = figure.add_subplot()
+        axes.grid(visible=True, axis="x")
+        axes.grid(visible=False, axis="y")
+        place, ticks = 0.0, []
+        for name, models in found.items():
+            ticks.append((place - (len(models) - 1) / 2, name))
+            for role, (mean, low, high) in models.items():
+                axes.barh(place, mean, 0.72, color=COLOURS[role], alpha=0.75)
+                axes.plot([low, high], [place, place], color=COLOURS["ink"], linewidth=1.6)
+                axes.annotate(percent(mean), (max(high, mean), place), (5, 0), textcoords="offset points", va="center")
+                place -= 1.0
+            place -= 0.5
+        axes.set_xlim(0, 1.18)
+        axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+        axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=11.0)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
+        return _svg(figure, title)
+
+
 def triple(value: Any) -> tuple[float, ...]:
     """(mean, low, high), or () when the value is not three numbers."""
     values = [number(part) for part in value] if isinstance(value, list | tuple) else []

@@ -42,6 +42,7 @@ class RunFiles:
     summary: dict[str, Any]
     details: dict[str, Any]
     answers: list[Any]
+    tasks: dict[str, Any]
     curves: dict[str, Curve]
     made: str
     gaps: list[str] = field(default_factory=list)
@@ -79,6 +80,7 @@ def collect(run: Path) -> RunFiles:
         summary=_json(summary_file, dict, gaps),
         details=_json(run / "evaluate" / "details.json", dict, gaps),
         answers=_json(run / "evaluate" / "answers.json", list, gaps),
+        tasks=_json(run / "evaluate" / "tasks.json", dict, gaps),
         curves={role: curve for role in ROLES if (curve := _curve(run / "train" / role / "metrics.jsonl", gaps))},
         made=datetime.fromtimestamp(made_at, UTC).date().isoformat(),
         gaps=gaps,

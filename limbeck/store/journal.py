@@ -11,6 +11,7 @@ In memory are only the places of entries by their keys, until they are forgotten
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -79,6 +80,8 @@ class Journal:
             if count < len(line):
                 count += os.write(self.fd, line[count:])  # raises with the reason
         except OSError as error:
+            with contextlib.suppress(OSError):  # half a line must not be continued by the next one
+                os.ftruncate(self.fd, self.size)
             raise_if_full(error, self.path)
             raise StoreError(
                 f"{self.path} cannot be written: {error}. Nothing that was written before is lost."

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.data import row_id
+from limbeck.errors import Stopped
 from limbeck.jobs.ask import run_ask
 from limbeck.jobs.replies import keep_text
 from limbeck.lms import throttle
 from limbeck.recipe import Recipe
+from limbeck.signals import stop_requests
 from limbeck.store import TraceStore
 from limbeck.store import journal as journals
 from limbeck.text import Encoder, Example
@@ -70,17 +72,20 @@ def failed_of(path: Path) -> list[dict[str, Any]]:
 # ---- killed ----------------------------------------------------------------------------------------------------------
 
 
-def ask_until_killed(recipe: Recipe, path: Path, *, at: str = "", count: int = 1, delay: float = 0.0) -> int:
+def ask_until_killed(
+    recipe: Recipe, path: Path, *, at: str = "", count: int = 1, delay: float = 0.0, by: int = signal.SIGKILL
+) -> int:
     """A sitting in a process of its own, killed `delay` seconds after the `count`-th event of a kind: "start", "append"
-    (a line of the journal), "half" (half a line of it), "fsync". Returns the exit code, minus the signal."""
-    process = CONTEXT.Process(target=_work, args=(recipe, path, at, count, delay))
+    (a line of the journal), "half" (half a line of it), "fsync". Returns the exit code, minus the signal; 75 when it
+    stopped because a signal asked for it."""
+    process = CONTEXT.Process(target=_work, args=(recipe, path, at, count, delay, by))
     process.start()
     process.join(60)
     assert process.exitcode is not None, "the sitting hangs"
     return process.exitcode
 
 
-def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float) -> None:
+def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float, by: int) -> None:
     seen: dict[str, int] = {}
 
     def event(kind: str) -> bool:
@@ -88,22 +93,22 @@ def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float) -> None
         if kind != at or seen[kind] != count:
             return False
         if delay:
-            threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            threading.Timer(delay, os.kill, (os.getpid(), by)).start()
         return not delay
 
     def fsync(fd: int) -> None:
         if event("fsync"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         before_fsync(fd)
 
     def append(self: journals.Journal, entry: dict[str, Any]) -> None:
         if event("half"):
             line = journals._encode(entry)
             os.write(self.fd, line[: len(line) // 2])
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
         before_append(self, entry)
         if event("append"):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), by)
 
     before_fsync, before_append = os.fsync, journals.Journal.append
     os.fsync, journals.Journal.append = fsync, append  # type: ignore[method-assign]
@@ -111,5 +116,9 @@ def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float) -> None
     os.environ["OPENAI_API_KEY"] = KEY
     tokenizer = tiny.build_tokenizer()
     event("start")
-    ask(recipe, path, tokenizer, rows_of(tokenizer))
+    with stop_requests() as stop_asked:
+        try:
+            ask(recipe, path, tokenizer, rows_of(tokenizer), stop_asked=stop_asked)
+        except Stopped as stopped:
+            os._exit(stopped.exit_code)
     os._exit(0)

@@ -388,6 +388,16 @@ def test_killed_again_and_again(server, rows, tiny_tokenizer, traces, tmp_path, 
     assert len(keys) == len(set(keys)) == 40
 
 
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal_what_is_paid_is_kept(server, rows, tiny_tokenizer, traces, by):
+    recipe = recipe_of(server.url)
+    server.latency = 0.1
+    assert ask_until_killed(recipe, traces, at="append", count=10, by=by) == 75
+    assert len(journal_of(traces)) == server.counts.total() == server.answered.total() < 40
+    ask(recipe, traces, tiny_tokenizer, rows)
+    assert set(server.counts.values()) == {1} and len(server.counts) == 40
+
+
 # ---- the key ---------------------------------------------------------------------------------------------------------
 
 

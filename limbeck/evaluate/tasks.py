@@ -1,0 +1,188 @@
+"""Problems answered by several models: replies are sampled, judged, kept on disk, and compared.
+
+The replies of one model are one file, written whole: a model that was sampled is not sampled again, whatever happens to
+those after it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from limbeck.errors import DataError, Stopped
+from limbeck.evaluate.attempts import Attempt, final_answer
+from limbeck.rundir import atomic_write, fingerprint
+from limbeck.types import Progress, Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+    from limbeck.evaluate.attempts import Attempts
+    from limbeck.types import LM, OnProgress, Reply, Row
+
+    Judge = Callable[[Sequence[tuple[str, str]]], Sequence[bool | None]]
+    """Verdicts on pairs of (reply, reference): right, wrong, or None where it cannot be said."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A problem as a model reads it: `ids` end where the reply begins; `reference` is what a right answer is compared
+    with."""
+
+    id: str
+    ids: np.ndarray  # int32 [T]
+    prompt: str
+    reference: str
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class Exam:
+    """How questions are put: decoding, how many tokens one batch may take, what makes a verdict (its name is part of
+    what is remembered of a file of replies), and what the answer of a reply is, by which votes are counted."""
+
+    sampling: Sampling
+    judge: Judge
+    judged_by: str
+    extract: Callable[[str], str | None] = final_answer
+    batch_tokens: int = 32768
+
+
+def questions_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+    """One question for each row that has a reference. A row's prompt is what stands before its first reply.
+
+    Raises DataError when no row has a reference."""
+    found = []
+    for row in rows:
+        start = row.spans[0][0] if row.spans else len(row.ids)
+        if row.reference and start > 1:
+            prompt = str(tokenizer.decode(row.ids[:start], clean_up_tokenization_spaces=False))
+            found.append(Question(row.id, row.ids[:start], prompt, row.reference, row.topic))
+    if not found:
+        raise DataError(
+            f"none of {len(rows)} held-out rows has a prompt and a reference to compare answers with. Name the column "
+            "(data.source.reference), or give evaluate.tasks a source of its own."
+        )
+    return found
+
+
+def take_exam(
+    models: Mapping[str, LM],
+    questions: Sequence[Question],
+    exam: Exam,
+    folder: Path,
+    *,
+    on_progress: OnProgress,
+    stop_asked: Callable[[], bool],
+) -> dict[str, Attempts]:
+    """Every model's judged replies to all questions, as in FOLDER/MODEL.jsonl: read where they are current, sampled
+    where not. Raises Stopped between batches; models that are done stay done."""
+    found: dict[str, Attempts] = {}
+    for name, lm in models.items():
+        key = exam_key(lm, questions, exam)
+        path = folder / f"{name}.jsonl"
+        known = read_attempts(path, key)
+        if known is None:
+            replies = ask(lm, questions, exam, stage=name, on_progress=on_progress, stop_asked=stop_asked)
+            known = judge_replies(questions, replies, exam)
+            atomic_write(path, attempts_jsonl(key, lm.name, questions, known))
+        found[name] = known
+    return found
+
+
+def exam_key(lm: LM, questions: Sequence[Question], exam: Exam) -> str:
+    """All that an LM's judged replies depend on."""
+    asked = [[one.id, one.ids.tolist(), one.reference] for one in questions]
+    return fingerprint(lm.fingerprint, asked, asdict(exam.sampling), exam.judged_by, exam.batch_tokens)
+
+
+def ask(
+    lm: LM,
+    questions: Sequence[Question],
+    exam: Exam,
+    *,
+    stage: str,
+    on_progress: OnProgress,
+    stop_asked: Callable[[], bool],
+) -> list[list[Reply]]:
+    """`exam.sampling.n` replies to each question, in the order of the questions. Questions of about one length are
+    asked together, so that little is padded and the replies of a batch tend to end together."""
+    order = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
+    replies: list[list[Reply]] = [[] for _ in questions]
+    done, begun = 0, time.monotonic()
+    for batch in _batches(order, questions, exam):
+        if stop_asked():
+            raise Stopped("stopped while models answered; models that were done are kept. Run the same command again.")
+        sampling = _seeded(exam.sampling, [questions[index].id for index in batch])
+        for index, drawn in zip(batch, lm.generate([questions[index].ids for index in batch], sampling), strict=True):
+            replies[index] = drawn
+        done += len(batch)
+        rate = done / max(time.monotonic() - begun, 1e-9)
+        on_progress(Progress(f"tasks {stage}", done, len(order), "problems", rate, (len(order) - done) / rate))
+    return replies
+
+
+def _batches(order: list[int], questions: Sequence[Question], exam: Exam) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for index in order:  # ascending lengths: the newest is the longest of its batch
+        longest = len(questions[index].ids) + exam.sampling.max_tokens
+        room = max(exam.batch_tokens // (longest * exam.sampling.n), 1)
+        if not batches or len(batches[-1]) >= room:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def _seeded(sampling: Sampling, ids: list[str]) -> Sampling:
+    seed = int(fingerprint(sampling.seed, ids)[:15], 16)
+    return Sampling(sampling.temperature, sampling.top_p, sampling.n, sampling.max_tokens, sampling.stop, seed)
+
+
+def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Reply]], exam: Exam) -> Attempts:
+    """All replies judged in one go: verifiers that run programs run them side by side."""
+    pairs = [(reply.text, one.reference) for one, each in zip(questions, replies, strict=True) for reply in each]
+    verdicts = iter(exam.judge(pairs))
+    return [
+        [
+            Attempt(reply.text, exam.extract(reply.text), next(verdicts), reply.finish_reason, len(reply.ids))
+            for reply in each
+        ]
+        for each in replies
+    ]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def attempts_jsonl(key: str, model: str, questions: Sequence[Question], attempts: Attempts) -> str:
+    """A line that says what the replies depend on, and a line for every reply."""
+    lines: list[dict[str, Any]] = [
+        {"version": 1, "key": key, "model": model, "problems": len(attempts), "n": len(attempts[0])}
+    ]
+    for one, replies in zip(questions, attempts, strict=True):
+        for draw, attempt in enumerate(replies):
+            about = {"problem": one.id, "prompt": one.prompt, "reference": one.reference, "topic": one.topic}
+            lines.append({**about, "draw": draw, **asdict(attempt)})
+    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+
+
+def read_attempts(path: Path, key: str | None = None) -> Attempts | None:
+    """The judged replies of a file; None when there is none, or it was made with something else than `key` says."""
+    if not path.exists():
+        return None
+    try:
+        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        n = head["n"]
+        if key not in (None, head["key"]) or len(lines) != n * head["problems"]:
+            return None
+        found = [Attempt(**{name: line[name] for name in Attempt.__dataclass_fields__}) for line in lines]
+        return [found[start : start + n] for start in range(0, len(found), n)]
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,123 @@
+"""Tasks of the evaluate stage: problems that all models answer, and those of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from limbeck.curate.verify import find_answer, to_number, verify_all
+from limbeck.data.readers import read_examples
+from limbeck.data.split import Sample, row_id
+from limbeck.evaluate.attempts import compare_attempts, final_answer
+from limbeck.evaluate.compare import TEACHER
+from limbeck.evaluate.harness import run_harness
+from limbeck.evaluate.records import to_json
+from limbeck.evaluate.tasks import Exam, questions_of, take_exam
+from limbeck.evaluation import temperature_and_top_p
+from limbeck.rundir import atomic_write, fingerprint
+from limbeck.text import Encoder
+from limbeck.types import Row, Sampling
+from limbeck.verifiers import Exact, Numeric, Regex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from limbeck.evaluate.tasks import Judge, Question
+    from limbeck.evaluation import Tasks
+    from limbeck.lms.hf import HfLM
+    from limbeck.recipe import Recipe
+    from limbeck.types import OnProgress, Trace
+    from limbeck.verifiers import Verifier
+
+
+def run_tasks(
+    recipe: Recipe,
+    folder: Path,
+    models: Mapping[str, HfLM],
+    rows: Sequence[Row | Trace],
+    *,
+    on_progress: OnProgress,
+    stop_asked: Callable[[], bool],
+) -> dict[str, Any]:
+    """What `evaluate.tasks` and `evaluate.harness` ask for, of all models: FOLDER/tasks.json, and every judged reply in
+    FOLDER/tasks/MODEL.jsonl. `rows` are the held-out ones, asked where the recipe names no source of problems.
+
+    Returns {} when nothing is asked for. Models that answered before, on the same problems, are not asked again. Raises
+    DataError without problems, Stopped, MissingExtra, and what verifiers raise."""
+    found: dict[str, Any] = {}
+    tasks, harness = recipe.evaluate.tasks, recipe.evaluate.harness
+    if tasks is not None:
+        questions = choose_questions(recipe, tasks, next(iter(models.values())), rows)
+        exam = exam_of(tasks, recipe.seed, stop_asked)
+        attempts = take_exam(models, questions, exam, folder / "tasks", on_progress=on_progress, stop_asked=stop_asked)
+        found = compare_attempts(
+            attempts,
+            ks=tasks.ks,
+            teacher=TEACHER,
+            pair=("student", "twin"),
+            resamples=recipe.evaluate.bootstrap,
+            seed=recipe.seed,
+        )
+        found["decoding"] = {"temperature": exam.sampling.temperature, "top_p": exam.sampling.top_p}
+        found["verifier"] = tasks.verifier.kind
+    if harness is not None:
+        found["harness"] = run_harness(models, harness, seed=recipe.seed, chat=recipe.data.chat_template)
+    if found:
+        atomic_write(folder / "tasks.json", to_json({"version": 1, **found}))
+    return found
+
+
+def choose_questions(recipe: Recipe, tasks: Tasks, lm: HfLM, rows: Sequence[Row | Trace]) -> list[Question]:
+    """At most `tasks.limit` problems, a seeded sample: of the tasks' own source, or of the held-out rows."""
+    sample = Sample(tasks.limit, recipe.seed)
+    seen: set[str] = set()
+    for row in rows if tasks.source is None else _read(recipe, tasks, lm):
+        if isinstance(row, Row) and row.reference and row.id not in seen:
+            seen.add(row.id)
+            sample.add(row)
+    return questions_of(sample.rows(), lm.tokenizer)
+
+
+def _read(recipe: Recipe, tasks: Tasks, lm: HfLM) -> list[Row]:
+    """The prompts of a source, through the same door as those of training."""
+    assert tasks.source is not None
+    data = recipe.data
+    length = (lm.max_context or 2**30) - tasks.max_tokens
+    encoder = Encoder(
+        lm.tokenizer, max_length=length, long_rows="stop", chat_template=data.chat_template, need_reply=False
+    )
+    rows = []
+    for example in read_examples(tasks.source, bad_rows="stop", on_bad=lambda _: None):
+        encoded = encoder.encode(example)
+        id, reference = row_id(encoded.text), example.truth
+        row = Row(id, "heldout", example.topic, encoded.text, encoded.ids, encoded.spans, example.source)
+        rows.append(replace(row, reference=reference))
+    return rows
+
+
+def exam_of(tasks: Tasks, seed: int, stop_asked: Callable[[], bool] = lambda: False) -> Exam:
+    """The recipe's section as what models are asked."""
+    temperature, top_p = temperature_and_top_p(tasks.decoding)
+    sampling = Sampling(temperature, top_p, tasks.n, tasks.max_tokens, seed=seed)
+    key = fingerprint(tasks.verifier.model_dump(mode="json"))
+    return Exam(sampling, judge_of(tasks.verifier, stop_asked), key, extractor(tasks.verifier), tasks.batch_tokens)
+
+
+def judge_of(verifier: Verifier, stop_asked: Callable[[], bool] = lambda: False) -> Judge:
+    """Verdicts of one verifier on many replies."""
+    return lambda pairs: [verdict.ok for verdict in verify_all(verifier, list(pairs), stop_asked=stop_asked)]
+
+
+def extractor(verifier: Verifier) -> Callable[[str], str | None]:
+    """What the verifier takes for the answer of a reply, in a form in which equal answers are equal text."""
+    if isinstance(verifier, Exact | Regex):
+        return lambda reply: find_answer(reply, verifier.answer, verifier.marker) or None
+    if isinstance(verifier, Numeric):
+        return lambda reply: _number(find_answer(reply, verifier.answer, verifier.marker))
+    return final_answer
+
+
+def _number(text: str | None) -> str | None:
+    value = to_number(text)
+    return None if value is None else str(value)

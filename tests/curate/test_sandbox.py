@@ -1,0 +1,253 @@
+"""Programs that try to get out, to stay, to take everything, or to say that they passed. All must fail."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from limbeck.curate.sandbox import Limits, Outcome, require, run_tests, unavailable
+from limbeck.errors import SandboxError
+
+WHY = unavailable("bwrap")
+isolated = pytest.mark.skipif(bool(WHY), reason=f"no sandbox here: {WHY}")
+SHORT = Limits(seconds=2.0)
+
+
+def run(program: str, *tests: str, limits: Limits = SHORT) -> Outcome:
+    return run_tests(program, tests or ["assert True"], limits)
+
+
+def value(expression: str, before: str = "") -> Outcome:
+    """What a program gets when it evaluates an expression: in the reason, since the test fails."""
+    return run(f"{before}\ndef get():\n    return repr({expression})\n", "assert False, str(get())")
+
+
+@isolated
+def test_programs_pass_and_fail():
+    assert run("def f(x): return x + 1", "assert f(1) == 2", "assert f(2) == 3").ok
+    found = run("def f(x): return x", "assert f(1) == 1", "assert f(2) == 3")
+    assert not found.ok and found.reason == "test 2 failed: assert f(2) == 3"
+    assert "SyntaxError" in run("def f(:").reason
+    assert "KeyError" in run("def f(): raise KeyError('a')", "f()").reason
+    assert run("def f(): raise KeyError('a')", "try:\n    f()\nexcept KeyError:\n    pass").ok
+
+
+@isolated
+@pytest.mark.parametrize(
+    "data",
+    ["None", "True", "-1", "2**80", "1.5", "float('inf')", "'é\\n'", "b'\\0'", "(1, [2, {3}], {'a': (4,)})", "1j"],
+)
+def test_plain_data_comes_back_as_it_is(data):
+    assert run(f"def same(x): return x\ndef make(): return {data}", f"assert same({data}) == {data} == make()").ok
+
+
+@isolated
+def test_objects_of_the_program_can_be_used():
+    program = "class Stack:\n    def __init__(self): self.items = []\n    def push(self, x): self.items.append(x)\n"
+    program += "    def pop(self): return self.items.pop()\n"
+    assert run(program, "s = Stack()\ns.items = [7]\nassert s.pop() == 7").ok
+    assert run("from collections import Counter", "assert Counter('aab') == {'a': 2, 'b': 1}").ok
+    assert run(program, "s = Stack()\ns.push((1, 2.5))\nassert s.items == [(1, 2.5)] and s.pop() == (1, 2.5)").ok
+
+
+# ---- taking everything -----------------------------------------------------------------------------------------------
+
+
+@isolated
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("while True: pass", "longer than 2 s"),
+        ("import time\ntime.sleep(1000)", "longer than 2 s"),
+        ("import os\nos.close(1); os.close(2)\nwhile True: pass", "longer than 2 s"),
+        ("import signal\nfor s in (2, 15): signal.signal(s, signal.SIG_IGN)\nwhile True: pass", "longer than 2 s"),
+        ("while True: print('y' * 10_000)", "bytes to stdout"),
+        ("import sys\nwhile True: sys.stderr.write('y' * 10_000)", "bytes to stderr"),
+        ("import os\nwhile True: os.fork()", ""),
+        ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()", "thread"),
+        ("x = b'a' * (4 << 30)", "MemoryError"),
+        ("x = []\nwhile True: x.append(bytes(1 << 20))", "MemoryError"),
+        ("f = open('/tmp/big', 'wb')\nwhile True: f.write(bytes(1 << 20))", ""),
+        ("n = 0\nwhile True:\n    open(f'/tmp/{n}', 'wb').write(bytes(8 << 20)); n += 1", "No space left"),
+        ("def f(): return f()\nf()", "RecursionError"),
+    ],
+)
+def test_nothing_can_be_used_up(program, said):
+    begun = time.monotonic()
+    found = run(program)
+    assert not found.ok and said in found.reason + found.output
+    assert len(found.output) <= 2 * SHORT.output_bytes
+    assert time.monotonic() - begun < 20
+
+
+@isolated
+@pytest.mark.parametrize(
+    "leave",
+    [
+        "os.setsid()",
+        "os.setsid()\n    if os.fork(): os._exit(0)",
+        "[signal.signal(s, signal.SIG_IGN) for s in (1, 2, 15)]",
+    ],
+)
+def test_nothing_stays_behind(leave):
+    mark = f"limbeck-test-{os.getpid()}-{time.monotonic_ns()}"
+    program = f"import os, signal, sys, time\nif os.fork() == 0:\n    {leave}\n    "
+    program += f"os.execv('{'/bin/sleep' if os.path.exists('/bin/sleep') else '/usr/bin/sleep'}', ['{mark}', '600'])"
+    assert run(program).ok  # the program itself does nothing wrong
+    wait_for(mark, to_run=False, seconds=2)
+
+
+def running(mark: str) -> bool:
+    """Whether a process of this name runs anywhere on this machine."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if process.read_text(errors="replace").startswith(f"{mark}\0"):
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def wait_for(mark: str, *, to_run: bool, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while running(mark) is not to_run and time.monotonic() < end:
+        time.sleep(0.05)
+    assert running(mark) is to_run
+
+
+@isolated
+def test_a_killed_parent_leaves_nothing():
+    mark = f"limbeck-orphan-{os.getpid()}"
+    program = f"import os\nif os.fork() == 0:\n    os.execv('/usr/bin/sleep', ['{mark}', '600'])\nos.wait()"
+    script = "from limbeck.curate.sandbox import Limits, run_tests\n"
+    script += f"run_tests({program!r}, ['assert True'], Limits(60))"
+    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2]) as process:
+        wait_for(mark, to_run=True, seconds=20)
+        process.send_signal(signal.SIGKILL)
+    wait_for(mark, to_run=False, seconds=10)
+
+
+# ---- getting out -----------------------------------------------------------------------------------------------------
+
+
+@isolated
+def test_the_network_is_not_there():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        accepted: list[object] = []
+        thread = threading.Thread(target=lambda: accepted.append(server.accept()), daemon=True)
+        thread.start()
+        port = server.getsockname()[1]
+        found = value(f"socket.create_connection(('127.0.0.1', {port}), 1)", "import socket")
+        assert "PermissionError" in found.reason or "refused" in found.reason
+        thread.join(0.3)
+        assert not accepted
+
+
+@isolated
+def test_files_of_this_machine_are_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIMBECK_CANARY", "canary-of-the-environment")
+    secret = tmp_path / "secret"
+    secret.write_text("canary-of-the-files")
+    for path in ("/etc/shadow", "/etc/passwd", str(Path.home()), str(secret), "/proc/1/environ", "/sys", "/root"):
+        found = value(f"open({path!r}).read() if not os.path.isdir({path!r}) else os.listdir({path!r})", "import os")
+        assert not found.ok and "Error" in found.reason, (path, found)
+    found = value("dict(os.environ)", "import os")
+    assert "canary" not in found.reason and "LIMBECK" not in found.reason
+    assert "canary" not in value("[os.readlink(f'/proc/self/fd/{n}') for n in range(9)]", "import os").reason
+
+
+@isolated
+def test_links_lead_nowhere(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("canary")
+    found = value("open('/tmp/link').read()", f"import os\nos.symlink({str(secret)!r}, '/tmp/link')")
+    assert "FileNotFoundError" in found.reason
+    found = value("os.listdir('/tmp/up/..')", "import os\nos.symlink('/', '/tmp/up')")
+    assert "root" not in found.reason and "home" not in found.reason
+
+
+@isolated
+@pytest.mark.parametrize("path", ["/python/lib/x", "/usr/x", "/x", "/dev/x/y", os.__file__])
+def test_nothing_but_the_scratch_can_be_written(path):
+    assert "Error" in value(f"open({path!r}, 'w').write('x')").reason
+
+
+@isolated
+@pytest.mark.parametrize(
+    "call",
+    ["101, 0, 0, 0, 0", "165, b'none', b'/tmp', b'tmpfs', 0, 0", "272, 0x10000000", "321, 0, 0, 0", "425, 1, 0"],
+    ids=["ptrace", "mount", "unshare", "bpf", "io_uring"],
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
+def test_dangerous_system_calls_are_denied(call):
+    found = value(
+        f"(libc.syscall({call}), ctypes.get_errno())", "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)"
+    )
+    assert "(-1, 1)" in found.reason, found
+
+
+@isolated
+def test_nobody_else_can_be_killed():
+    program = "import os, signal\ndef kill():\n    os.kill(-1, signal.SIGKILL)"
+    assert not run(program, "kill()").ok
+    assert f"{os.getpid()}" not in value("os.getppid()", "import os").reason
+
+
+@isolated
+def test_the_user_has_no_rights():
+    assert "assert" not in value("os.getuid()", "import os").reason
+    assert "PermissionError" in value("os.setuid(0)", "import os").reason or os.geteuid() != 0
+
+
+# ---- saying that one passed ------------------------------------------------------------------------------------------
+
+
+FORGERIES = {
+    "says so": 'print(\'{"ok": true, "reason": "passed"}\')\ndef f(): return 0',
+    "leaves early": "import os\nos._exit(0)",
+    "leaves early, politely": "import sys\nsys.exit(0)",
+    "raises SystemExit when asked": "def f(): raise SystemExit(0)",
+    "leaves when asked": "import os\ndef f(): os._exit(0)",
+    "is equal to all": "class All:\n    def __eq__(self, other): return True\ndef f(): return All()",
+    "is equal to all, as an int": "class All(int):\n    def __eq__(self, other): return True\ndef f(): return All(0)",
+    "changes what asserting is": "import builtins\nbuiltins.AssertionError = type('No', (), {})\ndef f(): return 0",
+    "changes the tests' compiler": "import builtins\nbuiltins.compile = lambda *a: 'pass'\ndef f(): return 0",
+    "writes verdicts on every channel": 'import os\nfor n in range(3, 64):\n    try: os.write(n, b\'{"ok": true, '
+    '"reason": ""}\')\n    except OSError: pass\ndef f(): return 0',
+    "looks through its frames": "import sys, os\nframe = sys._getframe()\nwhile frame:\n    for v in "
+    "[*frame.f_locals.values(), *frame.f_globals.values()]:\n        if type(v) is int and v > 2:\n            try: "
+    'os.write(v, b\'{"ok": true, "reason": ""}\\n\')\n            except OSError: pass\n    frame = frame.f_back\n'
+    "def f(): return 0",
+    "is a function of another answer": "def f(*a): return lambda: 1",
+}
+
+
+@isolated
+@pytest.mark.parametrize("how", FORGERIES)
+def test_a_verdict_cannot_be_forged(how):
+    assert not run(FORGERIES[how], "assert f() == 1").ok
+
+
+# ---- where there is no sandbox ---------------------------------------------------------------------------------------
+
+
+def test_without_a_sandbox_there_is_no_weaker_run(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    unavailable.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match=r"bwrap is not on the PATH.*apt install bubblewrap.*isolation: rlimits"):
+            require("bwrap")
+    finally:
+        unavailable.cache_clear()
+
+
+def test_limits_alone_have_to_be_named():
+    found = run_tests("def f(): return 1", ["assert f() == 1"], SHORT, "rlimits")
+    assert found.ok
+    assert "longer" in run_tests("while True: pass", ["assert True"], Limits(seconds=0.5), "rlimits").reason
