@@ -48,6 +48,13 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
             f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
         )
         yield problem("teacher.samples_per_request", message)
+    if teacher.mode == "live":
+        yield from idle(teacher, "teacher", ("batch_requests", "batch_poll_seconds"), "unless teacher.mode is batch")
+    else:
+        names = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds")
+        yield from idle(teacher, "teacher", names, "when teacher.mode is batch: the provider sets the pace")
+        if not isinstance(trace.mode, GenerateMode):
+            yield problem("teacher.mode", "is batch, and given text is scored live only. Set teacher.mode to live.")
     if teacher.max_cost is not None and teacher.prices is None:
         yield problem("teacher.max_cost", "has no effect without teacher.prices: nobody knows what a token costs.")
     if teacher.system is not None and teacher.endpoint == "completions":

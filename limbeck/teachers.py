@@ -69,6 +69,13 @@ class OpenAITeacher(Section):
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
         default="max_tokens", description="what the endpoint calls the longest reply"
     )
+    mode: Literal["live", "batch"] = Field(
+        default="live",
+        description="`batch` uses the provider's batches (`/files`, `/batches`): answers within a day, often at half "
+        "the price (then give that in `prices`)",
+    )
+    batch_requests: Positive = Field(default=10000, description="most requests of one batch")
+    batch_poll_seconds: Above0 = Field(default=30.0, description="time between two looks at a batch")
     samples_per_request: Positive = Field(
         default=1, description="replies asked for at once, where trace.mode.n is larger (`n`)"
     )

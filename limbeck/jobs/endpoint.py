@@ -173,7 +173,7 @@ def _replies(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
     if settings.samples_per_request > 1 and not record.n:
         message = f"is {settings.samples_per_request}, but the endpoint gives one reply whatever `n` is; set it to 1."
         yield problem("teacher.samples_per_request", message)
-    if mode.stop and not record.stop:
+    if mode.stop and record.stop is False:
         yield problem("trace.mode.stop", "is ignored by this endpoint; remove it.")
     if "response_format" in settings.extra_body and not record.json_schema:
         yield problem("teacher.extra_body", "has a response_format, which this endpoint ignores; remove it.")
@@ -192,7 +192,7 @@ def sentences(record: Capabilities) -> list[str]:
     facts.append(f"teacher: given text is scored through {' and '.join(ways) or 'no way'}.")
     names = ("n", "seed", "stop", "json_schema")
     heeded = [name for name in names if getattr(record, name)]
-    ignored = [name for name in names if not getattr(record, name)]
+    ignored = [name for name in names if getattr(record, name) is False]
     facts.append(f"teacher: honours {', '.join(heeded) or 'nothing'}; ignores {', '.join(ignored) or 'nothing'}.")
     if not record.refuses_unknown_model:
         facts.append("teacher: answers to any model's name; nothing shows that teacher.model is what answers.")

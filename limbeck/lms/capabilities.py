@@ -40,7 +40,7 @@ class Capabilities:
     samples: bool
     n: bool
     seed: bool
-    stop: bool
+    stop: bool | None
     json_schema: bool
     refuses_unknown_model: bool
     token_ids: bool

@@ -293,11 +293,11 @@ async def _sampling(run: _Probe) -> dict[str, bool]:
     }
 
 
-async def _stops(run: _Probe, text: str) -> bool:
-    """A piece from within the greedy reply has to be missing when it is a stop string."""
+async def _stops(run: _Probe, text: str) -> bool | None:
+    """A piece from within the greedy reply has to be missing when it is a stop string. None: no piece will do."""
     piece = _piece(text)
     if not piece:
-        return False
+        return None
     answer = run.read(await run.ask(OPEN, logprobs=0, stop=[piece]), logprobs=0)
     if answer is None or piece in answer.choices[0].text:
         return False

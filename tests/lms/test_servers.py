@@ -118,7 +118,7 @@ def told(answers, first):
 @pytest.mark.slow
 def test_the_probe_sees_all_of_vllm(served, tiny_tokenizer):
     found = look(served[1], "teacher", tiny_tokenizer)
-    for name in ("raw", "same_text", "samples", "n", "seed", "stop", "echo", "token_prompts", "prompt_logprobs"):
+    for name in ("raw", "same_text", "samples", "n", "seed", "echo", "token_prompts", "prompt_logprobs"):
         assert getattr(found, name) is True, name
     assert found.token_ids and found.refuses_unknown_model and found.completions
     assert found.logprobs == 20 and found.prompt == "agree" and found.steady
