@@ -363,6 +363,24 @@ def report(
     _print({"report": str(path)} if as_json else f"report: {path}", as_json=as_json)
 
 
+@app.command(rich_help_panel="Look")
+def review(
+    folder: RunFolder,
+    out: Annotated[Path, typer.Option(help="file to write: .csv for verdicts of your own, .html to read")] = Path(
+        "review.csv"
+    ),
+    as_json: Json = False,
+) -> None:
+    """What curation kept and left out, and why.
+
+    Example: limbeck review runs/my --out review.html
+    """
+    from limbeck.jobs.review import review as write_review
+
+    count = write_review(folder, out)
+    _print({"review": str(out), "replies": count} if as_json else f"{count} replies: {out}", as_json=as_json)
+
+
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 

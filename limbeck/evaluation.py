@@ -79,7 +79,7 @@ def task_problems(tasks: Tasks) -> Iterator[Problem]:
         message = f"has {listed}, but there are {tasks.n} replies to each problem; raise n, or lower k."
         yield problem("evaluate.tasks.ks", message)
     if isinstance(tasks.verifier, Judge):
-        message = "is judge, which needs a model to ask, and evaluation has none besides those it examines; use another."
+        message = "is judge, which needs a model to ask; evaluation has none but those it examines. Use another kind."
         yield problem("evaluate.tasks.verifier.kind", message)
     if not tasks.ks or len(set(tasks.ks)) < len(tasks.ks):
         yield problem("evaluate.tasks.ks", f"is {list(tasks.ks)}; it must name at least one k, and each once.")

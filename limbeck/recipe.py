@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from limbeck.curation import CurateRule
 from limbeck.evaluation import Harness, Tasks
 from limbeck.objectives import Objective
 from limbeck.rundir import fingerprint
@@ -280,6 +281,9 @@ class Recipe(Section):
     teacher: Annotated[Teacher, UsualKind("hf")] = Field(discriminator="kind")
     data: Data
     trace: TraceSection = Field(default_factory=TraceSection)
+    curate: tuple[Annotated[CurateRule, Field(discriminator="kind")], ...] = Field(
+        default=(), description="rules, in order: which of the teacher's replies the student learns from"
+    )
     student: PretrainedStudent | PruneStudent | ScratchStudent = Field(discriminator="kind")
     objective: Objective = Field(default_factory=Objective)
     train: Train

@@ -34,6 +34,7 @@ from limbeck.recipe import (
     TopK,
     Votes,
 )
+from limbeck.rules_curate import curate_rules
 from limbeck.rules_target import vote_rules
 from limbeck.rules_teacher import teacher_rules
 from limbeck.sources import DatasetSource, FileSource, ProblemsSource, StdlibSource
@@ -51,7 +52,10 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    rules = (_source, _rows, _mode, _target, vote_rules, _student, teacher_rules, _objective, _train, _evaluate)
+    rules = (
+        *(_source, _rows, _mode, _target, vote_rules, _student, teacher_rules, curate_rules, _objective, _train),
+        _evaluate,
+    )
     return [found for rule in rules for found in rule(recipe)]
 
 

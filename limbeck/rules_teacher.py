@@ -51,7 +51,7 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
     if teacher.mode == "live":
         yield from idle(teacher, "teacher", ("batch_requests", "batch_poll_seconds"), "unless teacher.mode is batch")
     else:
-        names = ("concurrency", "requests_per_minute", "tokens_per_minute", "timeout_seconds")
+        names = ("concurrency", "requests_per_minute", "tokens_per_minute")
         yield from idle(teacher, "teacher", names, "when teacher.mode is batch: the provider sets the pace")
         if not isinstance(trace.mode, GenerateMode):
             yield problem("teacher.mode", "is batch, and given text is scored live only. Set teacher.mode to live.")

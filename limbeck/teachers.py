@@ -49,7 +49,7 @@ class OpenAITeacher(Section):
     """A model behind an OpenAI-compatible endpoint, asked through the official client (extra `api`)."""
 
     kind: Literal["openai"] = "openai"
-    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+[^\s?#]*$")] = Field(
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")] = Field(
         default="https://api.openai.com/v1", description="where the endpoint is; it usually ends in `/v1`"
     )
     model: Annotated[str, Field(min_length=1)] = Field(description="name of the model there")

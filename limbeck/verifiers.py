@@ -75,9 +75,11 @@ class UnitTests(Section):
 
 
 class Judge(Section):
-    """A language model compares the reply with the reference."""
+    """A language model in this process compares the reply with the reference."""
 
     kind: Literal["judge"] = "judge"
+    path: str = Field(description="hub id, folder or .gguf file of an instruction model")
+    max_tokens: Positive = Field(default=64, description="longest reply of the judge")
     instructions: str = Field(
         default="Decide whether the answer means the same as the reference. Reply with CORRECT or INCORRECT only.",
         description="what the judge is told; its reply must begin or end with CORRECT or INCORRECT",

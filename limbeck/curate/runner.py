@@ -8,6 +8,7 @@ early, or say that it passed. The channel on which the verdict leaves is closed 
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import os
 import sys
@@ -90,7 +91,13 @@ class Remote:
         answer = self._limbeck_line.receive()
         if "error" in answer:
             raise error_of(answer["error"], answer["text"])
-        return decode(answer["value"], lambda _kind, number: Remote(self._limbeck_line, number))
+        for item, now in zip(args, answer["args"], strict=False):
+            if now is not None:  # a function may change what it is given
+                replace(item, decode(now, self._limbeck_handle))
+        return decode(answer["value"], self._limbeck_handle)
+
+    def _limbeck_handle(self, _kind: str, number: int) -> Remote:
+        return Remote(self._limbeck_line, number)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._limbeck_do("call", *args, **kwargs)
@@ -114,9 +121,31 @@ class Remote:
         return self._limbeck_do("str")
 
 
+def replace(item: Any, now: Any) -> None:
+    """Make a list, dict or set what it has become."""
+    if isinstance(item, list):
+        item[:] = now
+    elif isinstance(item, (dict, set)):
+        item.clear()
+        item.update(now)
+
+
+def names_for(tests: list[str], offered: dict[str, Any]) -> dict[str, Any]:
+    """What tests see of a program. Names of Python's own (a program's own `set`) only where tests use no other: else a
+    program could compare its answers itself."""
+    used = set()
+    for test in tests:
+        try:
+            used |= {node.id for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Name)}
+        except SyntaxError:  # told when the test runs
+            continue
+    own = {name for name in offered if not hasattr(builtins, name)}
+    return {name: value for name, value in offered.items() if name in own or not used & own}
+
+
 def error_of(name: str, text: str) -> Exception:
     """An error of the program's, of the same built-in type where it is one."""
-    kind = getattr(__builtins__, name, None)
+    kind = getattr(builtins, name, None)
     return kind(text) if isinstance(kind, type) and issubclass(kind, Exception) else RuntimeError(f"{name}: {text}")
 
 
@@ -152,7 +181,8 @@ def serve(program: str, line: Line) -> None:
             args = [decode(item, own) for item in request["args"]]
             kwargs = {name: decode(item, own) for name, item in request["kwargs"].items()}
             value = VERBS[request["do"]](objects[request["on"]], *args, **kwargs)
-            line.send({"value": encode(value, objects)})
+            changed = [encode(item, objects) if isinstance(item, (list, dict, set)) else None for item in args]
+            line.send({"value": encode(value, objects), "args": changed})
         except Exception as error:
             line.send({"error": type(error).__name__, "text": str(error)[:500]})
 
@@ -184,7 +214,7 @@ def judge(tests: list[str], line: Line) -> dict[str, Any]:
         if "error" in ready:
             return {"ok": False, "reason": f"the program raised {ready['error']}: {ready['text']}"}
         space: dict[str, Any] = {"__name__": "tests"}
-        for name, value in ready["names"].items():
+        for name, value in names_for(tests, ready["names"]).items():
             space[name] = decode(value, lambda _kind, number: Remote(line, number))
         for number, test in enumerate(tests, 1):
             try:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 Isolation = Literal["bwrap", "rlimits"]
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
+DEVICES = ("null", "zero", "random", "urandom")
 INSIDE = "/python"
 FIRST_UID, NUM_UIDS = 2_000_000_000, 1_000_000
 """Each run as root takes a user of its own, so that the limit on processes counts its own only."""
@@ -145,7 +146,9 @@ def _command(limits: Limits, isolation: Isolation, stack: ExitStack) -> tuple[li
     mounts = [part for path in SYSTEM for part in ("--ro-bind-try", path, path)]
     command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--unshare-ipc", "--unshare-pid"]
     command += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try", *mounts, "--ro-bind", str(base), INSIDE]
-    command += ["--dev", "/dev", "--size", str(limits.scratch_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
+    # Not `--dev`: its /dev/shm has no limit.
+    command += [part for name in DEVICES for part in ("--dev-bind-try", f"/dev/{name}", f"/dev/{name}")]
+    command += ["--size", str(limits.scratch_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
     command += ["--remount-ro", "/", "--chdir", "/tmp"]
     descriptors = []
     if (rules := denying_filter()) is not None:

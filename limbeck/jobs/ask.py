@@ -25,7 +25,7 @@ from limbeck.jobs.replies import Keeping, Said, ask_of
 from limbeck.jobs.tally import Tally
 from limbeck.lms.api import Answer, answer_from_json, answer_to_json
 from limbeck.lms.openai import open_endpoint
-from limbeck.lms.patience import Desk, settle
+from limbeck.lms.patience import Desk, run_loop, settle
 from limbeck.recipe import GenerateMode, Recipe
 from limbeck.rundir import atomic_write
 from limbeck.store import StoreWriter, TraceStore, trace_id
@@ -81,7 +81,7 @@ def run_ask(
     asking = _Asking(recipe, keeping, writer, failures, on_message)
     try:
         asking.resume(rows)
-        asyncio.run(asking.run(on_progress, stop_asked))
+        run_loop(asking.run(on_progress, stop_asked))
     finally:
         asking.close()
     return TraceStore.open(path, verify=False)

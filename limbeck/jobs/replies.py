@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import DataError
 from limbeck.jobs.label import bare_record, header_of, make_trace
 from limbeck.lms.api import Ask, Choice
-from limbeck.recipe import GenerateMode, Recipe
+from limbeck.recipe import GenerateMode, Recipe, TextTarget
 from limbeck.rundir import fingerprint
 from limbeck.teachers import OpenAITeacher, name_of
 from limbeck.text import Encoder
@@ -69,7 +69,8 @@ def ask_header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StoreHeade
 
 
 def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Keeping:
-    """Nothing but text is kept."""
+    """Nothing but text is kept: what `trace.target.kind=text` wants."""
+    assert isinstance(recipe.trace.target, TextTarget)
     header = ask_header(recipe, tokenizer)
     encoder = Encoder(tokenizer, max_length=UNCUT, chat_template=recipe.data.chat_template, need_reply=False)
 

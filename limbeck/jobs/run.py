@@ -7,23 +7,27 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig
 
+from limbeck.curation import DecontaminateRule, VerdictRule
 from limbeck.data import read_rows
 from limbeck.device import pick_device, resolve_dtype
 from limbeck.errors import Stopped
 from limbeck.export.card import Card, make_card
 from limbeck.export.safetensors import read_card, save_artifact, update_card
+from limbeck.jobs.ask import run_ask
 from limbeck.jobs.check import check_recipe
+from limbeck.jobs.curate import candidates_of, judge_of, kept_ids, run_curate
 from limbeck.jobs.data import data_fingerprint, run_data
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.jobs.evaluate import run_evaluate
 from limbeck.jobs.label import run_label, store_header
+from limbeck.jobs.replies import ask_header, keep_text
 from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
@@ -36,11 +40,11 @@ from limbeck.meter import measure
 from limbeck.recipe import GenerateMode, Recipe, Steps
 from limbeck.recipe_io import dump_recipe
 from limbeck.rules import raise_problems
-from limbeck.rundir import RunDir, StageRecord, atomic_write, fingerprint
+from limbeck.rundir import RunDir, StageRecord, atomic_write, fingerprint, sha256_file
 from limbeck.signals import stop_requests
 from limbeck.store import TraceStore
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
-from limbeck.teachers import HfTeacher, is_local, name_of
+from limbeck.teachers import HfTeacher, OpenAITeacher, is_local, name_of
 from limbeck.text import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks, barrier, join_ranks
@@ -149,6 +153,13 @@ class _Run:
 
     def items(self, split: str) -> list[Row] | list[Trace]:
         """What is trained or evaluated on: the teacher's traces, or the rows where nothing was labelled for them."""
+        found = self._uncurated(split)
+        if not self.recipe.curate or split != "train":
+            return found
+        kept = kept_ids(self.path / "curate")
+        return [item for item in found if item.id in kept]  # type: ignore[return-value]
+
+    def _uncurated(self, split: str) -> list[Row] | list[Trace]:
         generated = isinstance(self.recipe.trace.mode, GenerateMode)
         if self.labels and (generated or split == "train"):
             wanted = {row.id for row in self.rows}
@@ -165,7 +176,10 @@ class _Run:
 
     @cached_property
     def label_print(self) -> str:
-        parts = self.recipe.fingerprint("trace", "teacher", "seed")
+        teacher = self.recipe.teacher
+        parts = [self.recipe.fingerprint("trace", "seed"), teacher.model_dump(mode="json")]
+        if isinstance(teacher, OpenAITeacher):  # how fast it is asked changes nothing
+            parts[1] = teacher.identity
         return fingerprint(self.data_print, parts, self.recipe.objective.stored_temperature)
 
     @cached_property
@@ -179,7 +193,15 @@ class _Run:
         # The twin shares what needs no teacher.
         shared = ("objective.label_smoothing", "objective.position_weights.tokens", "objective.position_weights.place")
         objective = self.recipe.fingerprint(*(shared if twin else ("objective",)))
-        return fingerprint(self.label_print, self.student_print, train, objective, twin)
+        curated = [self.curate_print] if self.recipe.curate else []
+        return fingerprint(self.label_print, self.student_print, train, objective, twin, *curated)
+
+    @cached_property
+    def curate_print(self) -> str:
+        files = [rule.path for rule in self.recipe.curate if isinstance(rule, VerdictRule)]
+        files += [path for rule in self.recipe.curate if isinstance(rule, DecontaminateRule) for path in rule.paths]
+        hashes = [sha256_file(Path(file)) if Path(file).is_file() else "" for file in files]
+        return fingerprint(self.label_print, self.recipe.fingerprint("curate"), hashes)
 
     # ---- stages ----
 
@@ -216,13 +238,16 @@ class _Run:
         rows = [row for row in self.rows if generated or row.split == "train"]
 
         def work() -> None:
-            mine = store_header(self.recipe, self.teacher).fingerprint
-            if (folder / "store.json").exists() and read_header(folder).fingerprint != mine:
+            asked = not is_local(self.recipe.teacher)
+            header = ask_header(self.recipe, self.tokenizer) if asked else store_header(self.recipe, self.teacher)
+            if (folder / "store.json").exists() and read_header(folder).fingerprint != header.fingerprint:
                 self._set_aside(folder, read_header(folder).fingerprint)
-            run_label(
-                self.recipe,
-                folder,
-                self.teacher,
+            label = (
+                partial(run_ask, self.recipe, folder, keep_text(self.recipe, self.tokenizer))
+                if asked
+                else partial(run_label, self.recipe, folder, self.teacher)
+            )
+            label(
                 rows,
                 on_progress=self.stages.on_progress,
                 on_message=self.stages.on_message,
@@ -245,6 +270,24 @@ class _Run:
         self.stages.on_message(f"{folder} was made with other settings; it is kept as {aside.name}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
+
+    def _curate(self) -> None:
+        if not self.recipe.curate:
+            return
+        folder = self.path / "curate"
+
+        def work() -> None:
+            items = [*self._uncurated("train"), *self._uncurated("heldout")]
+            run_curate(
+                self.recipe,
+                folder,
+                candidates_of(items, self.rows, self.tokenizer),
+                ask=judge_of(self.recipe),
+                on_progress=self.stages.on_progress,
+                stop_asked=self.stages.stop_asked,
+            )
+
+        self.stages.do("curate", self.curate_print, work, folder)
 
     def _student(self) -> None:
         folder = self.path / "student"

@@ -8,25 +8,28 @@ was answered is kept, and the rest is asked when it runs again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.lms.api import Answer
+from limbeck.lms.openai import open_endpoint
 from limbeck.lms.prices import Ledger, answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
 from limbeck.lms.refusals import Again, Refused
 from limbeck.lms.throttle import Rate, Throttle, backoff
 from limbeck.units import duration
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+    from collections.abc import Callable, Coroutine, Sequence
 
     from limbeck.lms.api import Ask
     from limbeck.lms.openai import Endpoint
+    from limbeck.teachers import OpenAITeacher
+
+Found = TypeVar("Found")
 
 UNKNOWN_SECONDS = 15.0
 """How long an endpoint that never answered may be out of reach: then its address is probably wrong."""
@@ -152,15 +155,40 @@ class Desk:
         return True
 
 
-async def settle(tasks: list[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
+def ask_all(settings: OpenAITeacher, asks: Sequence[Ask], on_message: Callable[[str], None]) -> list[Outcome]:
+    """The outcomes of a few requests, in their order, as many at once as the settings allow. Nothing is written down:
+    for probes and judges. Raises as `Desk.ask`, after what was under way ended."""
+
+    async def work() -> list[Outcome]:
+        async with open_endpoint(settings) as endpoint:
+            desk = Desk.of(endpoint, on_message)
+            tasks = [asyncio.create_task(desk.ask(ask)) for ask in asks]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                await settle(tasks, desk, settings.timeout_seconds)
+
+    return run_loop(work())
+
+
+def run_loop(work: Coroutine[Any, Any, Found]) -> Found:
+    """`asyncio.run`, in a thread of its own where this one has a loop already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+async def settle(tasks: Sequence[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
     """End the tasks of a job: those that are not waiting for an answer at once, the others when it came, or after
-    `grace` seconds: what is under way is paid already."""
-    for task in tasks:
-        if task not in desk.sending:
-            task.cancel()
-    if waiting := [task for task in tasks if not task.done()]:
-        await asyncio.wait(waiting, timeout=grace)
-    for task in tasks:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError, TeacherError, BudgetError):
-            await task
+    `grace` seconds: what is under way is paid already. Their errors are not raised."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + grace
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            if task not in desk.sending or loop.time() >= deadline:
+                task.cancel()
+        await asyncio.wait(waiting, timeout=0.05)
+    await asyncio.gather(*tasks, return_exceptions=True)

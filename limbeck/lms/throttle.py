@@ -37,17 +37,21 @@ class Rate:
 
     def reserve(self, amount: float, now: float) -> float:
         """Take `amount`; returns the seconds to wait before using it."""
-        room = self.per_minute * BURST_SECONDS / 60.0
-        burst = BURST_SECONDS if room >= 1.0 else 0.0
-        start = max(now, self._free_at - burst)
-        # What may come at once is taken off the steady flow: their sum over a minute is the limit.
-        share = (60.0 - burst) / 60.0
-        self._free_at = max(now, self._free_at) + amount * 60.0 / (self.per_minute * share)
+        start = max(now, self._free_at - self._burst)
+        self._free_at = max(now, self._free_at) + self._seconds(amount)
         return start - now
 
     def refund(self, amount: float) -> None:
         """Give back what was reserved and not used."""
-        self._free_at -= amount * 60.0 / self.per_minute
+        self._free_at -= self._seconds(amount)
+
+    @property
+    def _burst(self) -> float:
+        return BURST_SECONDS if self.per_minute * BURST_SECONDS >= 60.0 else 0.0
+
+    def _seconds(self, amount: float) -> float:
+        """What may come at once is taken off the steady flow: their sum over a minute is the limit."""
+        return amount / self.per_minute * 60.0 * 60.0 / (60.0 - self._burst)
 
 
 @dataclass

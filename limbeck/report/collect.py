@@ -43,6 +43,7 @@ class RunFiles:
     details: dict[str, Any]
     answers: list[Any]
     tasks: dict[str, Any]
+    curated: dict[str, Any]
     curves: dict[str, Curve]
     made: str
     gaps: list[str] = field(default_factory=list)
@@ -81,6 +82,7 @@ def collect(run: Path) -> RunFiles:
         details=_json(run / "evaluate" / "details.json", dict, gaps),
         answers=_json(run / "evaluate" / "answers.json", list, gaps),
         tasks=_json(run / "evaluate" / "tasks.json", dict, gaps),
+        curated=_json(run / "curate" / "summary.json", dict, gaps),
         curves={role: curve for role in ROLES if (curve := _curve(run / "train" / role / "metrics.jsonl", gaps))},
         made=datetime.fromtimestamp(made_at, UTC).date().isoformat(),
         gaps=gaps,

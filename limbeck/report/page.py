@@ -14,6 +14,7 @@ from markupsafe import Markup
 from limbeck.report import charts
 from limbeck.report.answers import answer_cards
 from limbeck.report.collect import MODELS, ROLES, RunFiles, dig
+from limbeck.report.funnel import funnel
 from limbeck.report.tasks import task_table
 from limbeck.report.words import number, percent, perplexity, shortened, signed, times, visible
 from limbeck.units import count, duration, size
@@ -80,6 +81,7 @@ def render(files: RunFiles) -> str:
         figures=evaluation_figures(files) + training_figures(files),
         bars=bars(files),
         tasks=task_table(files.tasks),
+        funnel=funnel(files.curated),
         cards=answer_cards(files.answers),
         stages=stages(files),
         recipe=visible(files.recipe_text, LONGEST_RECIPE),

@@ -31,7 +31,8 @@ class TaskTable:
 def task_table(tasks: dict[str, Any]) -> TaskTable | None:
     """What tasks.json holds, as far as it is as it should be; None when there is nothing to show."""
     models = tuple(name for name in MODELS if dig(tasks, "models", name) or dig(tasks, "harness", name))
-    names = [name for name in tasks.get("metrics") or [] if isinstance(name, str)]
+    listed = tasks.get("metrics")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
     rows = [(name, _meaning(name), tuple(_cell(tasks, model, name) for model in models)) for name in names]
     rows += _inherited(tasks, models)
     harness = _harness(tasks, models)

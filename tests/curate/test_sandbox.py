@@ -173,7 +173,7 @@ def test_links_lead_nowhere(tmp_path):
 
 
 @isolated
-@pytest.mark.parametrize("path", ["/python/lib/x", "/usr/x", "/x", "/dev/x/y", os.__file__])
+@pytest.mark.parametrize("path", ["/python/lib/x", "/usr/x", "/x", "/dev/x", "/dev/shm/x", os.__file__])
 def test_nothing_but_the_scratch_can_be_written(path):
     assert "Error" in value(f"open({path!r}, 'w').write('x')").reason
 
@@ -224,6 +224,7 @@ FORGERIES = {
     "[*frame.f_locals.values(), *frame.f_globals.values()]:\n        if type(v) is int and v > 2:\n            try: "
     'os.write(v, b\'{"ok": true, "reason": ""}\\n\')\n            except OSError: pass\n    frame = frame.f_back\n'
     "def f(): return 0",
+    "compares itself": "def set(x): return 0\ndef abs(x): return 1\ndef f(): return 0\ndef isinstance(*a): return True",
     "is a function of another answer": "def f(*a): return lambda: 1",
 }
 
@@ -231,7 +232,18 @@ FORGERIES = {
 @isolated
 @pytest.mark.parametrize("how", FORGERIES)
 def test_a_verdict_cannot_be_forged(how):
-    assert not run(FORGERIES[how], "assert f() == 1").ok
+    assert not run(FORGERIES[how], "assert set([f()]) == {1} and abs(f()) == 1").ok
+
+
+@isolated
+def test_a_function_may_be_called_as_pythons_own():
+    assert run("def sum(a, b): return a * b", "assert sum(10, 15) == 150").ok
+
+
+@isolated
+def test_what_a_function_does_to_its_arguments_is_seen():
+    assert run("def sort(x): x.sort()", "x = [3, 1]\nsort(x)\nassert x == [1, 3]").ok
+    assert run("def add(d): d['a'] = 1", "d = {}\nadd(d)\nassert d == {'a': 1}").ok
 
 
 # ---- where there is no sandbox ---------------------------------------------------------------------------------------

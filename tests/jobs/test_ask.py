@@ -1,6 +1,8 @@
 """Labelling by an endpoint: nothing lost, nothing asked twice, and the store a function of the answers alone."""
 
+import errno
 import json
+import os
 import random
 import signal
 import time
@@ -11,7 +13,7 @@ import pytest
 from limbeck.errors import BudgetError, Stopped, StoreError, TeacherError
 from limbeck.jobs.replies import estimate_ask
 from limbeck.lms import patience, throttle
-from limbeck.store import TraceStore
+from limbeck.store import TraceStore, journal
 from tests.jobs.asking import (
     KEY,
     ask,
@@ -396,6 +398,42 @@ def test_stopped_by_a_signal_what_is_paid_is_kept(server, rows, tiny_tokenizer, 
     assert len(journal_of(traces)) == server.counts.total() == server.answered.total() < 40
     ask(recipe, traces, tiny_tokenizer, rows)
     assert set(server.counts.values()) == {1} and len(server.counts) == 40
+
+
+def test_a_full_disk_keeps_what_was_answered(go, server, traces, monkeypatch):
+    """Journal lines, shards: wherever it fills up, the same command ends well when there is space again."""
+    rest = [3000]
+
+    def write(fd: int, data: bytes) -> int:
+        rest[0] -= len(data)
+        if rest[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os_write(fd, data)
+
+    os_write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(journal.os, "write", write)
+        with pytest.raises(BudgetError, match="disk is full"):
+            go()
+    kept = len(journal_of(traces))
+    assert 0 < kept < 20
+    assert len(go().traces()) == 40
+    assert server.answered.total() <= 40 + 8 and len(server.answered) == 40
+
+
+def test_an_fsync_that_fails_is_never_success(go, server, traces, monkeypatch):
+    def fsync(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith("journal.jsonl"):
+            raise OSError(errno.EIO, "Input/output error")
+        os_fsync(fd)
+
+    os_fsync = os.fsync
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(StoreError, match="does not confirm"):
+            go()
+    assert not TraceStore.open(traces).traces()
+    assert len(go().traces()) == 40
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------

@@ -45,6 +45,13 @@ def test_static_problems_are_among_them(recipe):
     assert "student" in problems(recipe.override("student.keep=[0]"))
 
 
+def test_the_harness_needs_its_package(recipe, monkeypatch):
+    asked = recipe.override("evaluate.harness.tasks=[arc_easy]")
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    assert "limbeck[eval]" in problems(asked)["evaluate.harness"]
+    assert "evaluate.harness" not in problems(recipe)
+
+
 def test_missing_teacher(recipe, tmp_path):
     found = problems(recipe.override(f"teacher.path={tmp_path / 'nowhere'}"))
     assert "nowhere" in found["teacher.path"]

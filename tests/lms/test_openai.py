@@ -13,6 +13,7 @@ import pytest
 from limbeck.errors import TeacherError
 from limbeck.lms.api import Answer, Ask
 from limbeck.lms.openai import MATCH, body_of, open_endpoint, read_key, redact
+from limbeck.lms.patience import ask_all
 from limbeck.lms.refusals import Again, Refused, retry_after
 from limbeck.teachers import OpenAITeacher
 from limbeck.types import Sampling
@@ -23,6 +24,7 @@ from tests.lms.fault_server import (
     MALFORMED,
     MODEL,
     FaultServer,
+    in_turn,
     key_of,
     reply_of,
 )
@@ -202,6 +204,27 @@ def test_a_certificate_that_nobody_signed(tmp_path):
 
     with pytest.raises(TeacherError, match="certificate"):
         asyncio.run(work())
+
+
+def test_a_few_requests_at_once_in_their_order(server):
+    server.script, said = in_turn("500"), []
+    asks = [Ask(({"role": "user", "content": f"bird {number}"},), seed=number) for number in range(5)]
+    outcomes = ask_all(teacher(server), asks, said.append)
+    texts = [outcome.found.choices[0].text for outcome in outcomes]
+    assert texts == [reply_of(key_of(body_of(teacher(server), ask))) for ask in asks] and len(said) == 1
+    server.script = lambda seen: "401"
+    with pytest.raises(TeacherError, match="refuses every request"):
+        ask_all(teacher(server), asks, said.append)
+
+
+def test_within_a_loop_as_in_a_notebook(server):
+    server.script = lambda seen: None
+
+    async def cell():
+        return ask_all(teacher(server), [ASK], print)
+
+    [outcome] = asyncio.run(cell())
+    assert isinstance(outcome.found, Answer)
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------

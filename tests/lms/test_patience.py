@@ -144,6 +144,18 @@ def test_when_a_job_stops_answers_under_way_are_waited_for_and_nothing_else():
     assert desk.ledger.num_promises == desk.throttle.in_flight == 0
 
 
+def test_who_would_try_again_while_a_job_stops_is_not_waited_for():
+    async def work():
+        desk = Desk.of(Scripted(Again("overload", "429", after=600.0)), lambda message: None)
+        task = asyncio.create_task(desk.ask(ASK))
+        await asyncio.sleep(0.5)
+        await settle([task], desk, 15.0)
+        return task.cancelled(), asyncio.get_running_loop().time()
+
+    cancelled, now = clock.run(work())
+    assert cancelled and now < 1.5
+
+
 def test_those_that_do_not_end_in_time_are_left():
     async def work():
         desk = Desk.of(Scripted(GOOD), lambda message: None)

@@ -28,7 +28,7 @@ def most_in_a_minute(starts: list[float], amount: float = 1.0) -> float:
     return amount * max(sum(start <= other < start + 60.0 - 1e-6 for other in starts) for start in starts)
 
 
-@pytest.mark.parametrize("limit", [3, 10, 60, 600, 6000])
+@pytest.mark.parametrize("limit", [3, 10, 60, 600])
 def test_requests_per_minute_are_kept_in_every_minute_and_used(limit):
     starts = starts_of(Throttle(100_000, requests=Rate(limit)), limit * 3)
     assert most_in_a_minute(starts) <= limit

@@ -1,0 +1,52 @@
+"""What curation kept, for the page: one bar for each rule, and what it left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.report.words import number, percent, shortened
+
+REASONS = 3
+
+
+@dataclass(frozen=True)
+class Bar:
+    """`width` is the share of all replies that is left behind this rule, in percent."""
+
+    name: str
+    kept: str
+    width: float
+    reasons: str
+
+
+@dataclass(frozen=True)
+class Funnel:
+    bars: tuple[Bar, ...]
+    lead: str
+
+
+def funnel(summary: dict[str, Any]) -> Funnel | None:
+    """What curate/summary.json holds, as far as it is as it should be; None when there is nothing to show."""
+    total, kept, prompts = (number(summary.get(name)) for name in ("candidates", "kept", "prompts"))
+    steps = [step for step in summary.get("steps") or [] if isinstance(step, dict)]
+    if not total or kept is None or not steps:
+        return None
+    bars = [Bar("all replies", f"{total:,.0f}", 100.0, "")]
+    for step in steps:
+        left = number(step.get("kept"))
+        if left is not None:
+            name = shortened(str(step.get("rule")), 40)
+            bars.append(Bar(name, f"{left:,.0f}", min(100.0 * left / total, 100.0), _reasons(step.get("reasons"))))
+    rate = number(summary.get("pass_rate"))
+    told = f" The teacher was right in {percent(rate)} of its replies, prompt by prompt." if rate is not None else ""
+    return Funnel(tuple(bars), f"{kept:,.0f} of {total:,.0f} replies to {prompts or 0:,.0f} prompts were kept.{told}")
+
+
+def _reasons(found: Any) -> str:
+    """The most frequent reasons, with their counts."""
+    if not isinstance(found, dict):
+        return ""
+    most = sorted(((number(count) or 0, str(why)) for why, count in found.items()), reverse=True)[:REASONS]
+    more = f" and {len(found) - REASONS} more" if len(found) > REASONS else ""
+    return "; ".join(f"{count:,.0f} {shortened(why, 80)}" for count, why in most) + more

@@ -1,0 +1,53 @@
+"""What a list of curation rules may not say: bounds that exclude each other, and settings without effect."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from limbeck.curation import LengthRule, PassRateRule, QuotaRule, VerifyRule
+from limbeck.findings import Problem, idle, problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from limbeck.recipe import Recipe
+
+
+def curate_rules(recipe: Recipe) -> Iterator[Problem]:
+    """Every contradiction inside `curate`."""
+    verified = False
+    for number, rule in enumerate(recipe.curate):
+        where = f"curate[{number}]"
+        if isinstance(rule, VerifyRule):
+            verified = True
+            yield from _verify(rule, where)
+        elif isinstance(rule, PassRateRule):
+            if not verified:
+                yield problem(where, "is pass_rate, which no rule before it measures; put a `verify` rule before it.")
+            yield from _bounds(where, rule.min, rule.max, nothing=(0.0, 1.0))
+        elif isinstance(rule, LengthRule):
+            yield from _bounds(where, rule.min, rule.max, nothing=(0, None))
+            if rule.unit == "tokens" and rule.of != "reply":
+                yield problem(f"{where}.unit", f"is tokens, which only whole replies are counted in; {rule.of} is not.")
+        elif isinstance(rule, QuotaRule):
+            if rule.total is None and rule.per_topic is None:
+                yield problem(where, "is a quota without `total` and without `per_topic`: it keeps all; remove it.")
+            if rule.total is None:
+                yield from idle(rule, where, ("weights",), "without `total`: nothing is shared")
+
+
+def _verify(rule: VerifyRule, where: str) -> Iterator[Problem]:
+    if rule.keep_wrong:
+        yield from idle(rule, where, ("pick", "per_prompt", "keep_unknown"), "when keep_wrong keeps all")
+    elif rule.per_prompt is None:
+        yield from idle(rule, where, ("pick",), "without `per_prompt`: all right replies are kept")
+    elif rule.pick == "all":
+        message = f"is {rule.per_prompt}, but pick is all; set pick to shortest or random."
+        yield problem(f"{where}.per_prompt", message)
+
+
+def _bounds(where: str, low: float, high: float | None, nothing: tuple[float, float | None]) -> Iterator[Problem]:
+    if (low, high) == nothing:
+        yield problem(where, "has neither a lower nor an upper bound: it keeps all; remove it.")
+    elif high is not None and low > high:
+        yield problem(f"{where}.min", f"is {low:g}, above max ({high:g}): nothing would be left.")
