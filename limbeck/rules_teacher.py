@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.findings import Problem, idle, problem
 from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScoreMode, ScratchStudent, TextTarget, TopK, Votes
-from limbeck.teachers import OpenAITeacher, TextTeacher, is_local
+from limbeck.teachers import GgufTeacher, OpenAITeacher, TextTeacher, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,8 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
         if isinstance(student, ScratchStudent) and student.like is not None:
             message = "has no effect with a teacher in this process: the student has its architecture; remove it."
             yield problem("student.like", message)
+        if isinstance(teacher, GgufTeacher):
+            yield from idle(teacher, "teacher", ("trust_remote_code",), "on a .gguf file, which holds no code")
         return
     here = "Use a teacher in this process (kind hf)"
     if isinstance(student, PruneStudent):

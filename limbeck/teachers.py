@@ -28,6 +28,14 @@ class HfTeacher(Section):
     )
 
 
+class GgufTeacher(HfTeacher):
+    """A .gguf file in this process: its weights are read as they are and computed with in `dtype`. A llama.cpp server
+    is reached through kind openai."""
+
+    kind: Literal["gguf"] = "gguf"  # type: ignore[assignment]
+    path: Annotated[str, Field(pattern=r"\.gguf$")] = Field(description="a .gguf file")
+
+
 class TextTeacher(Section):
     """A teacher that has spoken already: the replies in the data are its words, and nobody is asked. For published
     traces, captured traffic, or your own worked answers."""
@@ -127,7 +135,7 @@ class VllmTeacher(OpenAITeacher):
     )
 
 
-Teacher = HfTeacher | TextTeacher | OpenAITeacher | VllmTeacher
+Teacher = HfTeacher | GgufTeacher | TextTeacher | OpenAITeacher | VllmTeacher
 
 
 def is_local(teacher: Teacher) -> bool:

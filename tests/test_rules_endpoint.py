@@ -2,6 +2,7 @@
 
 import pytest
 
+from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
 from limbeck.rules import check_static
 from limbeck.teachers import OpenAITeacher, VllmTeacher, is_local
@@ -43,3 +44,25 @@ def test_vllm_is_an_endpoint_without_a_key():
     teacher = at("vllm", TOP_K).teacher
     assert isinstance(teacher, VllmTeacher) and isinstance(teacher, OpenAITeacher) and not is_local(teacher)
     assert teacher.api_key_env is None and teacher.identity[0] == "vllm"
+
+
+def test_gguf_is_a_teacher_in_this_process():
+    recipe = tiny_recipe("teacher={kind: gguf, path: some.gguf, dtype: float32}")
+    assert is_local(recipe.teacher) and check_static(recipe) == []
+    (found,) = check_static(recipe.override("teacher.trust_remote_code=true"))
+    assert found.where == "teacher.trust_remote_code"
+    with pytest.raises(RecipeError, match="gguf"):
+        tiny_recipe("teacher={kind: gguf, path: some/folder}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where"),
+    [
+        (["teacher.batch_requests=5"], "teacher.batch_requests"),
+        (["teacher.mode=batch", "teacher.concurrency=3"], "teacher.concurrency"),
+        (["teacher.mode=batch", "trace.mode.kind=score"], "teacher.mode"),
+    ],
+)
+def test_settings_of_batches(overrides, where):
+    found = check_static(at("openai", TOP_K, GENERATE, *overrides))
+    assert [problem.where for problem in found] == [where]

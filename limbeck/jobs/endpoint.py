@@ -71,14 +71,13 @@ def run_probe(recipe: Recipe, folder: Path, reader: Reader, on_message: Callable
     return asyncio.run(_probe(settings, reader, _wanted(recipe)))
 
 
-def keep_record(recipe: Recipe, folder: Path, record: Capabilities | None) -> None:
+def keep_record(recipe: Recipe, folder: Path, record: Capabilities) -> None:
     """Write the record beside the store that is made with it: a resumed job does not ask again."""
     settings = recipe.teacher
     assert isinstance(settings, OpenAITeacher)
-    if record is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        facts = {"teacher": fingerprint(settings.identity), "capabilities": record.to_json()}
-        atomic_write(folder / FILE, json.dumps(facts, indent=1))
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = {"teacher": fingerprint(settings.identity), "capabilities": record.to_json()}
+    atomic_write(folder / FILE, json.dumps(facts, indent=1))
 
 
 async def _probe(settings: OpenAITeacher, reader: Reader, wanted: int) -> Capabilities:

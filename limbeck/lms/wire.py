@@ -42,13 +42,14 @@ async def post(endpoint: Endpoint, path: str, body: dict[str, Any], *, tries: in
     Raises TeacherError for a wrong key, a spent quota, a redirect, or an endpoint that stays silent.
     """
     wait, reason = FIRST_WAIT, ""
-    for _ in range(tries):
+    for left in range(tries, 0, -1):
         outcome = await _once(endpoint, path, body)
         if isinstance(outcome, Reply):
             return outcome
         reason = outcome.reason
-        await asyncio.sleep(min(max(outcome.after or 0.0, wait), MOST_WAIT))
-        wait *= 2
+        if left > 1:
+            await asyncio.sleep(min(max(outcome.after or 0.0, wait), MOST_WAIT))
+            wait *= 2
     raise TeacherError(
         endpoint.redact(f"{endpoint.where} gives no answer to {path} after {tries} tries: {reason}. ")
         + "Run the same command again when it works."

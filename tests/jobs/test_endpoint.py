@@ -10,12 +10,16 @@ import pytest
 from limbeck.data import row_id
 from limbeck.errors import RecipeError
 from limbeck.jobs.ask import run_ask
+from limbeck.jobs.check import check_recipe
 from limbeck.jobs.endpoint import FILE, keep_record, missing, needs_probe, prepare, probe_cost, sentences
+from limbeck.jobs.run import run_recipe
+from limbeck.lms import wire
 from limbeck.lms.capabilities import Capabilities
 from limbeck.packing import label_positions, labels_of
 from limbeck.text import Encoder, Example
 from limbeck.types import Row
 from tests import tiny
+from tests.jobs.test_run import recipe_of
 from tests.lms.endpoint import END, TOKENIZER, Endpoint, Manners, bigram, serve
 from tests.recipes import tiny_recipe
 
@@ -60,7 +64,8 @@ def go(tmp_path):
         with serve(served.app) as url:
             recipe = recipe_at(url, *overrides)
             keeping, record = prepare(recipe, folder, TOKENIZER, said.append)
-            keep_record(recipe, folder, record)
+            if record is not None:
+                keep_record(recipe, folder, record)
             watch = {"on_progress": lambda progress: None, "on_message": said.append}
             return run_ask(recipe, folder, keeping, rows, **watch), served, said
 
@@ -211,3 +216,46 @@ def test_a_record_in_sentences():
     lacking = replace(ALL, logprobs=0, seed=False, refuses_unknown_model=False, prompt="differ", echo=False)
     told = " ".join(sentences(lacking))
     assert "no log-probs" in told and "ignores seed" in told and "any model's name" in told and "renders" in told
+
+
+@pytest.mark.parametrize("target", [{"kind": "top_k", "k": 5}, {"kind": "votes"}])
+def test_a_student_is_trained_on_what_an_endpoint_tells(tiny_llama, text_jsonl, tmp_path, target):
+    """A whole run, and again: nothing is asked anew."""
+    mode = {"kind": "generate", "n": 4, "max_tokens": 6}
+    served = Endpoint(Manners(ids=True))
+    with serve(served.app) as url:
+        teacher = {"kind": "openai", "base_url": url, "model": "bigram", "api_key_env": None}
+        recipe = recipe_of(
+            tiny_llama, text_jsonl, teacher=teacher, trace={"mode": mode, "target": target}, data__limit=12,
+            data__source={"kind": "files", "path": str(text_jsonl), "prompt": "text", "topic": "topic"},
+            student={"kind": "pretrained", "path": str(tiny_llama)}, data__max_length=100,
+        )  # fmt: skip
+        said = []
+        run_recipe(recipe, tmp_path / "run", until="train", on_message=said.append)
+        asked = len(served.bodies)
+        run_recipe(recipe, tmp_path / "run", until="train")
+        assert len(served.bodies) == asked
+    assert any("what it can do: at most 20 requests" in text for text in said)
+    lines = (tmp_path / "run" / "train" / "student" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["kl"] > 0 for line in lines) and lines
+
+
+def test_check_asks_the_endpoint(tiny_llama, chat_jsonl, monkeypatch):
+    """What is missing is a problem of the recipe, found before a run; what is there are facts."""
+    trace = {"mode": {"kind": "generate", "max_tokens": 6}, "target": {"kind": "top_k", "k": 30}}
+    student = {"kind": "pretrained", "path": str(tiny_llama)}
+    served = Endpoint(Manners())
+    with serve(served.app) as url:
+        teacher = {"kind": "openai", "base_url": url, "model": "bigram", "api_key_env": None}
+        source = {"kind": "files", "path": str(chat_jsonl), "messages": "messages"}
+        recipe = recipe_of(
+            tiny_llama, chat_jsonl, teacher=teacher, trace=trace, student=student, data__source=source,
+            data__max_length=100,
+        )  # fmt: skip
+        found = check_recipe(recipe)
+        assert [problem.where for problem in found.problems] == ["trace.target.k"]
+        assert any("log-probs are raw" in fact for fact in found.facts)
+        assert check_recipe(recipe.override("trace.target.k=20")).problems == []
+    monkeypatch.setattr(wire, "FIRST_WAIT", 0.01)
+    (gone,) = check_recipe(recipe).problems
+    assert gone.where == "teacher" and "gives no answer" in gone.message
