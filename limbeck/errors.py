@@ -25,6 +25,10 @@ class TeacherError(LimbeckError, ValueError):
     exit_code = 4
 
 
+class UnalignedTokens(TeacherError):
+    """A reply's tokens are not tokens of our vocabulary, or its log-probs are not log-probs: text, but no target."""
+
+
 class BudgetError(LimbeckError, RuntimeError):
     """A resource ran out: memory or disk space."""
 

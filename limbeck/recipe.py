@@ -115,7 +115,14 @@ class TextTarget(Section):
     kind: Literal["text"] = "text"
 
 
-Target = TopK | Sampled | Hybrid | Live | TextTarget
+class Votes(Section):
+    """Soft labels without any log-prob: at each position, the share of a prompt's `trace.mode.n` replies that go on
+    with each token. Equal replies are stored once, weighed by their share."""
+
+    kind: Literal["votes"] = "votes"
+
+
+Target = TopK | Sampled | Hybrid | Live | TextTarget | Votes
 
 
 class TraceSection(Section):

@@ -32,9 +32,11 @@ from limbeck.recipe import (
     ScratchStudent,
     TextTarget,
     TopK,
+    Votes,
 )
 from limbeck.rules_captured import captured_rules
 from limbeck.rules_curate import curate_rules
+from limbeck.rules_target import vote_rules
 from limbeck.rules_teacher import teacher_rules
 from limbeck.sources import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
 from limbeck.teachers import is_local
@@ -51,8 +53,8 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    data = (_source, captured_rules, _rows)
-    rules = (*data, _mode, _target, _student, teacher_rules, curate_rules, _objective, _train, _evaluate)
+    data = (_source, captured_rules, _rows, _mode, _target, vote_rules)
+    rules = (*data, _student, teacher_rules, curate_rules, _objective, _train, _evaluate)
     return [found for rule in rules for found in rule(recipe)]
 
 
@@ -210,7 +212,7 @@ def offers(target: Target) -> Needs:
 
 def knows_entropy(target: Target) -> bool:
     """Whether the teacher's own entropy is stored: a sample's is another."""
-    return not isinstance(target, TopK) and not (isinstance(target, Sampled) and target.value == "probability")
+    return not isinstance(target, (TopK, Votes)) and not (isinstance(target, Sampled) and target.value == "probability")
 
 
 def _divergences(recipe: Recipe) -> Iterator[Problem]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.findings import Problem, idle, problem
-from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScratchStudent, TextTarget, TopK
-from limbeck.teachers import OpenAITeacher, TextTeacher, is_local
+from limbeck.recipe import GenerateMode, PruneStudent, Recipe, ScoreMode, ScratchStudent, TextTarget, TopK, Votes
+from limbeck.teachers import GgufTeacher, OpenAITeacher, TextTeacher, is_local
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +19,8 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
         if isinstance(student, ScratchStudent) and student.like is not None:
             message = "has no effect with a teacher in this process: the student has its architecture; remove it."
             yield problem("student.like", message)
+        if isinstance(teacher, GgufTeacher):
+            yield from idle(teacher, "teacher", ("trust_remote_code",), "on a .gguf file, which holds no code")
         return
     here = "Use a teacher in this process (kind hf)"
     if isinstance(student, PruneStudent):
@@ -39,17 +41,22 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
 
 def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
     trace = recipe.trace
+    yield from _told(recipe, teacher.kind)
     if not isinstance(trace.mode, GenerateMode):
-        message = f"is {trace.mode.kind}, but a teacher behind an endpoint is asked for replies. Set it to generate."
-        yield problem("trace.mode.kind", message)
+        names = ("samples_per_request", "max_tokens_key", "system")
+        yield from idle(teacher, "teacher", names, "when given text is scored: nothing is written")
     elif teacher.samples_per_request > trace.mode.n:
         message = (
             f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
         )
         yield problem("teacher.samples_per_request", message)
-    if not isinstance(trace.target, (TextTarget, TopK)):
-        message = f"is {trace.target.kind}, but an endpoint tells text, and the top_k of its tokens at most. Set it to "
-        yield problem("trace.target.kind", message + "text.")
+    if teacher.mode == "live":
+        yield from idle(teacher, "teacher", ("batch_requests", "batch_poll_seconds"), "unless teacher.mode is batch")
+    else:
+        names = ("concurrency", "requests_per_minute", "tokens_per_minute")
+        yield from idle(teacher, "teacher", names, "when teacher.mode is batch: the provider sets the pace")
+        if not isinstance(trace.mode, GenerateMode):
+            yield problem("teacher.mode", "is batch, and given text is scored live only. Set teacher.mode to live.")
     if teacher.max_cost is not None and teacher.prices is None:
         yield problem("teacher.max_cost", "has no effect without teacher.prices: nobody knows what a token costs.")
     if teacher.system is not None and teacher.endpoint == "completions":
@@ -57,6 +64,22 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
             "teacher.system", "has no effect with teacher.endpoint=completions: there are no turns; remove it."
         )
     yield from idle(trace, "trace", ("batch_tokens",), "with a teacher behind an endpoint: there is no forward here")
+
+
+def _told(recipe: Recipe, kind: str) -> Iterator[Problem]:
+    """What an endpoint can tell at best: text, its most probable tokens, or several replies."""
+    trace, objective = recipe.trace, recipe.objective
+    if not isinstance(trace.target, (TextTarget, TopK, Votes)):
+        message = f"is {trace.target.kind}, but a teacher of kind {kind} never tells a whole distribution. Use top_k "
+        yield problem("trace.target.kind", message + "(its log-probs), votes (shares of its replies), or text.")
+    elif isinstance(trace.mode, ScoreMode) and not isinstance(trace.target, TopK):
+        message = (
+            f"is score, but a {trace.target.kind} target is made of replies. Set it to generate, or the target to "
+        )
+        yield problem("trace.mode.kind", message + "top_k.")
+    if isinstance(trace.target, TopK) and not objective.only_ce and objective.temperature != 1:
+        message = f"is not 1, but a teacher of kind {kind} tells its log-probs at temperature 1 only: the rest cannot "
+        yield problem("objective.temperature", message + "be re-tempered. Set it to 1.")
 
 
 def _scratch(student: ScratchStudent, kind: str) -> Iterator[Problem]:

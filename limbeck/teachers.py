@@ -28,6 +28,14 @@ class HfTeacher(Section):
     )
 
 
+class GgufTeacher(HfTeacher):
+    """A .gguf file in this process: its weights are read as they are and computed with in `dtype`. A llama.cpp server
+    is reached through kind openai."""
+
+    kind: Literal["gguf"] = "gguf"  # type: ignore[assignment]
+    path: Annotated[str, Field(pattern=r"\.gguf$")] = Field(description="a .gguf file")
+
+
 class TextTeacher(Section):
     """A teacher that has spoken already: the replies in the data are its words, and nobody is asked. For published
     traces, captured traffic, or your own worked answers."""
@@ -69,6 +77,13 @@ class OpenAITeacher(Section):
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
         default="max_tokens", description="what the endpoint calls the longest reply"
     )
+    mode: Literal["live", "batch"] = Field(
+        default="live",
+        description="`batch` uses the provider's batches (`/files`, `/batches`): answers within a day, often at half "
+        "the price (then give that in `prices`)",
+    )
+    batch_requests: Positive = Field(default=10000, description="most requests of one batch")
+    batch_poll_seconds: Above0 = Field(default=30.0, description="time between two looks at a batch")
     samples_per_request: Positive = Field(
         default=1, description="replies asked for at once, where trace.mode.n is larger (`n`)"
     )
@@ -107,7 +122,20 @@ class OpenAITeacher(Section):
         return [self.kind, self.place, self.model, self.endpoint, self.system, self.extra_body]
 
 
-Teacher = HfTeacher | TextTeacher | OpenAITeacher
+class VllmTeacher(OpenAITeacher):
+    """A vLLM server: as `openai`, and its log-probs name token ids, so that they are exact, also of given text
+    (trace.mode.kind score). Start it with `--max-logprobs` of at least trace.target.k."""
+
+    kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+[^\s?#]*$")] = Field(
+        default="http://127.0.0.1:8000/v1", description="where the server is; it ends in `/v1`"
+    )
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        default=None, description="environment variable that holds the server's `--api-key`, where it has one"
+    )
+
+
+Teacher = HfTeacher | GgufTeacher | TextTeacher | OpenAITeacher | VllmTeacher
 
 
 def is_local(teacher: Teacher) -> bool:

@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
+from urllib.parse import unquote_plus, unquote_to_bytes
 
 import h11
 
@@ -36,7 +36,11 @@ OWN_PREFIX = b"/-/"
 TAG_HEADER = b"x-limbeck-tag-"
 CONVERSATION_HEADER = b"x-limbeck-conversation"
 ID_HEADERS = (b"x-request-id", b"x-client-request-id")
-KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"proxy-authorization", b"cookie")
+KEY_HEADERS = (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"proxy-authorization")
+KEY_NAME = re.compile(r"key|token|secret|sig|auth|pass|code|session", re.IGNORECASE)
+MIN_COOKIE = 16
+"""Shorter values of cookies are settings, such as a language."""
+
 
 RECORDED = (b"/chat/completions", b"/completions")
 ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
@@ -117,11 +121,16 @@ def is_recorded(request: h11.Request) -> bool:
 
 
 def secrets(request: h11.Request) -> list[str]:
-    """The values by which this client proves who it is: whole, and their last word (behind `Bearer`)."""
-    values = [value.decode("latin-1") for name, value in request.headers if name in KEY_HEADERS]
+    """The values by which this client proves who it is: of its headers whole and their last word (behind `Bearer`), of
+    cookies and of query parameters named so, plain and decoded."""
+    found = [value.decode("latin-1") for name, value in request.headers if name in KEY_HEADERS]
+    found += [value.split(" ")[-1] for value in found]
+    cookies = [value.decode("latin-1") for name, value in request.headers if name == b"cookie"]
+    pairs = [part.strip().partition("=") for one in cookies for part in one.split(";")]
+    found += [value for _, _, value in pairs if len(value) >= MIN_COOKIE]
     query = request.target.partition(b"?")[2].decode("latin-1")
-    values += [value for _, _, value in (pair.partition("=") for pair in query.split("&")) if value]
-    return [word for value in values for word in {value, value.split(" ")[-1]}]
+    named = [value for name, _, value in (pair.partition("=") for pair in query.split("&")) if KEY_NAME.search(name)]
+    return [*found, *named, *(unquote_plus(value) for value in named)]
 
 
 def tags(request: h11.Request) -> dict[str, str]:

@@ -15,12 +15,14 @@ import asyncio
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import Stopped, TeacherError
+from limbeck.jobs.batch import Request, ask_in_batches
 from limbeck.jobs.label import plan_shards
 from limbeck.jobs.replies import Keeping, Said, ask_of
+from limbeck.jobs.tally import Tally
 from limbeck.lms.api import Answer, answer_from_json, answer_to_json
 from limbeck.lms.openai import open_endpoint
 from limbeck.lms.patience import Desk, run_loop, settle
@@ -29,13 +31,16 @@ from limbeck.rundir import atomic_write
 from limbeck.store import StoreWriter, TraceStore, trace_id
 from limbeck.store.failures import Failures
 from limbeck.store.journal import Journal
-from limbeck.teachers import OpenAITeacher
+from limbeck.teachers import OpenAITeacher, name_of
 from limbeck.types import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from limbeck.lms.api import Ask
+    from limbeck.lms.openai import Endpoint
+    from limbeck.lms.patience import Outcome
     from limbeck.types import OnProgress, Row
 
 TICK = 0.05
@@ -89,43 +94,6 @@ class _Shard:
     left: int = 0  # replies that are neither there nor failed
 
 
-@dataclass
-class Tally:
-    """What was asked, over all sittings: read from the journal, then counted on. Shown in RUN/traces/asked.json."""
-
-    answered: int = 0  # replies
-    failed_keys: dict[str, str] = field(default_factory=dict)  # with their kinds; answered later, they have not
-    finish_reasons: Counter[str] = field(default_factory=Counter)
-    answered_by: Counter[str] = field(default_factory=Counter)
-    requests: int = 0
-    attempts: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float = 0.0
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self.requests += bool(entry["keys"])
-        self.attempts += entry.get("attempts", 0)
-        self.cost += entry["cost"]
-        if "failed" in entry:
-            self.failed_keys |= dict.fromkeys(entry["keys"], entry["failed"]["kind"])
-        if "answer" in entry:
-            answer = entry["answer"]
-            self.answered += len(entry["keys"])
-            for key in entry["keys"] if self.failed_keys else ():
-                self.failed_keys.pop(key, None)
-            self.finish_reasons.update(choice["finish_reason"] for choice in answer["choices"])
-            self.answered_by[" ".join((answer["model"], answer["system_fingerprint"])).strip()] += len(entry["keys"])
-            prompt, completion = answer["usage"]
-            self.prompt_tokens += prompt or 0
-            self.completion_tokens += completion or 0
-
-    @property
-    def failed(self) -> Counter[str]:
-        """Replies that finally failed, by kind."""
-        return Counter(self.failed_keys.values())
-
-
 class _Asking:
     """One sitting: what is still to be asked, who asks it, and what is committed."""
 
@@ -138,9 +106,11 @@ class _Asking:
         on_message: Callable[[str], None],
     ) -> None:
         settings, mode = recipe.teacher, recipe.trace.mode
-        assert isinstance(settings, OpenAITeacher) and isinstance(mode, GenerateMode)
+        assert isinstance(settings, OpenAITeacher)
         self.recipe, self.keeping, self.writer, self.failures = recipe, keeping, writer, failures
-        self.on_message, self.settings, self.num_draws = on_message, settings, mode.n
+        extra = {**keeping.extra_body, **settings.extra_body}
+        self.on_message, self.settings = on_message, settings.model_copy(update={"extra_body": extra})
+        self.num_draws = mode.n if isinstance(mode, GenerateMode) else 1
         self.tally, self.shards = Tally(), list[_Shard]()
         self.journal: Journal | None = None
         self.group = settings.samples_per_request
@@ -190,7 +160,11 @@ class _Asking:
             if any(shard.left for shard in self.shards):
                 async with open_endpoint(self.settings) as endpoint:
                     desk = Desk.of(endpoint, self.on_message, self.tally.cost)
-                    await self._ask_all(desk, _Meter(self, desk, on_progress), stop_asked)
+                    meter = _Meter(self, desk, on_progress)
+                    if self.settings.mode == "batch":
+                        await self._ask_in_batches(endpoint, meter, stop_asked)
+                    else:
+                        await self._ask_all(desk, meter, stop_asked)
         finally:
             self.closing = True
             self.changed.set()
@@ -222,6 +196,14 @@ class _Asking:
             await self._sync()
             self._write_tally(desk.troubles)
 
+    async def _ask_in_batches(self, endpoint: Endpoint, meter: _Meter, stop_asked: Callable[[], bool]) -> None:
+        sink, folder = _Sink(self, meter), self.writer.path
+        try:
+            await ask_in_batches(endpoint, sink, folder, on_message=self.on_message, stop_asked=stop_asked)
+        finally:
+            await self._sync()
+            self._write_tally(Counter())
+
     def _todo(self) -> Iterator[tuple[_Shard, Row, list[int]]]:
         """What is neither in the journal nor asked, in the order of the plan."""
         assert self.journal is not None
@@ -244,7 +226,16 @@ class _Asking:
 
     async def _ask(self, desk: Desk, shard: _Shard, row: Row, draws: list[int]) -> list[int]:
         """Ask for some draws of a row and write down what came; returns those that did not come."""
-        outcome = await desk.ask(ask_of(self.recipe, row, draws, self.keeping.logprobs))
+        return self.take(shard, row, draws, await desk.ask(self.ask_of(row, draws)))
+
+    def ask_of(self, row: Row, draws: Sequence[int]) -> Ask:
+        """The request for some draws of a row."""
+        if self.keeping.ask is not None:
+            return self.keeping.ask(row, draws)
+        return ask_of(self.recipe, row, draws, self.keeping.logprobs)
+
+    def take(self, shard: _Shard, row: Row, draws: list[int], outcome: Outcome) -> list[int]:
+        """Write down what came of a request for some draws of a row; returns those that did not come."""
         found = outcome.found
         entry: dict[str, Any] = {"row": row.id, "draw": draws[0], "cost": outcome.cost, "attempts": outcome.attempts}
         if isinstance(found, Answer):
@@ -261,7 +252,7 @@ class _Asking:
         if got < len(draws) and self.group > 1:  # n is not heeded
             self.group = 1
             self.on_message(
-                f"{desk.endpoint.where} gives {got} of {len(draws)} replies at once: they are asked for one by one. "
+                f"{name_of(self.settings)} gives {got} of {len(draws)} replies at once: they are asked for one by one. "
                 "Set teacher.samples_per_request to 1."
             )
         self._refuse_change()
@@ -376,6 +367,38 @@ class _Asking:
             self.journal.close()
 
 
+class _Sink:
+    """The same job as batches see it."""
+
+    def __init__(self, asking: _Asking, meter: _Meter) -> None:
+        self.asking, self.meter = asking, meter
+        self.homes = {row.id: (shard, row) for shard in asking.shards for row in shard.rows}
+
+    @property
+    def spent(self) -> float:
+        return self.asking.tally.cost
+
+    def request(self, row: str, draws: Sequence[int]) -> Request | None:
+        if row not in self.homes:
+            return None
+        asking, home = self.asking, self.homes[row][1]
+        return Request(asking._key(home, draws[0]), row, tuple(draws), asking.ask_of(home, draws))
+
+    def todo(self) -> list[Request]:
+        found = [self.request(row.id, draws) for _, row, draws in self.asking._todo()]
+        return [request for request in found if request is not None]
+
+    def take(self, request: Request, outcome: Outcome) -> None:
+        shard, row = self.homes[request.row]
+        self.asking.take(shard, row, list(request.draws), outcome)
+
+    async def sync(self) -> None:
+        await self.asking._sync()
+
+    def tell(self, waiting: int) -> None:
+        self.meter.tell(waiting)
+
+
 class _Meter:
     """Progress over replies that are durable, with the rate of this sitting."""
 
@@ -383,7 +406,8 @@ class _Meter:
         self.asking, self.desk, self.on_progress = asking, desk, on_progress
         self.begun, self.first = time.monotonic(), asking.durable
 
-    def tell(self) -> None:
+    def tell(self, waiting: int = 0) -> None:
+        """`waiting` replies are ready at the provider."""
         asking = self.asking
         rate = (asking.durable - self.first) / max(time.monotonic() - self.begun, 1e-9)
         eta = (asking.total - asking.durable) / rate if rate else 0.0

@@ -23,7 +23,9 @@ from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
 from limbeck.findings import Problem, problem
 from limbeck.jobs.data import run_data
 from limbeck.jobs.doubts import warn_of_teacher
+from limbeck.jobs.endpoint import missing, needs_probe, run_probe, sentences
 from limbeck.jobs.estimate import estimate_stages
+from limbeck.jobs.keep import reader_for
 from limbeck.lms import KINDS, open_lm
 from limbeck.lms.gguf import resolve_model
 from limbeck.meter import disk_bytes, measure
@@ -117,9 +119,23 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
     if local:
         _check_student(recipe, reader, found)
     _check_rows(recipe, reader, found)
+    if estimate and needs_probe(recipe) and not found.problems:
+        _probe(recipe, reader, found)
     if estimate and local and not found.problems:
         _estimate(recipe, reader, found, on_progress or _ignore)
     return found
+
+
+def _probe(recipe: Recipe, student: _Model, found: CheckResult) -> None:
+    """Ask the endpoint what the recipe needs of it."""
+    try:
+        nowhere = Path(os.devnull) / "record"
+        record = run_probe(recipe, nowhere, reader_for(recipe, student.tokenizer), found.facts.append)
+    except LimbeckError as error:
+        found.problems.append(Problem("teacher", str(error)))
+        return
+    found.facts.extend(sentences(record))
+    found.problems.extend(missing(recipe, record))
 
 
 def _ignore(_progress: Progress) -> None:

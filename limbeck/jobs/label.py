@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from limbeck.errors import DataError, Stopped
+from limbeck.jobs.votes import vote
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
 from limbeck.packing import labels_of, pack, plan_batches
-from limbeck.recipe import GenerateMode, Live, Recipe, Sampled, TextTarget, TopK
+from limbeck.recipe import GenerateMode, Hybrid, Recipe, Sampled, TopK, Votes
 from limbeck.rundir import fingerprint
 from limbeck.store import VERSION, Codec, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.text import template_hash, tokenizer_hash
@@ -26,25 +27,27 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.lms.hf import HfLM
-    from limbeck.recipe import Target
+    from limbeck.recipe import Target, TraceSection
     from limbeck.types import OnProgress
 
 
 def support_spec(target: Target) -> SupportSpec:
-    """What is kept of a position: nothing where the teacher's full distribution is computed beside the student, or its
-    text is all that is wanted."""
-    if isinstance(target, (Live, TextTarget)):
-        return SupportSpec(head=0, draws=0)
+    """What is kept of a position; nothing where the teacher's full distribution is computed beside the student, where
+    only text is kept, and of votes."""
     if isinstance(target, TopK):
         return SupportSpec(head=target.k, draws=0)
     if isinstance(target, Sampled):
         return SupportSpec(head=0, draws=target.draws, drawn_p=target.value == "probability")
-    return SupportSpec(head=target.head, draws=target.draws, min_prob=target.min_prob)
+    if isinstance(target, Hybrid):
+        return SupportSpec(head=target.head, draws=target.draws, min_prob=target.min_prob)
+    return SupportSpec(head=0, draws=0)
 
 
-def codec_of(target: Target, vocab: int) -> Codec:
+def codec_of(trace: TraceSection, vocab: int) -> Codec:
     """How what is kept of a position is laid out."""
-    spec = support_spec(target)
+    target, mode, spec = trace.target, trace.mode, support_spec(trace.target)
+    if isinstance(target, Votes):
+        return Codec(vocab, 0, mode.n if isinstance(mode, GenerateMode) else 1, "votes")
     if spec.drawn_p:  # the drawn tokens are a head of their own
         return Codec(vocab, min(spec.draws, vocab), 0, "renormalise")
     return Codec(vocab, min(spec.head, vocab), spec.draws, target.rest if isinstance(target, TopK) else "tail")
@@ -62,7 +65,7 @@ def header_of(
     """The identity of the store of a recipe. `lm` is the fingerprint and the name of who speaks, `tokenizer` what makes
     its words tokens, `vocab` how many of them there are."""
     target = recipe.trace.target
-    codec = codec_of(target, vocab)
+    codec = codec_of(recipe.trace, vocab)
     return StoreHeader(
         version=VERSION,
         kind=target.kind,
@@ -165,7 +168,7 @@ def label_rows(
     """Traces and encoded records of one shard's rows: a pure function of teacher, rows and seed."""
     draws = torch.Generator().manual_seed(seed)
     rounding = np.random.default_rng(seed)
-    spec = support_spec(recipe.trace.target)
+    spec, votes = support_spec(recipe.trace.target), isinstance(recipe.trace.target, Votes)
     traces: list[Trace] = []
     records: list[bytes] = []
     lengths = [_cost(recipe, row) for row in rows]
@@ -174,8 +177,12 @@ def label_rows(
             raise Stopped("stopped while labelling; finished shards are kept. Run the same command again to go on.")
         batch_rows = [rows[index] for index in indices]
         fresh = _speak(recipe, header, teacher, batch_rows, seed + number)
-        if spec.head or spec.draws:
-            supports = score(teacher, fresh, spec, header.temperature, draws)
+        told = sum(len(trace.ids) for trace in fresh)
+        if votes or spec.head or spec.draws:
+            if votes:
+                fresh, supports = zip(*vote(fresh), strict=True)
+            else:
+                supports = score(teacher, fresh, spec, header.temperature, draws)
             encode = header.codec.encode
             pairs = zip(supports, fresh, strict=True)
             records += [encode(s, labels_of(t), t.context_hash, rounding) for s, t in pairs]
@@ -183,7 +190,7 @@ def label_rows(
             records += [bare_record(trace) for trace in fresh]
         traces += fresh
         if meter is not None:
-            meter.add(sum(len(trace.ids) for trace in fresh), sum(lengths[index] for index in indices))
+            meter.add(told, sum(lengths[index] for index in indices))
     return traces, records
 
 

@@ -4,8 +4,8 @@ came."""
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import DataError
 from limbeck.jobs.label import bare_record, header_of, make_trace
@@ -17,7 +17,7 @@ from limbeck.text import Encoder
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
 
@@ -49,11 +49,14 @@ class Made:
 @dataclass(frozen=True)
 class Keeping:
     """What a store keeps of replies: its identity, how many log-probs are asked for, and how the replies to one row
-    become traces with records. `make` must depend on its arguments alone."""
+    become traces with records. `make` must depend on its arguments alone. `extra_body` are keys that requests need
+    besides those of the recipe; `ask` the request about some draws of a row, where it is not one for a reply."""
 
     header: StoreHeader
     make: Callable[[Row, Sequence[Said]], Made]
     logprobs: int = 0
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    ask: Callable[[Row, Sequence[int]], Ask] | None = None
 
 
 def ask_header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StoreHeader:

@@ -24,10 +24,10 @@ from limbeck.jobs.ask import run_ask
 from limbeck.jobs.check import check_recipe
 from limbeck.jobs.curate import candidates_of, judge_of, kept_ids, run_curate
 from limbeck.jobs.data import data_fingerprint, run_data
+from limbeck.jobs.endpoint import keep_record, prepare
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.jobs.evaluate import run_evaluate
 from limbeck.jobs.label import run_label, store_header
-from limbeck.jobs.replies import ask_header, keep_text
 from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
@@ -238,15 +238,16 @@ class _Run:
         rows = [row for row in self.rows if generated or row.split == "train"]
 
         def work() -> None:
-            asked = not is_local(self.recipe.teacher)
-            header = ask_header(self.recipe, self.tokenizer) if asked else store_header(self.recipe, self.teacher)
+            if is_local(self.recipe.teacher):
+                header, record = store_header(self.recipe, self.teacher), None
+                label = partial(run_label, self.recipe, folder, self.teacher)
+            else:
+                keeping, record = prepare(self.recipe, folder, self.tokenizer, self.stages.on_message)
+                header, label = keeping.header, partial(run_ask, self.recipe, folder, keeping)
             if (folder / "store.json").exists() and read_header(folder).fingerprint != header.fingerprint:
                 self._set_aside(folder, read_header(folder).fingerprint)
-            label = (
-                partial(run_ask, self.recipe, folder, keep_text(self.recipe, self.tokenizer))
-                if asked
-                else partial(run_label, self.recipe, folder, self.teacher)
-            )
+            if record is not None:
+                keep_record(self.recipe, folder, record)
             label(
                 rows,
                 on_progress=self.stages.on_progress,

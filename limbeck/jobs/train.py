@@ -20,7 +20,7 @@ from limbeck.text import load_tokenizer
 from limbeck.train import sources
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
-from limbeck.train.emphasis import weigher
+from limbeck.train.emphasis import trace_weigher, weigher
 from limbeck.train.loop import Job, fit
 from limbeck.train.objective import terms_at, twin_terms
 
@@ -76,9 +76,10 @@ def run_train(
         fetch = sources.live(items, teacher, vocab)
     else:
         fetch = sources.plain(items, device)
-    weigh = weigher(recipe.objective.position_weights, lambda: load_tokenizer(str(student_path)))
-    if weigh is not None:
-        fetch = sources.weighted(fetch, items, weigh)
+    by_place = weigher(recipe.objective.position_weights, lambda: load_tokenizer(str(student_path)))
+    for weigh in (by_place, trace_weigher(items)):
+        if weigh is not None:
+            fetch = sources.weighted(fetch, items, weigh)
     precision = resolve_dtype(train.precision, device)
     distiller = Distiller(student, terms, precision=precision, vocab=vocab)
     if train.activation_checkpointing:

@@ -9,7 +9,7 @@ from limbeck.lms.hf import HfLM
 if TYPE_CHECKING:
     from pathlib import Path
 
-KINDS = {"hf": HfLM}
+KINDS = {"hf": HfLM, "gguf": HfLM}
 
 
 def open_lm(path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_remote_code: bool = False) -> HfLM:

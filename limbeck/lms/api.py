@@ -67,6 +67,9 @@ class Ask:
     """One request: a conversation (`messages`, each with role and content) or a raw `prompt`, never both.
 
     `sampling.n` choices are asked for; `logprobs` most probable tokens per position (0 asks for no log-probs).
+
+    With `given` token ids nothing is to be written: log-probs of these tokens are asked for, from place `first` on;
+    `echo` by the older way.
     """
 
     messages: tuple[Mapping[str, Any], ...] = ()
@@ -74,6 +77,9 @@ class Ask:
     sampling: Sampling = field(default_factory=Sampling)
     logprobs: int = 0
     seed: int | None = None
+    given: tuple[int, ...] = ()
+    first: int = 1
+    echo: bool = False
 
 
 # ---- JSON ------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.lms.bodies import Malformed, parse, read_answer
+from limbeck.lms.given import given_body, read_given
 from limbeck.lms.refusals import Again, Refused, judge
 from limbeck.teachers import OpenAITeacher, name_of
 
@@ -79,7 +80,7 @@ class Endpoint:
             found = parse(body)
             if isinstance(found, dict) and found.get("error") and not found.get("choices"):
                 return self._clean(_hidden_error(found["error"], headers, body, self.where))
-            return read_answer(found, ask, seconds)
+            return read_given(found, ask, seconds) if ask.given else read_answer(found, ask, seconds)
         except Malformed as error:
             return Again("malformed", self.redact(str(error)), billed=True)
 
@@ -87,7 +88,7 @@ class Endpoint:
         import httpx2
         import openai
 
-        path = "/completions" if ask.prompt is not None else "/chat/completions"
+        path = "/completions" if ask.prompt is not None or ask.given else "/chat/completions"
         try:
             response = await self.client.post(
                 path,
@@ -174,6 +175,8 @@ def read_key(settings: OpenAITeacher) -> str:
 
 def body_of(settings: OpenAITeacher, ask: Ask) -> dict[str, Any]:
     """The request's JSON. What the recipe says in `extra_body` counts last, and null takes a key away."""
+    if ask.given:
+        return given_body(settings, ask)
     sampling = ask.sampling
     body: dict[str, Any] = {"model": settings.model}
     if ask.prompt is not None:

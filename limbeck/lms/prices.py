@@ -18,6 +18,8 @@ TURN_TOKENS = 8
 
 def most_prompt_tokens(settings: OpenAITeacher, ask: Ask) -> int:
     """More tokens than the prompt can have, whatever the tokenizer: none is shorter than a byte."""
+    if ask.given:
+        return len(ask.given)
     if ask.prompt is not None:
         return len(ask.prompt.encode()) + TURN_TOKENS
     contents = [str(value) for turn in ask.messages for value in turn.values() if value is not None]
@@ -26,7 +28,7 @@ def most_prompt_tokens(settings: OpenAITeacher, ask: Ask) -> int:
 
 
 def most_reply_tokens(ask: Ask) -> int:
-    return ask.sampling.n * ask.sampling.max_tokens
+    return 1 if ask.given else ask.sampling.n * ask.sampling.max_tokens
 
 
 def cost_of(prices: Prices | None, prompt_tokens: float, reply_tokens: float) -> float:

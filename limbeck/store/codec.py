@@ -9,7 +9,8 @@ One trace is one record. Its reader knows the trace, so a token that really foll
     head ids       a set of ids at each position
     head mass      sum(head) x 8 bits
     draw ids       a set of ids at each position
-    draw counts    Elias gamma; without a head all but the first of a position, which is what is left of all draws
+    draw counts    Elias gamma; without a head all but the first of a position, which is what is left of all draws.
+                   Votes keep all of them: fewer replies go on at every position, and shares are exact.
 
 `bits.set_bits` says how a set is written. Streams follow one another bit by bit; a record is padded to whole bytes.
 
@@ -47,7 +48,8 @@ class Codec:
     """How one store's records are laid out: `head` 0 means draws only, `draws` 0 a head only; both mean hybrid.
 
     `rest` is what becomes of the mass outside a head when it is read: `tail` (one cell of its own, or the draws),
-    `gold` (given to the label), `spread` (evenly on all other tokens), `renormalise` (cut off).
+    `gold` (given to the label), `spread` (evenly on all other tokens), `renormalise` (cut off). `votes` are draws only:
+    shares of at most `draws` replies, in a support that is complete.
     """
 
     vocab: int
@@ -69,11 +71,15 @@ class Codec:
     def keeps_tail(self) -> bool:
         return self.head > 0 and self.rest != "renormalise"
 
+    @property
+    def keeps_entropy(self) -> bool:
+        return self.draws > 0 and self.rest != "votes"
+
     def encode(self, support: Support, labels: np.ndarray, context_hash: str, generator: np.random.Generator) -> bytes:
         """The record of one trace, from its n selected positions and the n tokens that really follow."""
         streams: list[np.ndarray] = []
         others: list[int] = []
-        if self.draws:
+        if self.keeps_entropy:
             levels = self.entropy_levels
             entropy = support.entropy_n.cpu().numpy().astype(np.float64).clip(0.0, levels[-1])
             streams.append(field_bits(round_to(levels, entropy, generator.random()), ENTROPY_BITS))
@@ -89,7 +95,7 @@ class Codec:
             rows = support.draw_rows_Q.cpu().numpy()
             counts = support.draw_counts_Q.cpu().numpy()
             counts = self._set(rows, support.draw_ids_Q.cpu().numpy(), counts, labels, streams, others)
-            if not self.head:
+            if not self.head and self.rest != "votes":
                 counts = counts[np.diff(rows, prepend=-1) == 0]
             streams.append(count_bits(counts))
         fixed = bytes.fromhex(context_hash)[:HASH_BYTES] + np.array(others, dtype="<u4").tobytes()
@@ -125,7 +131,7 @@ class Codec:
         at = ends[:-1] + HASH_BYTES
         others = buffer[at[:, None] + np.arange(4 * num_sets)].view("<u4").astype(np.int64).T
         streams = Streams(buffer, 8 * (at + 4 * num_sets), sizes)
-        entropy = self.entropy_levels[streams.numbers(sizes, ENTROPY_BITS)] if self.draws else None
+        entropy = self.entropy_levels[streams.numbers(sizes, ENTROPY_BITS)] if self.keeps_entropy else None
         if self.head:
             ids_NK, p_NC = self._read_heads(streams, others, labels)
             with np.errstate(divide="ignore"):
@@ -135,9 +141,8 @@ class Codec:
             sets, counts = self._read_draws(streams, others[-1], labels)
             flat, width = _cells(sets.sizes)
             ids_NK = _filled(len(labels), width, flat, sets.ids, -1)
-            with np.errstate(divide="ignore"):
-                logs = np.log(np.arange(self.draws + 1) / self.draws).astype(np.float32)
-            logp_NK = _filled(len(labels), width, flat, logs[counts], -np.inf)
+            shares = counts / np.repeat(self._ballots(sets.sizes, counts), sets.sizes)
+            logp_NK = _filled(len(labels), width, flat, np.log(shares).astype(np.float32), -np.inf)
             tail_N = np.full(len(labels), -np.inf, dtype=np.float32)
         entropy_N = None if entropy is None else torch.from_numpy(entropy.astype(np.float32))
         return Dist(
@@ -186,11 +191,17 @@ class Codec:
             p_NC[drawn.sizes > 0, -1] = 0.0
         return ids_NK, p_NC
 
+    def _ballots(self, sizes: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """All draws of each position."""
+        if self.rest != "votes":
+            return np.full(len(sizes), self.draws)
+        return np.bincount(np.repeat(np.arange(len(sizes)), sizes), weights=counts, minlength=len(sizes))
+
     def _read_draws(self, streams: Streams, others: np.ndarray, labels: np.ndarray) -> tuple[IdSets, np.ndarray]:
         """Drawn ids and how often each was drawn."""
         sets = streams.sets(others, labels, self.classes)
         per_record = streams.per_record(sets.sizes)
-        if self.head:
+        if self.head or self.rest == "votes":
             return sets, streams.counts(per_record)
         counts = np.zeros(len(sets.ids), dtype=np.int64)
         first = np.cumsum(sets.sizes) - sets.sizes

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from limbeck.objectives import FirstTokens, PlaceRamp, TokenWeights
+from limbeck.token_bytes import bytes_of, is_byte_level
+from limbeck.types import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,30 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.objectives import PositionWeights
-    from limbeck.types import Row, Trace
+    from limbeck.types import Row
 
 CLASSES = tuple(TokenWeights.model_fields)
-_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _printable_bytes() -> dict[str, int]:
-    """The character that stands for each byte in byte-level BPE (GPT-2): printable bytes stand for themselves."""
-    own = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in own]
-    return {chr(byte): byte for byte in own} | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-BYTES = _printable_bytes()
 
 
 def token_text(token: str, *, byte_level: bool) -> str:
-    """What a token of a vocabulary stands for: byte-level BPE, or SentencePiece with byte fallback."""
-    if byte_level and all(char in BYTES for char in token):
-        return bytes(BYTES[char] for char in token).decode("utf-8", "replace")
-    found = _BYTE.fullmatch(token)
-    if found:
-        return bytes([int(found[1], 16)]).decode("utf-8", "replace")
-    return token.replace("\u2581", " ")
+    """What a token of a vocabulary stands for, as text."""
+    return bytes_of(token, byte_level=byte_level).decode("utf-8", "replace")
 
 
 def class_of(text: str) -> str:
@@ -54,7 +39,7 @@ def class_of(text: str) -> str:
 
 def token_classes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """The class of every token id, as an index into `CLASSES`: int64 [V]."""
-    byte_level = "ByteLevel" in str(tokenizer.backend_tokenizer.decoder)  # type: ignore[attr-defined]
+    byte_level = is_byte_level(tokenizer)
     vocabulary = tokenizer.get_vocab()
     classes = np.full(max(vocabulary.values()) + 1, CLASSES.index("words"))
     for token, index in vocabulary.items():
@@ -96,3 +81,24 @@ def weigher(
         return np.concatenate(parts).astype(np.float32)
 
     return weights
+
+
+def trace_weigher(items: Sequence[Row | Trace]) -> Callable[[Sequence[Row | Trace]], np.ndarray] | None:
+    """Each document's own weight (`meta.weight`: its share of votes) at all its positions: float32 [N]. Scaled so that
+    the mean over the positions of all `items` is 1: a step divides by the number of positions, so loss and rate are
+    those of a data set in which each document stands as often as it counts. None when all count alike."""
+    own = [_own_weight(item) for item in items]
+    total = sum(weight * item.num_supervised for weight, item in zip(own, items, strict=True))
+    if len(set(own)) < 2 or not total:
+        return None
+    scale = sum(item.num_supervised for item in items) / total
+
+    def weights(chosen: Sequence[Row | Trace]) -> np.ndarray:
+        each = np.array([scale * _own_weight(item) for item in chosen])
+        return np.repeat(each, [item.num_supervised for item in chosen]).astype(np.float32)
+
+    return weights
+
+
+def _own_weight(item: Row | Trace) -> float:
+    return float(item.meta.get("weight", 1.0)) if isinstance(item, Trace) else 1.0

@@ -69,12 +69,12 @@ class Order:
 
 
 def weighted(fetch: Fetch, items: Sequence[Row | Trace], weigh: Callable[[Sequence[Row | Trace]], np.ndarray]) -> Fetch:
-    """The same batches, with a weight for every supervised position."""
+    """The same batches, with a weight for every supervised position; weights that are there already are multiplied."""
 
     def fetch_weighted(indices: Sequence[int]) -> Batch:
         batch = fetch(indices)
-        weights_N = torch.from_numpy(weigh([items[index] for index in indices]))
-        return replace(batch, weights_N=weights_N.to(batch.ids_T.device))
+        weights_N = torch.from_numpy(weigh([items[index] for index in indices])).to(batch.ids_T.device)
+        return replace(batch, weights_N=weights_N if batch.weights_N is None else weights_N * batch.weights_N)
 
     return fetch_weighted
 

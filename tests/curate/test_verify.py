@@ -1,4 +1,5 @@
 import json
+import socket
 from fractions import Fraction
 
 import pytest
@@ -108,6 +109,19 @@ def test_json_schema(tmp_path):
     assert oks(JsonSchema(path=str(file)), ('{"a": 2}', "")) == [True]
     with pytest.raises(DataError, match="not a JSON schema"):
         verify_all(JsonSchema(), [("{}", '{"type": 5}')])
+
+
+def test_a_schema_fetches_nothing():
+    pytest.importorskip("jsonschema")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.json"
+        with pytest.raises(DataError, match="nothing is fetched"):
+            verify_all(JsonSchema(), [("{}", json.dumps({"$ref": address}))])
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    inner = json.dumps({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}})
+    assert oks(JsonSchema(), ("{}", inner), ("1", inner)) == [True, False]
 
 
 def test_math():

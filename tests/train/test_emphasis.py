@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from limbeck.objectives import FirstTokens, PlaceRamp, PositionWeights, TokenWeights
-from limbeck.train.emphasis import BYTES, CLASSES, class_of, place_weights, token_classes, token_text, weigher
+from limbeck.token_bytes import BYTES
+from limbeck.train.emphasis import CLASSES, class_of, place_weights, token_classes, token_text, weigher
 from limbeck.train.sources import plain, weighted
 from limbeck.types import Row
 

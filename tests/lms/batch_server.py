@@ -1,0 +1,148 @@
+"""A provider's batches on loopback: files up, batches that take a few looks to end, files down; and all their ends."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+REFUSED = {"message": "maximum context length is 8 tokens", "code": "context_length_exceeded"}
+
+
+def reply(body: dict[str, Any], index: int = 0) -> str:
+    """What the model says: a function of the question and the seed."""
+    return f"{body['messages'][-1]['content'].split()[-1]} by seed {body.get('seed', 0) % 97} {index}"
+
+
+@dataclass
+class Plan:
+    """How a batch ends. `lost` requests have no result, `refused` and `failed` ones stand in the error file (for good,
+    or with a status 500); `looks` it takes to end."""
+
+    status: str = "completed"
+    lost: tuple[int, ...] = ()
+    refused: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
+    garbage: bool = False
+    problem: str = ""
+    code: str = ""
+    looks: int = 2
+
+
+@dataclass
+class BatchServer:
+    """`plans` of the batches in order, the last one for all further; `submitted` every custom id of every batch."""
+
+    plans: list[Plan] = field(default_factory=lambda: [Plan()])
+    files: dict[str, bytes] = field(default_factory=dict)
+    batches: dict[str, dict[str, Any]] = field(default_factory=dict)
+    submitted: list[list[str]] = field(default_factory=list)
+    live: int = 0
+    drop_answers: int = 0  # batches that are created although the answer is an error
+
+    @property
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/v1/files", self.upload, methods=["POST"]),
+                Route("/v1/files/{file}/content", self.content),
+                Route("/v1/batches", self.create, methods=["POST"]),
+                Route("/v1/batches", self.listing),
+                Route("/v1/batches/{batch}", self.look),
+                Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            ]
+        )
+
+    async def upload(self, request: Request) -> JSONResponse:
+        head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
+        form = email.message_from_bytes(head + await request.body(), policy=email.policy.HTTP)
+        parts = {part.get_param("name", header="content-disposition"): part for part in form.iter_parts()}
+        name = f"file-{len(self.files)}"
+        self.files[name] = parts["file"].get_payload(decode=True)
+        assert parts["purpose"].get_payload(decode=True) == b"batch"
+        facts = {"bytes": len(self.files[name]), "created_at": 0, "filename": "x", "purpose": "batch"}
+        return JSONResponse({"id": name, "object": "file", "status": "processed", **facts})
+
+    async def content(self, request: Request) -> Response:
+        return Response(self.files[request.path_params["file"]])
+
+    async def create(self, request: Request) -> JSONResponse:
+        body = await request.json()
+        lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
+        assert all(line["method"] == "POST" and line["url"] == body["endpoint"] for line in lines)
+        self.submitted.append([line["custom_id"] for line in lines])
+        name = f"batch-{len(self.batches)}"
+        facts = {"id": name, "object": "batch", "created_at": 0, "status": "validating", **body}
+        self.batches[name] = {**facts, "request_counts": {"total": len(lines), "completed": 0, "failed": 0}}
+        if self.drop_answers:
+            self.drop_answers -= 1
+            return JSONResponse({"error": {"message": "gateway"}}, 502)
+        return JSONResponse(self.batches[name])
+
+    async def listing(self, request: Request) -> JSONResponse:
+        newest = list(self.batches.values())[::-1][: int(request.query_params["limit"])]
+        return JSONResponse({"object": "list", "data": newest, "has_more": False})
+
+    async def look(self, request: Request) -> JSONResponse:
+        batch = self.batches[request.path_params["batch"]]
+        place = list(self.batches).index(batch["id"])
+        plan = self.plans[min(place, len(self.plans) - 1)]
+        batch["looks"] = batch.get("looks", 0) + 1
+        if batch["looks"] >= plan.looks and batch["status"] != plan.status:
+            self._end(batch, plan)
+        elif batch["status"] == "validating":
+            batch["status"] = "in_progress"
+        return JSONResponse({key: value for key, value in batch.items() if key != "looks"})
+
+    def _end(self, batch: dict[str, Any], plan: Plan) -> None:
+        batch["status"] = plan.status
+        if plan.status == "failed":
+            error = {"code": plan.code or "invalid", "message": plan.problem, "line": 1, "param": None}
+            batch["errors"] = {"object": "list", "data": [error]}
+            return
+        lines = [json.loads(line) for line in self.files[batch["input_file_id"]].splitlines()]
+        good, bad = [], []
+        for place, line in enumerate(lines):
+            if place in plan.lost:
+                continue
+            result = {"id": f"r-{place}", "custom_id": line["custom_id"], "error": None}
+            if place in plan.refused or place in plan.failed:
+                status = 400 if place in plan.refused else 500
+                bad.append(result | {"response": {"status_code": status, "body": {"error": REFUSED}}})
+            else:
+                good.append(result | {"response": {"status_code": 200, "body": self._answer(line["body"])}})
+        if plan.status == "expired":
+            gone = {"code": "batch_expired", "message": "This request could not be executed in time."}
+            bad += [{"custom_id": lines[place]["custom_id"], "response": None, "error": gone} for place in plan.lost]
+        for key, results in (("output_file_id", good[::-1]), ("error_file_id", bad)):  # in any order
+            if results:
+                name = f"file-{len(self.files)}"
+                text = "".join(json.dumps(result) + "\n" for result in results)
+                stray = '{"custom_id": "someone else\'s", "response": null}\nnot JSON\n' if plan.garbage else ""
+                self.files[name] = (stray + text).encode()
+                batch[key] = name
+        counts = {"total": len(lines), "completed": len(good), "failed": len(bad)}
+        batch["request_counts"] = counts
+
+    async def chat(self, request: Request) -> JSONResponse:
+        self.live += 1
+        return JSONResponse(self._answer(await request.json()))
+
+    @staticmethod
+    def _answer(body: dict[str, Any]) -> dict[str, Any]:
+        choices = [
+            {"index": n, "finish_reason": "stop", "message": {"role": "assistant", "content": reply(body, n)}}
+            for n in range(body.get("n", 1))
+        ]
+        usage = {"prompt_tokens": 10, "completion_tokens": 5 * len(choices), "total_tokens": 15}
+        facts = {"id": "x", "object": "chat.completion", "created": 0, "model": "stub-1", "system_fingerprint": "fp"}
+        return {**facts, "choices": choices, "usage": usage}
