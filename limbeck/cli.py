@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from limbeck import __version__
+from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
+from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,32 +30,12 @@ if TYPE_CHECKING:
     from limbeck.types import OnProgress
     from limbeck.yaml_nodes import Node
 
-FAILED = 1
-INTERRUPTED = 130
-PIPE_WIDTH = 120
-
-EXAMPLES = """\
-[bold]Examples[/bold]
-
-  limbeck init --data chats.jsonl --layers 20 --out my.yaml
-
-  limbeck check my.yaml
-
-  limbeck run my.yaml train.budget.steps=200
-
-  limbeck show traces runs/my --row 3
-
-  limbeck selftest --teacher smollm2-135m --student runs/my/train/student/artifact
-
-Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
-
-Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, \
-7 store, 8 run folder, 9 not finite, 10 missing package, 75 stopped (run it again)."""
+FAILED, INTERRUPTED, PIPE_WIDTH = 1, 130, 120
 
 app = typer.Typer(
     name="limbeck",
     help="Distil a large language model into a small one, and prove that it worked.",
-    epilog=EXAMPLES,
+    epilog=opt.EXAMPLES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,25 +44,6 @@ app = typer.Typer(
 )
 show_app = typer.Typer(help="Look into a run: what the teacher said, and what was done.", no_args_is_help=True)
 app.add_typer(show_app, name="show", rich_help_panel="Look")
-
-
-def _key_value(overrides: list[str] | None) -> list[str]:
-    for text in overrides or []:
-        if "=" not in text:
-            raise typer.BadParameter(f"{text!r} is not KEY=VALUE, such as train.optimizer.lr=1e-4")
-    return overrides or []
-
-
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="recipe, a YAML file", show_default=False)]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="folder of a run, such as runs/NAME", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="keys of the recipe to set", show_default=False, callback=_key_value),
-]
-RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder of the run (default: runs/NAME)")]
-Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
 
 def main() -> None:
@@ -202,7 +165,7 @@ def init(
 
     Example: limbeck init --data chats.jsonl --layers 20
     """
-    from limbeck.jobs.init import Choice, recipe_text
+    from limbeck.jobs.init import Choice, recipe_text, write_recipe
 
     if mode not in ("score", "generate"):
         raise typer.BadParameter(f"--mode is {mode!r}; it must be score or generate")
@@ -211,15 +174,7 @@ def init(
     if out == "-":
         print(text, end="")
         return
-    try:
-        with Path(out).open("w" if force else "x") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise RecipeError(
-            f"{out} exists already; choose another name with --out, or replace it with --force."
-        ) from error
-    except OSError as error:
-        raise RecipeError(f"{out} cannot be written: {error.strerror}.") from error
+    write_recipe(text, Path(out), force=force)
     print(f"wrote {out}. Next: limbeck check {out}")
 
 
@@ -269,14 +224,10 @@ def selftest(
     student: Annotated[
         str | None, typer.Option(help="hub id or folder; without one, the teacher with a little noise in its weights")
     ] = None,
-    rows: Annotated[
-        Path | None, typer.Option(help="text, JSONL, Parquet or CSV: its first rows instead of the built-in ones")
-    ] = None,
+    rows: opt.TestRows = None,
     divergence: Annotated[str | None, typer.Option(help="only this one, such as jsd (default: all)")] = None,
     dtype: Annotated[str, typer.Option(help="the teacher's: auto, float32, bfloat16 or float16")] = "float32",
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="run code that the models' authors ship")
-    ] = False,
+    trust_remote_code: opt.TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure on your own pair of models that losses, targets and positions are right.
@@ -343,9 +294,7 @@ def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption =
 
 @app.command(rich_help_panel="Look")
 def report(
-    recipe: Annotated[
-        Path, typer.Argument(metavar="RECIPE|RUN", help="recipe, or folder of a run", show_default=False)
-    ],
+    recipe: opt.RecipeOrRun,
     overrides: Overrides = None,
     run_dir: RunDirOption = None,
     as_json: Json = False,
@@ -359,16 +308,14 @@ def report(
         folder = run_dir or Path("runs") / _load(recipe, overrides)[0].name
     from limbeck.jobs.report import run_report
 
-    path = run_report(folder)
-    _print({"report": str(path)} if as_json else f"report: {path}", as_json=as_json)
+    path = str(run_report(folder))
+    _print({"report": path} if as_json else f"report: {path}", as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
 def review(
     folder: RunFolder,
-    out: Annotated[Path, typer.Option(help="file to write: .csv for verdicts of your own, .html to read")] = Path(
-        "review.csv"
-    ),
+    out: opt.ReviewFile = Path("review.csv"),
     as_json: Json = False,
 ) -> None:
     """What curation kept and left out, and why.
@@ -379,6 +326,33 @@ def review(
 
     count = write_review(folder, out)
     _print({"review": str(out), "replies": count} if as_json else f"{count} replies: {out}", as_json=as_json)
+
+
+@app.command(rich_help_panel="Work")
+def capture(
+    upstream: opt.Upstream,
+    store: opt.Store,
+    host: opt.Host = "127.0.0.1",
+    port: opt.Port = 8100,
+    allow_remote: opt.AllowRemote = False,
+    sample: opt.Sample = 1.0,
+    redact: opt.Redact = ["all"],  # noqa: B006  (typer copies it)
+    tag: opt.Tag = [],  # noqa: B006
+    max_bytes: opt.MaxBytes = None,
+    as_json: Json = False,
+) -> None:
+    """Record production traffic: a proxy in front of an OpenAI-compatible endpoint, until it is stopped.
+
+    Example: limbeck capture --upstream https://api.openai.com --store traffic --tag app=helpdesk
+    """
+    from limbeck.capture import CaptureSettings
+    from limbeck.jobs.capture import run_capture
+
+    told = {"allow_remote": allow_remote, "sample": sample, "redact": tuple(redact), "max_bytes": max_bytes}
+    settings = CaptureSettings(upstream, store, host, port, tags=opt.tag_pairs(tag), **told)
+    status = run_capture(settings, on_message=_complain)
+    if as_json:
+        _print(status, as_json=True)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------

@@ -65,6 +65,12 @@ class RunDirError(LimbeckError, RuntimeError):
     exit_code = 8
 
 
+class CaptureError(LimbeckError, ValueError):
+    """The capture proxy is told something that it cannot or must not do."""
+
+    exit_code = 2
+
+
 class NonFiniteError(LimbeckError, ArithmeticError):
     """A loss or gradient became NaN or infinite; nothing was saved after the last finite step."""
 

@@ -34,10 +34,11 @@ from limbeck.recipe import (
     TopK,
     Votes,
 )
+from limbeck.rules_captured import captured_rules
 from limbeck.rules_curate import curate_rules
 from limbeck.rules_target import vote_rules
 from limbeck.rules_teacher import teacher_rules
-from limbeck.sources import DatasetSource, FileSource, ProblemsSource, StdlibSource
+from limbeck.sources import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
 from limbeck.teachers import is_local
 from limbeck.types import Cap
 
@@ -52,10 +53,8 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    rules = (
-        *(_source, _rows, _mode, _target, vote_rules, _student, teacher_rules, curate_rules, _objective, _train),
-        _evaluate,
-    )
+    data = (_source, captured_rules, _rows, _mode, _target, vote_rules)
+    rules = (*data, _student, teacher_rules, curate_rules, _objective, _train, _evaluate)
     return [found for rule in rules for found in rule(recipe)]
 
 
@@ -80,7 +79,7 @@ def needs(recipe: Recipe) -> dict[Cap, str]:
 
 def _source(recipe: Recipe) -> Iterator[Problem]:
     source = recipe.data.source
-    if isinstance(source, StdlibSource | ProblemsSource):
+    if isinstance(source, StdlibSource | ProblemsSource | CapturedSource):
         return
     columns = [name for name in ("text", "prompt", "messages") if getattr(source, name) is not None]
     if len(columns) > 1:

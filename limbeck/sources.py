@@ -69,4 +69,31 @@ class ProblemsSource(Section):
     )
 
 
-Source = StdlibSource | FileSource | DatasetSource | ProblemsSource
+class CapturedSource(Section):
+    """What `limbeck capture` recorded: conversations with the reply as the last assistant turn (topic: a tag). An
+    exchange that a later one of the same conversation repeats is left out: each turn is learnt once."""
+
+    kind: Literal["captured"] = "captured"
+    path: str = Field(description="folder of the capture")
+    models: tuple[str, ...] = Field(
+        default=(),
+        description="only replies of these models, as asked for or as answered; required when several are there",
+    )
+    exclude_models: tuple[str, ...] = Field(default=(), description="no replies of these models")
+    tags: tuple[str, ...] = Field(default=(), description="only exchanges with all of these tags, each NAME=VALUE")
+    finish_reasons: tuple[str, ...] = Field(
+        default=("stop",), min_length=1, description="only replies that ended so; `cut` are those that were broken off"
+    )
+    since: str | None = Field(
+        default=None, description="only exchanges from this time on, ISO 8601, UTC without a zone"
+    )
+    until: str | None = Field(default=None, description="only exchanges before this time")
+    topic: str | None = Field(default=None, description="tag by which results are also reported")
+    reasoning: Literal["drop", "think"] = Field(
+        default="drop",
+        description="what becomes of reasoning that a server gives apart from the reply: `think` puts it before the "
+        "reply in <think> tags",
+    )
+
+
+Source = StdlibSource | FileSource | DatasetSource | ProblemsSource | CapturedSource

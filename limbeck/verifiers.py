@@ -70,7 +70,9 @@ class UnitTests(Section):
         "read your files",
     )
     seconds: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="time of one program with its tests")
-    memory_mib: Annotated[int, Field(ge=64)] = Field(default=512, description="memory of each of its processes")
+    memory_mib: Annotated[int, Field(ge=64)] = Field(
+        default=512, description="memory of each of its processes, and of all together"
+    )
     processes: Positive = Field(default=16, description="processes and threads")
 
 

@@ -93,7 +93,8 @@ def test_everything_wrong_is_told_at_once_in_order(complaint):
         (
             "{kind: stdlib}",
             "stdlib",
-            "data.source is 'stdlib'; it must be a map whose kind is one of stdlib, files, datasets, problems.",
+            "data.source is 'stdlib'; it must be a map whose kind is one of stdlib, files, datasets, problems, "
+            "captured.",
         ),
         ("{kind: stdlib}", "", "data.source is empty"),
         ("{path: somewhere}", "[1]", "teacher is [1]; it must be a map whose kind is one of hf, text"),

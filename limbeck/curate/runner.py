@@ -2,7 +2,8 @@
 
 The program (a model wrote it) runs in a child process, its tests (they come with the data) in this one. Tests reach the
 program's functions through pipes, and get plain data back: so a program cannot change what a test compares, end the run
-early, or say that it passed. The channel on which the verdict leaves is closed in the child before the program starts.
+early, or say that it passed. The child is forked before the tests are read, so they are nowhere in its memory; the file
+that they come in and the channel on which the verdict leaves are closed in it before the program starts.
 """
 
 from __future__ import annotations
@@ -111,6 +112,9 @@ class Remote:
     def __getitem__(self, key: Any) -> Any:
         return self._limbeck_do("getitem", key)
 
+    def __bool__(self) -> bool:
+        return self._limbeck_do("bool")
+
     def __len__(self) -> int:
         return self._limbeck_do("len")
 
@@ -154,6 +158,7 @@ VERBS = {
     "getattr": lambda it, name: getattr(it, name),
     "setattr": lambda it, name, value: setattr(it, name, value),
     "getitem": lambda it, key: it[key],
+    "bool": lambda it: bool(it),
     "len": lambda it: len(it),
     "list": lambda it: list(it),
     "str": lambda it: str(it),
@@ -189,22 +194,26 @@ def serve(program: str, line: Line) -> None:
 
 def main() -> None:
     source, out = int(sys.argv[1]), int(sys.argv[2])
-    with os.fdopen(source, "rb") as file:
-        task = json.loads(file.read())
     up_read, up_write = os.pipe()
     down_read, down_write = os.pipe()
     sys.stdout.flush()
-    if os.fork() == 0:
+    if os.fork() == 0:  # before the tests are read: a program that looks through its frames must not find them
+        os.close(source)
         os.close(out)
         os.close(up_read)
         os.close(down_write)
         try:
-            serve(task["program"], Line(down_read, up_write))
+            line = Line(down_read, up_write)
+            serve(line.receive()["program"], line)
         finally:
             os._exit(0)
     os.close(up_write)
     os.close(down_read)
-    verdict = judge(task["tests"], Line(up_read, down_write))
+    with os.fdopen(source, "rb") as file:
+        task = json.loads(file.read())
+    line = Line(up_read, down_write)
+    line.send({"program": task["program"]})
+    verdict = judge(task["tests"], line)
     os.write(out, json.dumps(verdict).encode())
 
 

@@ -2,8 +2,8 @@
 
 `bwrap` (bubblewrap) makes namespaces in which nothing is but a read-only interpreter and an empty scratch in memory; a
 seccomp filter denies system calls by which sandboxes are left (`seccomp`); `prlimit` bounds processor time, memory,
-processes and files; this process bounds wall time and output. Where isolation does not work there is no weaker run: a
-recipe has to accept `isolation: rlimits` by name.
+processes and files; this process bounds wall time, output, and the memory of all processes together. Where isolation
+does not work there is no weaker run: a recipe has to accept `isolation: rlimits` by name.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ ACCEPT = "or accept limits without isolation by name: isolation: rlimits (unsafe
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use: `seconds` of wall time (and of processor time), `memory_bytes` of each process,
-    `processes` (threads count), `scratch_bytes` of files, `output_bytes` of each of stdout and stderr."""
+    """What a program may use: `seconds` of wall time (and of processor time), `memory_bytes` of each process
+    (addresses) and of all together (pages, looked at every `POLL_SECONDS`), `processes` (threads count),
+    `scratch_bytes` of files, `output_bytes` of each of stdout and stderr."""
 
     seconds: float = 5.0
     memory_bytes: int = 512 * 2**20
@@ -176,6 +177,7 @@ def _watch(process: subprocess.Popen, verdict_read: int, limits: Limits) -> tupl
     """Read what comes until the process ends or a limit is passed: (output, verdict, why it was stopped or "")."""
     assert process.stdout and process.stderr
     end = time.monotonic() + limits.seconds
+    next_look = time.monotonic() + POLL_SECONDS
     parts: dict[int, bytearray] = {}
     names = {process.stdout.fileno(): "stdout", process.stderr.fileno(): "stderr", verdict_read: "verdict"}
     with selectors.DefaultSelector() as selector:
@@ -195,8 +197,29 @@ def _watch(process: subprocess.Popen, verdict_read: int, limits: Limits) -> tupl
                     return _shown(parts, names, most), b"", f"it wrote more than {most:,} bytes to {names[key.fd]}"
             if ended:
                 return _shown(parts, names, limits.output_bytes), bytes(parts[verdict_read]), ""
+            if time.monotonic() >= next_look:
+                if _memory_of(process.pid) > limits.memory_bytes:
+                    what = f"its processes used more than {limits.memory_bytes >> 20:,} MiB together"
+                    return _shown(parts, names, limits.output_bytes), b"", what
+                next_look = time.monotonic() + POLL_SECONDS
             if time.monotonic() >= end:
                 return _shown(parts, names, limits.output_bytes), b"", f"it ran longer than {limits.seconds:g} s"
+
+
+def _memory_of(pid: int) -> int:
+    """Bytes of a process and all below it; a shared page is shared out among its users. What has ended meanwhile, or
+    cannot be read, counts nothing. Orphans of a namespace are children of its first process, so nobody is missed."""
+    total = 0
+    todo = [pid]
+    while todo:
+        folder = Path(f"/proc/{todo.pop()}")
+        with suppress(OSError):
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        with suppress(OSError):
+            for task in (folder / "task").iterdir():
+                todo += [int(child) for child in (task / "children").read_text().split()]
+    return total
 
 
 def _shown(parts: dict[int, bytearray], names: dict[int, str], most: int) -> bytes:

@@ -1,7 +1,8 @@
 """System calls that a program in the sandbox has no use for, as a filter of the Linux kernel (classic BPF).
 
 An allow list would be stricter, and would break with every new C library; the names below are those by which sandboxes
-have been left. Numbers are of the kernel's own tables; on other machines there is no filter, and namespaces alone hold.
+have been left, or limits on memory evaded. Numbers are of the kernel's own tables; on other machines there is no
+filter, and namespaces alone hold.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ DENIED = {
     "swapon": (167, 224),
     "swapoff": (168, 225),
     "socket": (41, 198),
+    # Memory that no limit of a process counts.
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "shmat": (30, 196),
 }
 CLONE3 = 435  # its flags are in memory, where no filter looks; C libraries fall back to clone
 CLONE, NEW_NAMESPACES = {X86_64: 56, AARCH64: 220}, 0x7E020000  # CLONE_NEW* in clone's flags

@@ -182,6 +182,8 @@ def _schemas(verifier: JsonSchema) -> Callable[[str, str], Verdict]:
     try:
         import jsonschema
         from jsonschema.validators import validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
     except ImportError as error:
         raise MissingExtra("jsonschema", "verify", "the verifier json_schema") from error
     made: dict[str, Any] = {}
@@ -192,7 +194,8 @@ def _schemas(verifier: JsonSchema) -> Callable[[str, str], Verdict]:
         if text not in made:
             try:
                 schema = json.loads(text)
-                made[text] = validator_for(schema)(schema)
+                # An empty registry: else a schema that comes with the data would make us fetch any address it names.
+                made[text] = validator_for(schema)(schema, registry=Registry())
                 made[text].check_schema(schema)
             except (ValueError, jsonschema.SchemaError) as error:
                 raise DataError(f"{_short(text)} is not a JSON schema: {_short(str(error))}.") from error
@@ -200,7 +203,11 @@ def _schemas(verifier: JsonSchema) -> Callable[[str, str], Verdict]:
             value = json.loads(_code(reply, "json"))
         except (ValueError, RecursionError) as error:
             return Verdict(False, f"the reply is not JSON: {error}")
-        problem = next(made[text].iter_errors(value), None)
+        try:
+            problem = next(made[text].iter_errors(value), None)
+        except Unresolvable as error:
+            what = f"the schema {_short(text)} refers to {error.ref!r}, which it does not hold"
+            raise DataError(f"{what}; nothing is fetched: write it into the schema, under $defs.") from error
         return Verdict(problem is None, "" if problem is None else f"{problem.json_path}: {_short(problem.message)}")
 
     return validate

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from limbeck.data.captured import find_segments, read_captured
 from limbeck.data.columns import Columns
 from limbeck.data.files import count_file, find_files, read_file
 from limbeck.data.hub import open_dataset, read_dataset
 from limbeck.data.problems import read_problems
 from limbeck.data.stdlib import read_stdlib
 from limbeck.errors import DataError
-from limbeck.sources import DatasetSource, FileSource, ProblemsSource, StdlibSource
+from limbeck.sources import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +41,8 @@ def read_examples(
         yield from read_dataset(source, refuse)
     elif isinstance(source, ProblemsSource):
         yield from read_problems(source)
+    elif isinstance(source, CapturedSource):
+        yield from read_captured(source, refuse)
     else:
         for file in find_files(source.path):
             yield from read_file(file, Columns.of(source), refuse)
@@ -53,6 +56,8 @@ def count_rows(source: Source) -> int | None:
         return source.count
     if isinstance(source, DatasetSource):
         return len(open_dataset(source))
+    if isinstance(source, CapturedSource):
+        return sum(count_file(file) for file in find_segments(source.path))
     return sum(count_file(file) for file in find_files(source.path))
 
 
@@ -62,4 +67,6 @@ def source_files(source: Source) -> list[Path]:
         return []
     if isinstance(source, FileSource):
         return find_files(source.path)
+    if isinstance(source, CapturedSource):
+        return find_segments(source.path)
     return sorted(file for file in Path(source.path).expanduser().rglob("*") if file.is_file())

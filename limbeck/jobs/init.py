@@ -51,6 +51,19 @@ class Choice:
     name: str = "distilled"
 
 
+def write_recipe(text: str, out: Path, *, force: bool) -> None:
+    """Write a new file; with `force` replace one that exists. Raises RecipeError."""
+    try:
+        with out.open("w" if force else "x") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise RecipeError(
+            f"{out} exists already; choose another name with --out, or replace it with --force."
+        ) from error
+    except OSError as error:
+        raise RecipeError(f"{out} cannot be written: {error.strerror}.") from error
+
+
 def recipe_text(choice: Choice) -> str:
     """A commented recipe that loads. Raises RecipeError when the choice names two students, or none can be guessed."""
     values = {

@@ -32,7 +32,7 @@ from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
 from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
-from limbeck.jobs.tasks import run_tasks
+from limbeck.jobs.tasks import run_tasks, task_files
 from limbeck.jobs.train import needs_teacher, run_train, stores_targets, trusts_remote_code
 from limbeck.lms import open_lm
 from limbeck.lms.gguf import model_licence, resolve_model
@@ -368,7 +368,7 @@ class _Run:
         roles = ["student", *(["twin"] if self.recipe.train.twin else [])]
         folders = {role: self.path / "train" / role / "artifact" for role in roles}
         parts = [self.train_print(False), self.train_print(True) if self.recipe.train.twin else None]
-        key = fingerprint(parts, self.recipe.fingerprint("evaluate"))
+        key = fingerprint(parts, self.recipe.fingerprint("evaluate"), task_files(self.recipe))
 
         def work() -> None:
             teacher = self.local_teacher

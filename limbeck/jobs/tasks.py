@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.curate.verify import find_answer, to_number, verify_all
-from limbeck.data.readers import read_examples
+from limbeck.data.readers import read_examples, source_files
 from limbeck.data.split import Sample, row_id
 from limbeck.evaluate.attempts import compare_attempts, final_answer
 from limbeck.evaluate.compare import TEACHER
@@ -14,7 +14,7 @@ from limbeck.evaluate.harness import run_harness
 from limbeck.evaluate.records import to_json
 from limbeck.evaluate.tasks import Exam, questions_of, take_exam
 from limbeck.evaluation import temperature_and_top_p
-from limbeck.rundir import atomic_write, fingerprint
+from limbeck.rundir import atomic_write, fingerprint, sha256_file
 from limbeck.text import Encoder
 from limbeck.types import Row, Sampling
 from limbeck.verifiers import Exact, Numeric, Regex
@@ -66,6 +66,14 @@ def run_tasks(
     if found:
         atomic_write(folder / "tasks.json", to_json({"version": 1, **found}))
     return found
+
+
+def task_files(recipe: Recipe) -> list[list[str]]:
+    """Name and content hash of every file that the tasks' own source is made of: they are part of what the evaluation
+    depends on. Raises DataError for missing files."""
+    tasks = recipe.evaluate.tasks
+    files = source_files(tasks.source) if tasks is not None and tasks.source is not None else []
+    return [[str(file), sha256_file(file)] for file in files]
 
 
 def choose_questions(recipe: Recipe, tasks: Tasks, lm: HfLM, rows: Sequence[Row | Trace]) -> list[Question]:

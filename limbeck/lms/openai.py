@@ -14,6 +14,7 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.lms.bodies import Malformed, parse, read_answer
@@ -152,6 +153,8 @@ async def open_endpoint(settings: OpenAITeacher) -> AsyncIterator[Endpoint]:
         client = openai.AsyncOpenAI(
             base_url=settings.base_url, api_key=key, max_retries=0, timeout=timeout, http_client=http
         )
+        if not (urlsplit(settings.base_url).hostname or "").endswith("openai.com"):
+            client.organization = client.project = None  # read from the environment, and nobody else's business
         yield Endpoint(settings, client, key)
 
 

@@ -205,6 +205,54 @@ def test_the_user_has_no_rights():
     assert "PermissionError" in value("os.setuid(0)", "import os").reason or os.geteuid() != 0
 
 
+READS_TESTS = """
+import sys, gc
+def held():
+    frame = sys._getframe()
+    while frame:
+        yield from [*frame.f_locals.values(), *frame.f_globals.values()]
+        frame = frame.f_back
+    yield from gc.get_objects()
+seen = [repr(thing) for thing in held() if isinstance(thing, (dict, list, str))]
+word = ["qui", "nce-med", "lar"]
+found = [text for text in seen if "".join(word) in text]
+def f(x): return "".join(word) if found else ""
+"""
+
+
+@isolated
+def test_the_tests_are_nowhere_in_the_programs_memory():
+    """A program that could read them would return what they want to hear. A word: numbers stand in addresses too."""
+    assert not run(READS_TESTS, "assert f(17) == 'quince-medlar'").ok
+    assert run(READS_TESTS, "assert f(17) == ''", "assert f(1) != 'quince-medlar'").ok
+
+
+FILLS = {
+    "a file in memory": "os.memfd_create('x')",
+    "System V memory": "check(libc.shmget(0, 4096, 0o1600))",
+    "/dev/shm": "open('/dev/shm/x', 'wb')",
+}
+
+
+@isolated
+@pytest.mark.parametrize("where", FILLS)
+def test_memory_that_no_limit_counts_cannot_be_had(where):
+    before = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    before += "def check(code):\n    if code < 0: raise OSError(ctypes.get_errno(), 'denied')\n"
+    assert "Error" in value(FILLS[where], before).reason
+
+
+@isolated
+def test_processes_share_one_limit_on_memory():
+    """Each stays below the limit of one; together they do not."""
+    limits = Limits(seconds=15.0, memory_bytes=128 * 2**20)
+    program = "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        "
+    program += "kept = b'x' * (60 << 20)\n        time.sleep(60)\ntime.sleep(60)"
+    assert "more than 128 MiB together" in run(program, limits=limits).reason
+    alone = "def f(): return len(b'x' * (60 << 20)), __import__('time').sleep(1)"
+    assert run(alone, "assert f()[0] == 60 << 20", limits=limits).ok
+
+
 # ---- saying that one passed ------------------------------------------------------------------------------------------
 
 
@@ -225,6 +273,7 @@ FORGERIES = {
     'os.write(v, b\'{"ok": true, "reason": ""}\\n\')\n            except OSError: pass\n    frame = frame.f_back\n'
     "def f(): return 0",
     "compares itself": "def set(x): return 0\ndef abs(x): return 1\ndef f(): return 0\ndef isinstance(*a): return True",
+    "kills its judge": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef f(): return 1",
     "is a function of another answer": "def f(*a): return lambda: 1",
 }
 

@@ -1,4 +1,5 @@
 import json
+import socket
 from fractions import Fraction
 
 import pytest
@@ -110,6 +111,19 @@ def test_json_schema(tmp_path):
         verify_all(JsonSchema(), [("{}", '{"type": 5}')])
 
 
+def test_a_schema_fetches_nothing():
+    pytest.importorskip("jsonschema")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/x.json"
+        with pytest.raises(DataError, match="nothing is fetched"):
+            verify_all(JsonSchema(), [("{}", json.dumps({"$ref": address}))])
+        server.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    inner = json.dumps({"$ref": "#/$defs/a", "$defs": {"a": {"type": "object"}}})
+    assert oks(JsonSchema(), ("{}", inner), ("1", inner)) == [True, False]
+
+
 def test_math():
     pytest.importorskip("math_verify")
     pairs = [("$x^2+1$", "1+x^2"), (r"\boxed{\frac12}", "0.5"), ("42", "43"), ("$9^{9^{9^{9}}}$", "1")]
@@ -155,11 +169,11 @@ def test_a_judge_is_asked_and_understood():
         return [next(said) for _ in conversations]
 
     pairs = [(f"<think>x</think>{n}", "5") for n in range(6)]
-    found = verify_all(Judge(), pairs, ask=ask)
+    found = verify_all(Judge(path="judge"), pairs, ask=ask)
     assert [verdict.ok for verdict in found] == [True, False, True, None, None, True]
     assert asked[0][-1]["content"] == "Reference:\n5\n\nAnswer:\n0"
     with pytest.raises(RecipeError, match="needs a model to ask"):
-        verify_all(Judge(), pairs)
+        verify_all(Judge(path="judge"), pairs)
 
 
 def test_equal_replies_are_verified_once_and_order_stays():
@@ -170,7 +184,7 @@ def test_equal_replies_are_verified_once_and_order_stays():
         return ["CORRECT" if "b" in talk[-1]["content"][-1] else "INCORRECT" for talk in conversations]
 
     pairs = [("a", "r"), ("b", "r"), ("a", "r")]
-    assert verify_all(Judge(), pairs, ask=ask) == [
+    assert verify_all(Judge(path="judge"), pairs, ask=ask) == [
         Verdict(False, "the judge said 'INCORRECT'"),
         Verdict(True, "the judge said 'CORRECT'"),
         Verdict(False, "the judge said 'INCORRECT'"),

@@ -100,6 +100,7 @@ def test_written_answers_are_those_of_the_model(found: dict) -> None:
     assert found["student"]["tiny_written"]["exact_match,none"] == pytest.approx(8 / 12)
 
 
+@pytest.mark.slow
 def test_an_unknown_task_is_refused_by_name(lm: HfLM) -> None:
     pytest.importorskip("lm_eval")
     with pytest.raises(RecipeError, match="no_such_task"):

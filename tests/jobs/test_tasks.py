@@ -11,7 +11,7 @@ import pytest
 import limbeck
 from limbeck.data.problems import part_of
 from limbeck.errors import DataError
-from limbeck.jobs.tasks import choose_questions, exam_of, run_tasks
+from limbeck.jobs.tasks import choose_questions, exam_of, run_tasks, task_files
 from limbeck.lms.hf import HfLM
 from limbeck.recipe import Recipe
 from limbeck.rules import check_static
@@ -112,6 +112,17 @@ def test_without_a_source_the_held_out_rows_are_asked(lm: HfLM, tiny_llama: Path
     assert len(found) == 2 and {one.id for one in found} <= {row.id for row in rows}
     with pytest.raises(DataError, match=r"evaluate\.tasks"):
         choose_questions(recipe, recipe.evaluate.tasks, lm, [Row("r", "heldout", "", "", ids, ((5, 8),), "here")])
+
+
+def test_the_files_of_problems_are_part_of_what_is_remembered(tiny_llama: Path, tmp_path: Path) -> None:
+    path = tmp_path / "problems.jsonl"
+    recipe = recipe_of(tiny_llama, tasks={"source": {"kind": "files", "path": str(path), "prompt": "q"}})
+    seen = []
+    for answer in ("4", "5"):
+        path.write_text(json.dumps({"q": "2+2", "a": answer}) + "\n")
+        seen.append(task_files(recipe))
+    assert [name for name, _ in seen[0]] == [str(path)] and seen[0] != seen[1]
+    assert task_files(recipe_of(tiny_llama, tasks=TASKS)) == [] == task_files(recipe_of(tiny_llama))
 
 
 @pytest.mark.parametrize(

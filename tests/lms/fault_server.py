@@ -203,6 +203,7 @@ class FaultServer:
     faults: Counter[str] = field(default_factory=Counter)
     times: list[float] = field(default_factory=list)
     keys: set[str] = field(default_factory=set)  # what was sent as Authorization
+    heads: list[dict[str, str]] = field(default_factory=list)  # all that was sent above the bodies
     in_flight: int = 0
     most_in_flight: int = 0
     url: str = ""
@@ -251,6 +252,7 @@ class FaultServer:
         raw = await reader.readexactly(int(headers.get("content-length", 0)))
         self.times.append(time.monotonic())
         self.keys.add(headers.get("authorization", ""))
+        self.heads.append(headers)
         body = json.loads(raw or b"{}")
         key = key_of(body)
         seen = Seen(key, self.counts[key], self.counts.total(), lines[0].split(" ")[1], body)

@@ -6,11 +6,12 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 
 import pytest
 
-from limbeck.errors import TeacherError
+from limbeck.errors import MissingExtra, TeacherError
 from limbeck.lms.api import Answer, Ask
 from limbeck.lms.openai import MATCH, body_of, open_endpoint, read_key, redact
 from limbeck.lms.patience import ask_all
@@ -240,6 +241,19 @@ def test_a_server_without_keys_gets_none_of_ours(server):
     server.keys.clear()
     assert isinstance(ask_with(server, None, api_key_env=None), Answer)
     assert server.keys and not any(CANARY in key for key in server.keys)
+
+
+def test_names_of_an_account_are_sent_to_nobody_else(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    server.heads.clear()
+    assert isinstance(ask_with(server, None), Answer)
+    assert server.heads and "org-mine" not in str(server.heads)
+
+
+def test_without_the_client_it_says_how_to_get_it(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtra, match=r"limbeck\[api\]"):
+        ask(teacher(server))
 
 
 def pieces(text: str) -> list[str]:
