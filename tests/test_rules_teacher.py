@@ -27,7 +27,11 @@ def test_a_sound_one():
     ("overrides", "where", "message"),
     [
         (["trace.mode.kind=score", "data.source.completion=a"], "trace.mode.kind", "Set it to generate"),
-        (["trace.target.kind=hybrid", "objective.ce_weight=0"], "trace.target.kind", "text, and the top_k"),
+        (
+            ["trace.target.kind=hybrid", "objective.ce_weight=0"],
+            "trace.target.kind",
+            "votes (shares of its replies), or text",
+        ),
         (["teacher.samples_per_request=4"], "teacher.samples_per_request", "only trace.mode.n=1"),
         (["teacher.max_cost=4"], "teacher.max_cost", "without teacher.prices"),
         (["teacher.endpoint=completions", "teacher.system=s"], "teacher.system", "no effect"),
