@@ -30,7 +30,7 @@ def test_a_sound_one():
         (
             ["trace.target.kind=hybrid", "objective.ce_weight=0"],
             "trace.target.kind",
-            "votes (shares of its replies), or text",
+            "or text",
         ),
         (["teacher.samples_per_request=4"], "teacher.samples_per_request", "only trace.mode.n=1"),
         (["teacher.max_cost=4"], "teacher.max_cost", "without teacher.prices"),
