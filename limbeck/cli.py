@@ -158,6 +158,7 @@ def init(
     parameters: Annotated[str | None, typer.Option(help="build a new model of this size, such as 17M")] = None,
     data: Annotated[str, typer.Option(help="file, folder, glob, dataset name, or stdlib (the demo's)")] = "stdlib",
     mode: Annotated[str, typer.Option(help="score: the teacher reads the text; generate: it writes replies")] = "score",
+    preset: Annotated[str | None, typer.Option(help="r1: reasoning traces into --student, rates by its size")] = None,
     out: Annotated[str, typer.Option(help="file to write; - is stdout")] = "recipe.yaml",
     force: Annotated[bool, typer.Option("--force", help="replace a file that exists")] = False,
 ) -> None:
@@ -169,8 +170,10 @@ def init(
 
     if mode not in ("score", "generate"):
         raise typer.BadParameter(f"--mode is {mode!r}; it must be score or generate")
+    if preset not in (None, "r1"):
+        raise typer.BadParameter(f"--preset is {preset!r}; it must be r1")
     name = re.sub(r"[^a-z0-9._-]+", "-", Path(out).stem.lower()).strip("-._")[:64] or "distilled"
-    text = recipe_text(Choice(teacher, data, mode, student, layers, parameters, name))
+    text = recipe_text(Choice(teacher, data, mode, student, layers, parameters, name, preset))
     if out == "-":
         print(text, end="")
         return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,8 @@ MAIN = {
 @dataclass(frozen=True)
 class Choice:
     """The user's case. `student` is a path; without it the teacher is pruned to `layers`, or a new model of
-    `parameters` (such as "17M") is built."""
+    `parameters` (such as "17M") is built. `preset` "r1": fine-tuning on reasoning traces that exist, as DeepSeek-R1's
+    small models were made."""
 
     teacher: str = DEMO_TEACHER
     data: str = "stdlib"
@@ -49,6 +52,14 @@ class Choice:
     layers: int | None = None
     parameters: str | None = None
     name: str = "distilled"
+    preset: str | None = None
+
+
+R1_RATES = ((1.5, 1e-4), (7.0, 8e-5), (8.0, 5e-5), (14.0, 7e-5), (32.0, 6e-5), (70.0, 2e-5))
+"""Billions of parameters and learning rates of DeepSeek-R1's distilled models (arXiv 2501.12948, supplement): Qwen of
+1.5, 7, 14 and 32, Llama of 8 and 70. Two to three epochs, 64 rows a step, 32,768 tokens, cosine to a tenth."""
+
+R1_CONTEXT, R1_ROWS = 32_768, 64
 
 
 def write_recipe(text: str, out: Path, *, force: bool) -> None:
@@ -74,12 +85,57 @@ def recipe_text(choice: Choice) -> str:
         "student": _student(choice),
         "train": {"budget": {"kind": "steps", "steps": 100}, "twin": True},
     }
+    if choice.preset == "r1":
+        values = _as_r1(choice)
     head = [
         "# A Limbeck recipe. Next: `limbeck check FILE`, then `limbeck run FILE`.",
         "# Lines that begin with `# key:` show defaults; every key is described in docs/recipe.md.",
         "",
     ]
     return "\n".join([*head, *_section(Recipe, values, "", 0)]) + "\n"
+
+
+def _as_r1(choice: Choice) -> dict[str, Any]:
+    """Traces of a reasoning model into a student that exists."""
+    if choice.student is None:
+        raise RecipeError("--preset r1 fine-tunes a model that exists: name it with --student (hub id or folder).")
+    size = _billions(choice.student)
+    rate = min(R1_RATES, key=lambda pair: abs(math.log(pair[0] / size)))[1]
+    rules = [{"kind": "finish"}, {"kind": "think"}, {"kind": "repetition"}, {"kind": "exact_duplicates"}]
+    return {
+        "name": choice.name,
+        "teacher": {"kind": "text", "name": "DeepSeek-R1"},
+        "data": {"source": _source(choice.data), "max_length": R1_CONTEXT, "long_rows": "skip"},
+        "trace": {"target": {"kind": "text"}},
+        "curate": rules,
+        "student": {"kind": "pretrained", "path": choice.student},
+        "objective": {"ce_weight": 1.0},
+        "train": {
+            "budget": {"kind": "epochs", "epochs": 2.0},
+            "optimizer": {"lr": rate},
+            "schedule": {"kind": "cosine", "floor": 0.1},
+            "batch_tokens": R1_CONTEXT,
+            "accumulate": R1_ROWS,
+            "activation_checkpointing": True,
+        },
+    }
+
+
+def _billions(student: str) -> float:
+    """The size of a model, by its config where that is at hand, else by its name. Raises RecipeError."""
+    config = Path(student) / "config.json"
+    if config.exists():
+        facts = json.loads(config.read_text())
+        width, layers, vocab = (facts.get(key, 0) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
+        wide = facts.get("intermediate_size", 4 * width)
+        return max(layers * width * (2.5 * width + 3 * wide) + vocab * width, 1) / 1e9
+    named = re.search(r"(\d+(?:\.\d+)?)\s*([bBmM])(?![a-zA-Z])", student)
+    if not named:
+        raise RecipeError(
+            f"the size of {student!r} cannot be read off its name (such as 7B), and it is no folder of a model. "
+            "Write the recipe without --preset and set train.optimizer.lr."
+        )
+    return float(named[1]) / (1000 if named[2] in "mM" else 1)
 
 
 def _source(data: str) -> dict[str, Any]:

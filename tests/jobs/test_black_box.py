@@ -119,8 +119,12 @@ def test_a_real_server_from_end_to_end(real, tiny_llama, birds, tmp_path, monkey
         faults = [None, "429", "cut", None, "reset"]
         server.script = lambda seen: faults[seen.number % len(faults)] if seen.attempt == 0 else None
         recipe = recipe_of(server.url, tiny_llama, birds, model=model, api_key_env="BIRDS_KEY")
-        recipe = recipe.override("trace.mode.n=1", "curate=[]", "evaluate.tasks=null")
+        verify = "{kind: verify, verifier: {kind: regex}, keep_wrong: true}"
+        measured = f"curate=[{{kind: finish, allowed: [length, stop]}}, {verify}]"
+        recipe = recipe.override("trace.mode.n=1", measured)  # this server's replies to one prompt are all the same
         summary = limbeck.run(recipe, tmp_path / "run")
     assert summary["student"]["kl"] > 0
+    tasks = json.loads((tmp_path / "run" / "evaluate" / "tasks.json").read_text())
+    assert "student" in tasks["models"] and (tmp_path / "run" / "curate" / "pass_rates.json").exists()
     for file in (tmp_path / "run").rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes(), file

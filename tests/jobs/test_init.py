@@ -74,3 +74,28 @@ def test_a_student_that_cannot_be_guessed(tmp_path):
             recipe_text(Choice(teacher=teacher))
     with pytest.raises(RecipeError, match="--student and --layers name two students"):
         recipe_text(Choice(student="x", layers=3))
+
+
+@pytest.mark.parametrize(
+    ("student", "rate"),
+    [
+        ("Qwen/Qwen2.5-Math-1.5B", 1e-4),
+        ("Qwen/Qwen2.5-Math-7B", 8e-5),
+        ("meta-llama/Llama-3.1-8B", 5e-5),
+        ("Qwen/Qwen2.5-14B", 7e-5),
+        ("Qwen/Qwen2.5-32B", 6e-5),
+        ("meta-llama/Llama-3.3-70B-Instruct", 2e-5),
+        ("HuggingFaceTB/SmolLM2-360M", 1e-4),
+    ],
+)
+def test_r1_rates_by_size(student, rate):
+    recipe = validate(Recipe, parse_yaml(recipe_text(Choice(student=student, data="traces.jsonl", preset="r1")), "r1"))
+    assert recipe.train.optimizer.lr == rate and not check_static(recipe)
+    assert recipe.teacher.kind == "text" and [rule.kind for rule in recipe.curate][:2] == ["finish", "think"]
+
+
+def test_r1_needs_a_student_of_known_size(tiny_llama):
+    for student in (None, "some/model"):
+        with pytest.raises(RecipeError, match=r"--preset"):
+            recipe_text(Choice(student=student, preset="r1"))
+    assert "0.0001" in recipe_text(Choice(student=str(tiny_llama), preset="r1"))
