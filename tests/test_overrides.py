@@ -86,7 +86,7 @@ def test_an_absent_section_has_its_default_kind(load):
         ("train.optimizer.lr=.inf", "train.optimizer.lr is inf"),
         ("scope=a: b", "scope is a map with a; it must be text"),
         ("scope=[", "not valid YAML"),
-        ("teacher.kind=hff", "teacher.kind is 'hff'; it must be one of hf, text. Did you mean hf?"),
+        ("teacher.kind=hff", "teacher.kind is 'hff'; it must be one of hf, gguf, text, openai, vllm. Did you mean hf?"),
     ],
 )
 def test_refusals(load, override, message):

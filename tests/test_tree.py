@@ -97,7 +97,7 @@ def test_everything_wrong_is_told_at_once_in_order(complaint):
             "captured.",
         ),
         ("{kind: stdlib}", "", "data.source is empty"),
-        ("{path: somewhere}", "[1]", "teacher is [1]; it must be a map whose kind is one of hf, text"),
+        ("{path: somewhere}", "[1]", "teacher is [1]; it must be a map whose kind is one of hf, gguf, text"),
         ("{path: somewhere}", "{path: null}", "teacher.path is empty; it must be text."),
     ],
 )

@@ -18,7 +18,7 @@ from limbeck.students.blocks import find_blocks, head_weight
 from limbeck.students.pretrained import load_pretrained
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
 from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
-from limbeck.teachers import name_of
+from limbeck.teachers import OpenAITeacher, name_of
 from limbeck.text import compare_tokenizers, load_tokenizer
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def blueprint(student: ScratchStudent) -> PreTrainedModel:
 def lineage_of(recipe: Recipe, teacher: HfLM | None, facts: dict[str, Any]) -> list[str]:
     """What an untrained student was made from, in sentences, oldest first. `facts` are those of student.json."""
     first = f"teacher {name_of(recipe.teacher)}" + (f" (weights {teacher.fingerprint})" if teacher else "")
+    if isinstance(recipe.teacher, OpenAITeacher) and recipe.teacher.terms_accepted:
+        first += f"; why its terms allow this: {recipe.teacher.terms_accepted}"
     student = recipe.student
     if isinstance(student, PruneStudent):
         return [first, f"pruned to layers {', '.join(map(str, facts['kept']))} of {facts['teacher_layers']}"]

@@ -164,7 +164,7 @@ def test_votes_are_counted_by_what_the_verifier_reads(
         ({"n": 4, "decoding": {"kind": "r1"}, "ks": [1, 8]}, "evaluate.tasks.ks"),
         ({"n": 4, "decoding": {"kind": "r1"}, "ks": [2, 2]}, "evaluate.tasks.ks"),
         ({"ks": []}, "evaluate.tasks.ks"),
-        ({"verifier": {"kind": "judge"}}, "evaluate.tasks.verifier.kind"),
+        ({"verifier": {"kind": "judge", "path": "judge"}}, "evaluate.tasks.verifier.kind"),
     ],
 )
 def test_contradictions_are_found(tiny_llama: Path, tasks: dict, where: str) -> None:
