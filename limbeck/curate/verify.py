@@ -239,30 +239,27 @@ def _compare_maths(verifier: Math, pairs: Iterable[Pair]) -> Iterator[Verdict]:
         import math_verify  # noqa: F401
     except ImportError as error:
         raise MissingExtra("math-verify", "verify", "the verifier math") from error
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(1, mp_context=context)
+    pool = _maths_worker()
     try:
-        pool.submit(_same_maths, "$1$", "1").result()  # imports are not the comparison's time
         for reply, reference in pairs:
             try:
                 same = pool.submit(_same_maths, without_thinking(reply), reference).result(verifier.seconds)
                 yield Verdict(same, "")
             except (LateError, BrokenProcessPool):
                 _end(pool)
-                pool = ProcessPoolExecutor(1, mp_context=context)
-                pool.submit(_same_maths, "$1$", "1").result()
+                pool = _maths_worker()
                 yield Verdict(None, f"the comparison took longer than {verifier.seconds:g} s")
-            except (
-                ValueError,
-                TypeError,
-                RecursionError,
-                ArithmeticError,
-                AttributeError,
-                NotImplementedError,
-            ) as error:
+            except MATHS_ERRORS as error:
                 yield Verdict(None, f"the comparison failed: {_short(str(error))}")
     finally:
         _end(pool)
+
+
+def _maths_worker() -> ProcessPoolExecutor:
+    """A process that has compared once: imports are not a comparison's time."""
+    pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+    pool.submit(_same_maths, "$1$", "1").result()
+    return pool
 
 
 def _end(pool: ProcessPoolExecutor) -> None:

@@ -164,6 +164,14 @@ def test_a_stop_leaves_batches_at_the_provider(go, rows):
     assert len(store.traces()) == len(rows) and len(server.submitted) == 1
 
 
+def killed(go, server, monkeypatch, dying):
+    """One sitting, with `dying` in place of `Journal.append`, that is killed there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journals.Journal, "append", dying)
+        with pytest.raises(Killed):
+            go(server)
+
+
 @pytest.mark.parametrize("moment", ["requests", "file", "id", "done"])
 @pytest.mark.parametrize("written", [True, False])
 def test_a_kill_at_any_step_submits_nothing_twice(go, rows, tmp_path, monkeypatch, moment, written):
@@ -177,10 +185,7 @@ def test_a_kill_at_any_step_submits_nothing_twice(go, rows, tmp_path, monkeypatc
             raise Killed
         append(self, entry)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(journals.Journal, "append", dying)
-        with pytest.raises(Killed):
-            go(server)
+    killed(go, server, monkeypatch, dying)
     store = go(server)
     assert len(store.traces()) == len(rows) and len(server.submitted) == 1 and asked_once(server)
     assert files_but_book(tmp_path / "traces") == files_but_book_of_one_sitting(go, tmp_path)
@@ -201,10 +206,7 @@ def test_a_kill_among_results_asks_for_none_again(go, rows, monkeypatch):
                 raise Killed
         append(self, entry)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(journals.Journal, "append", dying)
-        with pytest.raises(Killed):
-            go(server)
+    killed(go, server, monkeypatch, dying)
     store = go(server)
     assert len(store.traces()) == len(rows) and len(server.submitted) == 1
 
