@@ -197,7 +197,11 @@ def test_decontamination_against_brute_force(reply, held_out):
     forbidden = {tuple(map(str, words[at : at + n])) for words in held_out for at in range(len(words) - n + 1)}
     shares = any(tuple(text.split()[at : at + n]) in forbidden for at in range(len(reply) - n + 1))
     texts = [" ".join(map(str, words)) for words in held_out]
-    found = run([rule("decontaminate", n=n)], [candidate(0, text, prompt="?")], held_out=texts)
+    found = run(
+        [rule("decontaminate", n=n)],
+        [candidate(0, text, prompt="?")],
+        held_out=[candidate(99, text, "-") for text in texts],
+    )
     assert bool(found.kept) is not shares
 
 
