@@ -6,9 +6,9 @@ LATIN = frozenset({"LATIN", "GREEK"})
 """Scripts that formulas and names bring into every text."""
 
 _IN_LATIN = (
-    "ace af an az bcl br bs ca crh cs cy da de en eo es et eu ext fi fo fr fuv fy ga gcf gcr gd gl gom gug guw ha hr ht "
-    "hu id ig is it jv kab kik ku la lb lg lij ln lt ltg lv mg ms mt nl nn no nso oc om pcm pl pt qu ro rw se sk sl sn "
-    "so sq st sv sw tk tl tr uz vec vi vo wa xh yo zu"
+    "ace af an az bcl br bs ca crh cs cy da de en eo es et eu ext fi fo fr fuv fy ga gcf gcr gd gl gom gug guw ha "
+    "hr ht hu id ig is it jv kab kik ku la lb lg lij ln lt ltg lv mg ms mt nl nn no nso oc om pcm pl pt qu ro rw se "
+    "sk sl sn so sq st sv sw tk tl tr uz vec vi vo wa xh yo zu"
 )
 _IN_OTHERS = {
     "CJK": "zh wuu yue",

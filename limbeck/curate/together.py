@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.curate.overlap import decontaminate, exact_duplicates, near_duplicates
 from limbeck.errors import DataError
+from limbeck.verifiers import needs_reference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ class Context:
 
 def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:
     missing = next((one for one in candidates if not one.reference), None)
-    if missing is not None and rule.verifier.kind not in ("regex", "json_schema"):
+    if missing is not None and needs_reference(rule.verifier):
         raise DataError(
             f"row {missing.row_id} ({missing.topic or 'no topic'}) has no reference to verify its reply against. Name "
             "the column with data.source.reference, or the topics that have one with `topics` of this rule."
@@ -104,13 +105,11 @@ def quota(rule: QuotaRule, candidates: Sequence[Candidate], context: Context) ->
         allowed = _share(rule.total, allowed, rule.weights)
     out = {}
     for topic, rows in topics.items():
-        left = allowed[topic]
+        left, name = allowed[topic], topic.replace(":", " ") or "(none)"
         for row_id in sorted(rows, key=lambda id: _rank(context.seed, id)):
             for one in rows[row_id]:
                 if left <= 0:
-                    out[one.id] = (
-                        f"more than {allowed[topic]} replies of the topic {topic.replace(':', ' ') or '(none)'}"
-                    )
+                    out[one.id] = f"more than {allowed[topic]} replies of the topic {name}"
                 left -= 1
     return out
 
@@ -142,9 +141,7 @@ def verdicts(rule: VerdictRule, candidates: Sequence[Candidate], context: Contex
             "change with the teacher, its sampling and the data: review this run, or remove the rule."
         )
     if unknown:
-        context.notes.append(
-            f"{rule.path}: {len(unknown)} of {len(said)} verdicts are on replies that this run has not."
-        )
+        context.notes.append(f"verdicts: {len(unknown)} of {len(said)} are on replies that this run does not have.")
     context.wanted.update(id for id, (verdict, _) in said.items() if verdict == "keep")
     rejected = {id: note for id, (verdict, note) in said.items() if verdict == "reject"}
     return {

@@ -21,6 +21,7 @@ from transformers import AutoConfig
 from limbeck.data import read_examples, read_rows
 from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
 from limbeck.findings import Problem, problem
+from limbeck.jobs.check_curate import curate_problems
 from limbeck.jobs.data import run_data
 from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.endpoint import missing, needs_probe, run_probe, sentences
@@ -297,6 +298,7 @@ def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
             )
         )
         return
+    found.problems += curate_problems(recipe, examples)
     _encode(recipe, teacher, examples, found)
 
 
