@@ -298,7 +298,7 @@ def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
             )
         )
         return
-    found.problems += curate_problems(recipe, examples)
+    found.problems.extend(curate_problems(recipe, examples))
     _encode(recipe, teacher, examples, found)
 
 

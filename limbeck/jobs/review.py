@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from limbeck.errors import DataError, RunDirError
+from limbeck.report.words import visible
 from limbeck.rundir import atomic_write
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 """What a formula begins with; some spreadsheets know the full-width forms too."""
 
 CELL = 32_000
-"""Most characters of a cell: spreadsheets cut longer ones."""
+"""Most characters of a text that are shown: spreadsheets cut longer cells."""
 
 
 MOST = 1000
@@ -71,7 +72,7 @@ COLUMNS: tuple[str, ...] = (*FOR_HUMANS, "id", "topic", "prompt", "reply", "refe
 def _cells(line: dict[str, Any]) -> dict[str, str]:
     rule = f"{line['rule_number']} {line['rule']}" if line["rule_number"] else "kept"
     own = {"verdict": "", "note": "", "checked": line["verdict"], "rule": rule}
-    return {name: _visible(own.get(name, str(line.get(name) or ""))) for name in COLUMNS}
+    return {name: visible(own.get(name, str(line.get(name) or "")), CELL) for name in COLUMNS}
 
 
 def _as_csv(lines: list[dict[str, Any]]) -> str:
@@ -86,8 +87,7 @@ def _as_csv(lines: list[dict[str, Any]]) -> str:
 
 def _harmless(text: str) -> str:
     """A cell that no spreadsheet takes for a formula."""
-    cut = text if len(text) <= CELL else f"{text[:CELL]} ... ({len(text) - CELL} more characters)"
-    return f"'{cut}" if cut.lstrip().startswith(FORMULA) or cut.startswith(("\t", "\r", "\n")) else cut
+    return f"'{text}" if text.lstrip().startswith(FORMULA) or text.startswith(("\t", "\n")) else text
 
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Review of {name}</title>
@@ -105,13 +105,13 @@ h2{{grid-column:1/-1;font-size:1rem;margin:0}}small{{opacity:.7;font-weight:400}
 
 def _as_html(shown: list[dict[str, Any]], lines: list[dict[str, Any]], name: str) -> str:
     how = ", drawn evenly from all rules (--most)" if len(shown) < len(lines) else ""
-    parts = [PAGE.format(name=html.escape(_visible(name)), shown=len(shown), count=len(lines), how=how)]
+    parts = [PAGE.format(name=html.escape(visible(name)), shown=len(shown), count=len(lines), how=how)]
     counts = Counter((line["rule_number"], line["rule"]) for line in lines)
     links = [f'<a href="#rule{at}">{html.escape(rule or "kept")}</a> {count}' for (at, rule), count in counts.items()]
     parts.append(f"<nav>{' · '.join(links)}</nav>\n")
     before = None
     for line in shown:
-        cell = {key: html.escape(text[:CELL]) for key, text in _cells(line).items()}
+        cell = {key: html.escape(text) for key, text in _cells(line).items()}
         anchor = "" if line["rule_number"] == before else f' id="rule{line["rule_number"]}"'
         before = line["rule_number"]
         head = " · ".join(text for text in (cell["rule"], cell["reason"], cell["checked"], cell["topic"]) if text)
@@ -121,13 +121,3 @@ def _as_html(shown: list[dict[str, Any]], lines: list[dict[str, Any]], name: str
             f"<pre dir=auto>{cell['reference']}</pre></div><pre dir=auto>{cell['reply']}</pre></article>\n"
         )
     return "".join(parts)
-
-
-def _visible(text: str) -> str:
-    """Control and direction marks are shown, not obeyed."""
-    return "".join(
-        character
-        if character in "\n\t" or (character.isprintable() or character == " ")
-        else f"\\u{ord(character):04x}"
-        for character in text
-    )
