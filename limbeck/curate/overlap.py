@@ -73,7 +73,7 @@ def near_duplicates(rule: NearDuplicateRule, candidates: Sequence[Candidate], _c
         hashes.update_batch(shingles >> np.uint64(32))
         sketch = _Sketch(hashes.hashvalues, shingles)
         share, owner = max(
-            ((_alike(sketch, kept[name], rule.threshold), name) for name in sorted(index.query(hashes))),
+            ((_alike(sketch, kept[name], rule.threshold), name) for name in sorted(map(str, index.query(hashes)))),
             default=(0.0, ""),
             key=lambda pair: pair[0],
         )

@@ -81,11 +81,13 @@ def test_distributions_do_not_fit_a_text_without_its_reasoning():
 def test_the_store_keeps_all_of_it(tiny_llama, birds, tmp_path, monkeypatch):  # noqa: F811
     """Learning less of the same replies trains anew, and asks for nothing."""
     monkeypatch.setattr(fault_server, "reply_of", lambda key, index=0: f"<think>hm {key[:3]}</think>heron {key[:2]}")
-    learnt = []
-    train = run_module.run_train
-    monkeypatch.setattr(
-        run_module, "run_train", lambda recipe, items, *a, **k: (learnt.append(items), train(recipe, items, *a, **k))[1]
-    )
+    learnt, train = [], run_module.run_train
+
+    def watched(recipe, items, *rest, **settings):
+        learnt.append(items)
+        return train(recipe, items, *rest, **settings)
+
+    monkeypatch.setattr(run_module, "run_train", watched)
     run = tmp_path / "run"
     with FaultServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds).override("curate=[{kind: think}]")
