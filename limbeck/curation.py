@@ -12,6 +12,9 @@ from limbeck.verifiers import Verifier
 Above0 = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
+MISSED = 0.005
+"""Chance that `near_duplicates` overlooks a pair of exactly the threshold's similarity; more alike, it falls fast."""
+
 
 class _Rule(Section):
     topics: tuple[str, ...] = Field(default=(), description="only rows of these topics are looked at; empty: all")

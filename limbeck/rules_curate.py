@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from limbeck.curation import DecontaminateRule, LanguageRule, LengthRule, PassRateRule, QuotaRule, VerifyRule
+from limbeck.curation import (
+    MISSED,
+    DecontaminateRule,
+    LanguageRule,
+    LengthRule,
+    NearDuplicateRule,
+    PassRateRule,
+    QuotaRule,
+    VerifyRule,
+)
 from limbeck.findings import Problem, idle, problem
 from limbeck.languages import SCRIPTS
 from limbeck.shape import meant
@@ -35,6 +45,8 @@ def curate_rules(recipe: Recipe) -> Iterator[Problem]:
             yield from _quota(rule, where)
         elif isinstance(rule, LanguageRule):
             yield from _language(rule, where)
+        elif isinstance(rule, NearDuplicateRule):
+            yield from _near(rule, where)
         elif isinstance(rule, DecontaminateRule) and not rule.held_out and not rule.paths:
             yield problem(where, "compares with nothing: held_out is false, and there are no paths; remove it.")
 
@@ -57,6 +69,17 @@ def _quota(rule: QuotaRule, where: str) -> Iterator[Problem]:
     elif rule.per_topic is not None and rule.per_topic >= rule.total:
         message = f"is {rule.per_topic}, which no topic can exceed when all have {rule.total} together; remove it."
         yield problem(f"{where}.per_topic", message)
+
+
+def _near(rule: NearDuplicateRule, where: str) -> Iterator[Problem]:
+    missed = (1 - rule.threshold) ** rule.permutations
+    if missed > MISSED:
+        enough = math.ceil(math.log(MISSED) / math.log(1 - rule.threshold))
+        message = (
+            f"is {rule.permutations}, with which {missed:.1%} of the pairs at a threshold of {rule.threshold:g} are "
+            f"overlooked; set it to {enough} or more, or raise the threshold."
+        )
+        yield problem(f"{where}.permutations", message)
 
 
 def _language(rule: LanguageRule, where: str) -> Iterator[Problem]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from limbeck.curate.words import runs, words
+from limbeck.curation import MISSED
 from limbeck.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
@@ -19,11 +22,11 @@ if TYPE_CHECKING:
     from limbeck.curation import DecontaminateRule, DuplicateRule, NearDuplicateRule
     from limbeck.types import Candidate
 
-MISSED = 0.005
-"""Chance that a pair of exactly the similarity asked for is overlooked; more alike, it falls fast."""
-
 DOUBT = 0.15
 """Estimates of similarity this far below what is asked for are not looked at again: four standard errors or so."""
+
+COMPARED = 64
+"""Texts that one is compared with exactly, the likeliest. Replies made to a template are all somewhat alike."""
 
 QUOTED = 60
 
@@ -45,16 +48,40 @@ def exact_duplicates(rule: DuplicateRule, candidates: Sequence[Candidate], _cont
     return out
 
 
-class _Sketch(NamedTuple):
-    """A text's signature of hashes, and its shingles as sorted numbers."""
+@dataclass
+class _Kept:
+    """What stays: owners, their distinct shingles as sorted numbers, and their signatures of hashes, with room."""
 
-    signature: np.ndarray
-    shingles: np.ndarray
+    signatures: np.ndarray
+    shingles: list[np.ndarray] = field(default_factory=list)
+    owners: list[str] = field(default_factory=list)
+
+    def add(self, owner: str, signature: np.ndarray, shingles: np.ndarray) -> int:
+        place = len(self.owners)
+        if place == len(self.signatures):
+            self.signatures = np.concatenate([self.signatures, np.zeros_like(self.signatures)])
+        self.signatures[place] = signature
+        self.shingles.append(shingles)
+        self.owners.append(owner)
+        return place
+
+    def most_alike(
+        self, places: list[int], signature: np.ndarray, shingles: np.ndarray, threshold: float
+    ) -> tuple[float, str]:
+        """The largest Jaccard similarity among those at `places`, exactly, and whose it is; (0, "") where estimates say
+        that all are far below."""
+        at = np.array(sorted(places), np.int64)
+        estimates = (self.signatures[at] == signature).mean(1)
+        likely = np.argsort(-estimates, kind="stable")[:COMPARED]
+        best = (0.0, "")
+        for place in at[likely[estimates[likely] >= threshold - DOUBT]].tolist():
+            share = _jaccard(self.shingles[place], shingles)
+            best = (share, self.owners[place]) if share > best[0] else best
+        return best
 
 
 def near_duplicates(rule: NearDuplicateRule, candidates: Sequence[Candidate], _context: Context) -> dict[str, str]:
-    """Candidates of a banded index are looked at again with their exact similarity, so no pair below the threshold is
-    taken for one above."""
+    """What a banded index finds is looked at again exactly: no pair below the threshold is taken for one above."""
     try:
         from datasketch import MinHash, MinHashLSH
     except ImportError as error:
@@ -62,7 +89,7 @@ def near_duplicates(rule: NearDuplicateRule, candidates: Sequence[Candidate], _c
     wide = band_width(rule.threshold, rule.permutations)
     index = MinHashLSH(num_perm=rule.permutations, params=(rule.permutations // wide, wide))
     empty = MinHash(num_perm=rule.permutations, seed=1, hashfunc=int)
-    kept: dict[str, _Sketch] = {}
+    kept = _Kept(np.zeros((64, rule.permutations), empty.hashvalues.dtype))
     fate: dict[str, str | None] = {}
     for one in _preferred(rule, candidates):
         own = one.row_id if rule.by == "prompt" else one.id
@@ -71,18 +98,13 @@ def near_duplicates(rule: NearDuplicateRule, candidates: Sequence[Candidate], _c
         shingles = _shingles(_compared(rule, one), rule.shingle)
         hashes = empty.copy()
         hashes.update_batch(shingles >> np.uint64(32))
-        sketch = _Sketch(hashes.hashvalues, shingles)
-        share, owner = max(
-            ((_alike(sketch, kept[name], rule.threshold), name) for name in sorted(map(str, index.query(hashes)))),
-            default=(0.0, ""),
-            key=lambda pair: pair[0],
-        )
-        fate[own] = None
+        places: list[int] = index.query(hashes)  # type: ignore[assignment]
+        share, owner = kept.most_alike(places, hashes.hashvalues, shingles, rule.threshold)
         if share >= rule.threshold:
             fate[own] = f"a {rule.by} much like another: {share:.2f} of {owner}"
         else:
-            kept[own] = sketch
-            index.insert(own, hashes)
+            fate[own] = None
+            index.insert(kept.add(own, hashes.hashvalues, shingles), hashes, check_duplication=False)
     owners = {one.id: one.row_id if rule.by == "prompt" else one.id for one in candidates}
     return {id: why for id, own in owners.items() if (why := fate[own]) is not None}
 
@@ -112,12 +134,9 @@ def _shingles(text: str, n: int) -> np.ndarray:
     return np.unique(runs(found, min(n, len(found))))
 
 
-def _alike(a: _Sketch, b: _Sketch, threshold: float) -> float:
-    """The exact Jaccard similarity; 0 where the estimate says that it is far below."""
-    if np.mean(a.signature == b.signature) < threshold - DOUBT:
-        return 0.0
-    shared = len(np.intersect1d(a.shingles, b.shingles, assume_unique=True))
-    return shared / (len(a.shingles) + len(b.shingles) - shared)
+def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
 
 
 # ---- contamination ---------------------------------------------------------------------------------------------------
@@ -143,15 +162,17 @@ def decontaminate(rule: DecontaminateRule, candidates: Sequence[Candidate], cont
     shared: dict[str, np.ndarray] = {}
     out: dict[str, str] = {}
     rows: dict[int, set[str]] = defaultdict(set)
+    common = math.inf if rule.common is None else rule.common
     for one in candidates:
         whole = " ".join(words(one.prompt))
         if whole in known.short:
             out[one.id] = f"its prompt is one of what is evaluated on: {known.names[known.short[whole]]}"
         numbers = runs(words(_both(one)), rule.n)
         shared[one.id] = numbers[known.found(numbers)]
-        for number in shared[one.id].tolist():
-            rows[number].add(one.row_id)
-    template = {number for number, ids in rows.items() if rule.common is not None and len(ids) > rule.common}
+        for number in shared[one.id].tolist() if rule.common is not None else ():
+            if len(rows[number]) <= common:  # more need not be known
+                rows[number].add(one.row_id)
+    template = {number for number, ids in rows.items() if len(ids) > common}
     for one in candidates:
         told = [number for number in shared[one.id].tolist() if number not in template]
         if told and one.id not in out:

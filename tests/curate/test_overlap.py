@@ -93,6 +93,15 @@ def test_which_of_them_stays(prefer, left):
     assert found.steps[0].reasons == {"a reply much like another": 2}
 
 
+def test_replies_to_a_template_hide_no_duplicate():
+    """Hundreds of them are somewhat alike, more than are compared one by one."""
+    pytest.importorskip("datasketch")
+    texts = [" ".join([*(f"t{at}" for at in range(82)), *(f"x{n}y{at}" for at in range(18))]) for n in range(300)]
+    texts += [text.replace("t0 ", "other ") for text in texts[:20]]
+    assert 0.6 < alike(shingles(texts[0]), shingles(texts[1])) < 0.75
+    assert kept([rule("near_duplicates")], texts) == [True] * 300 + [False] * 20
+
+
 def test_near_duplicates_without_spaces_between_words():
     pytest.importorskip("datasketch")
     text = "首先我们把方程的两边都乘以三然后再减去五最后除以七这样就得到了答案"

@@ -77,6 +77,7 @@ def test_when_nothing_is_left_the_rule_is_named(tiny_llama, text_jsonl, tmp_path
         ({"kind": "length", "of": "answer", "unit": "tokens", "min": 1}, "only whole replies"),
         ({"kind": "quota"}, "it keeps all"),
         ({"kind": "quota", "total": 2, "per_topic": 2}, "which no topic can exceed"),
+        ({"kind": "near_duplicates", "threshold": 0.1, "permutations": 16}, "set it to 51 or more"),
         ({"kind": "decontaminate", "held_out": False}, "compares with nothing"),
         ({"kind": "language", "allowed": ["eng"]}, "no language that is known. Did you mean en?"),
         ({"kind": "language", "allowed": ["en"], "mixed": True}, "with one language"),
