@@ -3,8 +3,8 @@
     python benchmarks/curate.py [--replies 20000]
 
 Replies are made of a seeded vocabulary with Zipf's frequencies: a tenth are near copies, some loop, some are partly in
-Chinese, some hold a part of a held-out text. Each rule sees all of them, alone; then the whole list, in order; then near
-duplicates among replies to a template, which are all alike to 0.7: the worst case.
+Chinese, some hold a part of a held-out text. Each rule sees all of them, alone; then the whole list, in order; then
+near duplicates among replies to a template, which are all alike to 0.7: the worst case.
 """
 
 from __future__ import annotations

@@ -160,7 +160,8 @@ class _Whole:
         content = (self.turns[index].get("content") or "").strip()
         at = self.text.find(content, start, bound) if content else -1
         if at < 0:  # the template rewrites the content, or there is none but tool calls
-            if THOUGHT in content and index == len(self.turns) - 1:
+            thought = content.partition(THOUGHT)[0].rpartition("<think>")[2].strip() if THOUGHT in content else ""
+            if thought not in self.text[start:bound] and index == len(self.turns) - 1:
                 raise DataError(
                     f"{self.source}: the chat template drops the reasoning of the last turn, which would not be learnt "
                     "from. Cut it off yourself, or render conversations yourself and give them as plain text."

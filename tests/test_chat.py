@@ -37,6 +37,12 @@ THINKING = (
 # The reasoning is left out of replies (DeepSeek-R1's template), or of those before the last turn (Qwen 3's).
 THOUGHTLESS = CLOSED.replace("m.content", "m.content.split('</think>')[-1]")
 FORGETFUL = CLOSED.replace("m.content", "(m.content if loop.last else m.content.split('</think>')[-1])")
+# The reasoning is kept in lines of its own (Qwen 3).
+OWN_LINES = CLOSED.replace(
+    "m.content",
+    "(('<think>\n' + m.content.split('</think>')[0].split('<think>')[-1].strip('\n') + '\n</think>\n\n'"
+    " + m.content.split('</think>')[-1].lstrip('\n')) if '</think>' in m.content else m.content)",
+)
 TRIMMED = CLOSED.replace("m.content", "(m.content | trim)")
 BARE = (
     "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
@@ -133,6 +139,9 @@ def test_reasoning_that_the_template_drops_is_not_lost_in_silence() -> None:
     with pytest.raises(DataError, match="Keep one assistant turn per row, the last"):
         template(FORGETFUL).conversation([ASK, thought, AGAIN, BYE], "f:7")
     assert "I am asked" in replies(TRIMMED, [ASK, thought])[0]
+    assert replies(OWN_LINES, [ASK, thought]) == [
+        "<think>\nI am asked how I am.\n</think>\n\nFine, thanks.<|im_end|>\n<|pad|>"
+    ]
 
 
 def test_templates_are_compared_by_what_they_write() -> None:
