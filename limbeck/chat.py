@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from limbeck.types import Span
 
+THOUGHT = "</think>"
+"""What ends a reasoning model's thoughts. Templates leave them out of earlier turns, and some out of the last."""
+
 MAX_RENDERED = 16 * 2**20
 """Most characters of one rendered row: a template may blow a row up."""
 
@@ -157,6 +160,12 @@ class _Whole:
         content = (self.turns[index].get("content") or "").strip()
         at = self.text.find(content, start, bound) if content else -1
         if at < 0:  # the template rewrites the content, or there is none but tool calls
+            thought = content.partition(THOUGHT)[0].rpartition("<think>")[2].strip() if THOUGHT in content else ""
+            if thought not in self.text[start:bound] and index == len(self.turns) - 1:
+                raise DataError(
+                    f"{self.source}: the chat template drops the reasoning of the last turn, which would not be learnt "
+                    "from. Cut it off yourself, or render conversations yourself and give them as plain text."
+                )
             if own < len(turn):
                 raise DataError(
                     f"{self.source}: the end of turn {index + 1} cannot be found in the rendered text. {ADVICE}"
@@ -182,3 +191,28 @@ def common_prefix(a: str, b: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
     return low
+
+
+PROBE: Messages = [
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "<think>\ntwo\n</think>\n\nthree"},
+    {"role": "user", "content": "four"},
+]
+"""A conversation that shows what a template makes of turns, thoughts, and the place of a reply."""
+
+
+def compare_templates(ours: ChatTemplate, theirs: ChatTemplate) -> str | None:
+    """Where two templates part on a conversation with thoughts in it: a sentence's end, or None when they do not. One
+    that refuses the conversation is compared by its refusal."""
+    a, b = (_rendered(template) for template in (ours, theirs))
+    if a == b:
+        return None
+    at = common_prefix(a, b)
+    return f"after {a[max(at - 20, 0) : at]!r}, {a[at : at + 40]!r} stands against {b[at : at + 40]!r}"
+
+
+def _rendered(template: ChatTemplate) -> str:
+    try:
+        return template.render(PROBE, "a conversation of three turns", reply=True)
+    except (DataError, TeacherError) as error:
+        return str(error)

@@ -319,6 +319,7 @@ def report(
 def review(
     folder: RunFolder,
     out: opt.ReviewFile = Path("review.csv"),
+    most: opt.ReviewMost = None,
     as_json: Json = False,
 ) -> None:
     """What curation kept and left out, and why.
@@ -327,8 +328,9 @@ def review(
     """
     from limbeck.jobs.review import review as write_review
 
-    count = write_review(folder, out)
-    _print({"review": str(out), "replies": count} if as_json else f"{count} replies: {out}", as_json=as_json)
+    shown, count = write_review(folder, out, most)
+    told = f"{shown} of {count} replies: {out}"
+    _print({"review": str(out), "replies": count, "written": shown} if as_json else told, as_json=as_json)
 
 
 @app.command(rich_help_panel="Work")

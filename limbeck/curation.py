@@ -12,6 +12,9 @@ from limbeck.verifiers import Verifier
 Above0 = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[int, Field(ge=0)]
 
+MISSED = 0.005
+"""Chance that `near_duplicates` overlooks a pair of exactly the threshold's similarity; more alike, it falls fast."""
+
 
 class _Rule(Section):
     topics: tuple[str, ...] = Field(default=(), description="only rows of these topics are looked at; empty: all")
@@ -43,7 +46,9 @@ class FinishRule(_Rule):
     """Replies that ended by themselves: neither cut off nor filtered."""
 
     kind: Literal["finish"] = "finish"
-    allowed: tuple[str, ...] = Field(default=("stop",), description="finish reasons that are kept")
+    allowed: tuple[str, ...] = Field(
+        default=("stop",), min_length=1, description="finish reasons that are kept, of stop, length, content_filter ..."
+    )
 
 
 class LengthRule(_Rule):
@@ -78,16 +83,25 @@ class ParagraphRule(_Rule):
 
 
 class LanguageRule(_Rule):
-    """Replies in the languages named, paragraph by paragraph (`py3langid`, extra `curate`)."""
+    """Replies in the languages named, paragraph by paragraph (`py3langid`, extra `curate`), and in their scripts. Code
+    blocks, and paragraphs that are less than half letters, are of no language."""
 
     kind: Literal["language"] = "language"
-    allowed: tuple[str, ...] = Field(min_length=1, description="two-letter codes, such as en")
-    min_characters: Positive = Field(default=40, description="shorter paragraphs are not looked at")
+    allowed: tuple[str, ...] = Field(min_length=1, description="codes of languages, such as en, zh")
+    min_characters: Positive = Field(default=40, description="the language of shorter paragraphs is not looked at")
+    min_confidence: Fraction = Field(
+        default=0.5, description="less certain languages are not believed: short or odd paragraphs look like many"
+    )
     mixed: bool = Field(default=False, description="allow several of them in one reply")
+    max_foreign: Fraction = Field(
+        default=0.02,
+        description="largest share of letters in scripts that none of them is written in (Latin and Greek aside)",
+    )
 
 
 class RepetitionRule(_Rule):
-    """No loops: neither a text of repeated n-grams, nor an end that repeats itself."""
+    """No loops: neither a text of repeated n-grams, nor an end that repeats itself, by words or, over 100 characters,
+    by characters."""
 
     kind: Literal["repetition"] = "repetition"
     n: Annotated[int, Field(ge=2)] = Field(default=8, description="words of an n-gram")
@@ -105,22 +119,30 @@ class DuplicateRule(_Rule):
 
 
 class NearDuplicateRule(_Rule):
-    """The first of several that share most of their words' shingles (MinHash; `datasketch`, extra `curate`)."""
+    """One of several that share most of their words' shingles: found by MinHash (`datasketch`, extra `curate`), and
+    compared exactly. Of Han and kana, each character is a word."""
 
     kind: Literal["near_duplicates"] = "near_duplicates"
     by: Literal["prompt", "reply"] = Field(default="reply", description="what is compared")
-    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.8, description="Jaccard similarity")
+    prefer: Literal["first", "shortest", "longest"] = Field(default="first", description="which of them is kept")
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.8, description="least Jaccard similarity")
     shingle: Positive = Field(default=3, description="words of a shingle")
-    permutations: Annotated[int, Field(ge=16)] = Field(default=128, description="more are more exact, and slower")
+    permutations: Annotated[int, Field(ge=16)] = Field(
+        default=128, description="hashes of a text; with more, fewer pairs are compared in vain"
+    )
 
 
 class DecontaminateRule(_Rule):
-    """Nothing that shares an n-gram with the run's held-out rows or with evaluation sets of yours."""
+    """Nothing that shares an n-gram with the run's held-out rows or with evaluation sets of yours, and no prompt that
+    equals a shorter text of theirs (as GPT-3 was cleaned, arXiv 2005.14165, appendix C)."""
 
     kind: Literal["decontaminate"] = "decontaminate"
     n: Positive = Field(default=13, description="words of an n-gram")
     paths: tuple[str, ...] = Field(default=(), description="files, one text a line (JSONL: all strings of a line)")
     held_out: bool = Field(default=True, description="compare with this run's held-out rows")
+    common: Positive | None = Field(
+        default=10, description="n-grams that more prompts than this share are a template, not a leak; null: all count"
+    )
 
 
 class QuotaRule(_Rule):
@@ -133,7 +155,8 @@ class QuotaRule(_Rule):
 
 
 class VerdictRule(_Rule):
-    """What a human said (`limbeck review` exports the table): CSV with the columns id, verdict (keep or reject)."""
+    """What a human said (`limbeck review` exports the table): a CSV with the columns id and verdict (keep, reject, or
+    nothing). What is to be kept passes all later rules."""
 
     kind: Literal["verdicts"] = "verdicts"
     path: str = Field(description="the CSV file")

@@ -53,6 +53,9 @@ RecipeOrRun = Annotated[
     Path, typer.Argument(metavar="RECIPE|RUN", help="recipe, or folder of a run", show_default=False)
 ]
 ReviewFile = Annotated[Path, typer.Option(help="file to write: .csv for verdicts of your own, .html to read")]
+ReviewMost = Annotated[
+    int | None, typer.Option(min=1, help="most replies written (default: all as CSV, 1000 as HTML)", show_default=False)
+]
 TestRows = Annotated[
     Path | None, typer.Option(help="text, JSONL, Parquet or CSV: its first rows instead of the built-in ones")
 ]

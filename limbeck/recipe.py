@@ -63,6 +63,11 @@ class GenerateMode(Section):
     n: Positive = Field(default=1, description="replies per prompt")
     max_tokens: Positive = Field(default=128, description="longest reply in tokens")
     stop: tuple[str, ...] = Field(default=(), description="strings that end a reply")
+    think: Literal["keep", "strip"] = Field(
+        default="keep",
+        description="whether reasoning in <think> tags is learnt: `strip` learns only what follows it (text targets), "
+        "while the store keeps all. To require reasoning, put the rule `think` into `curate`",
+    )
 
 
 class TopK(Section):

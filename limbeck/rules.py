@@ -120,6 +120,12 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
             yield problem(
                 "trace.mode.n", f"asks for {mode.n} replies, but at temperature 0 they are all the same; use 1."
             )
+    if mode.think == "strip" and not isinstance(recipe.trace.target, TextTarget):
+        yield problem(
+            "trace.mode.think",
+            f"is strip, but trace.target.kind is {recipe.trace.target.kind}: what was stored behind the reasoning does "
+            "not fit a text without it. Set trace.target.kind=text, or keep the reasoning.",
+        )
     if any(not text for text in mode.stop):
         yield problem("trace.mode.stop", "has an empty string, which would end every reply at once; remove it.")
 

@@ -89,3 +89,10 @@ class Judge(Section):
 
 
 Verifier = Exact | Numeric | Math | Regex | JsonSchema | UnitTests | Judge
+
+
+def needs_reference(verifier: Verifier) -> bool:
+    """Whether it compares with the row's reference: a pattern or schema for all rows does not."""
+    if isinstance(verifier, Regex):
+        return verifier.pattern is None
+    return not isinstance(verifier, JsonSchema) or verifier.path is None

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken
 
 from limbeck import chat
-from limbeck.chat import ChatTemplate, common_prefix
+from limbeck.chat import ChatTemplate, common_prefix, compare_templates
 from limbeck.errors import DataError, EmptyRow, TeacherError, UnsupervisedRow
 from tests import tiny
 
@@ -33,6 +33,15 @@ THINKING = (
     "{% if loop.last and m.role == 'assistant' %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{{ m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# The reasoning is left out of replies (DeepSeek-R1's template), or of those before the last turn (Qwen 3's).
+THOUGHTLESS = CLOSED.replace("m.content", "m.content.split('</think>')[-1]")
+FORGETFUL = CLOSED.replace("m.content", "(m.content if loop.last else m.content.split('</think>')[-1])")
+# The reasoning is kept in lines of its own (Qwen 3).
+OWN_LINES = CLOSED.replace(
+    "m.content",
+    "(('<think>\n' + m.content.split('</think>')[0].split('<think>')[-1].strip('\n') + '\n</think>\n\n'"
+    " + m.content.split('</think>')[-1].lstrip('\n')) if '</think>' in m.content else m.content)",
 )
 TRIMMED = CLOSED.replace("m.content", "(m.content | trim)")
 BARE = (
@@ -120,6 +129,27 @@ def test_a_template_that_moves_text_is_refused_by_row() -> None:
 def test_malformed_conversations(messages: list[dict[str, str]], error: type[DataError], message: str) -> None:
     with pytest.raises(error, match=f"f:7: .*{message}"):
         template(SYSTEM).conversation(messages, "f:7")
+
+
+def test_reasoning_that_the_template_drops_is_not_lost_in_silence() -> None:
+    thought = {"role": "assistant", "content": "<think>I am asked how I am.</think>Fine, thanks."}
+    with pytest.raises(DataError, match="f:7: the chat template drops the reasoning of the last turn"):
+        template(THOUGHTLESS).conversation([ASK, thought], "f:7")
+    assert "I am asked" in replies(FORGETFUL, [ASK, thought])[0]
+    with pytest.raises(DataError, match="Keep one assistant turn per row, the last"):
+        template(FORGETFUL).conversation([ASK, thought, AGAIN, BYE], "f:7")
+    assert "I am asked" in replies(TRIMMED, [ASK, thought])[0]
+    assert replies(OWN_LINES, [ASK, thought]) == [
+        "<think>\nI am asked how I am.\n</think>\n\nFine, thanks.<|im_end|>\n<|pad|>"
+    ]
+
+
+def test_templates_are_compared_by_what_they_write() -> None:
+    other = CLOSED.replace("{% for m in messages %}", "{% for m in messages -%}")
+    assert compare_templates(template(CLOSED), template(other)) is None
+    parting = compare_templates(template(CLOSED), template(THOUGHTLESS))
+    assert parting is not None and parting.startswith("after '") and "'<think>" in parting
+    assert compare_templates(template(CLOSED), template(None)) is not None
 
 
 def test_prompt_needs_a_turn_to_reply_to() -> None:

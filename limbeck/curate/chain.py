@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING
 
 from limbeck.curate.filters import FILTERS
 from limbeck.curate.together import TOGETHER, Context
+from limbeck.curation import QuotaRule
+from limbeck.errors import DataError
+from limbeck.shape import meant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from limbeck.curation import CurateRule
     from limbeck.types import Candidate
+
+NAMED = 12
+"""Topics that an error names."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Step:
-    """One rule's counts: replies that came in, that went out, and those left out by reason."""
+    """One rule's counts: replies that came in, that went out, and those left out by reason (up to its colon)."""
 
     number: int
     rule: str
@@ -46,19 +52,48 @@ class Curated:
     steps: list[Step]
 
 
-def curate(candidates: Sequence[Candidate], rules: Sequence[CurateRule], context: Context) -> Curated:
-    """Apply `rules` in order, each to what the one before kept. A pure function of its arguments but for what `context`
-    gathers. Raises DataError, MissingExtra, SandboxError or Stopped as the rules do."""
+def curate(
+    candidates: Sequence[Candidate],
+    rules: Sequence[CurateRule],
+    context: Context,
+    *,
+    on_step: Callable[[Step], None] = lambda _: None,
+) -> Curated:
+    """Apply `rules` in order, each to what the one before kept; `on_step` hears of each. A pure function of its
+    arguments but for what `context` gathers. Raises DataError, MissingExtra, SandboxError or Stopped as the rules do;
+    DataError for a topic that no reply has."""
     kept, rejected, steps = list(candidates), list[Rejected](), list[Step]()
+    context.ids = frozenset(one.id for one in candidates)
     for number, rule in enumerate(rules, 1):
+        _refuse_unknown_topics(number, rule, candidates)
         seen = [one for one in kept if not rule.topics or one.topic in rule.topics]
         if rule.kind in FILTERS:
             look = FILTERS[rule.kind]
             out = {one.id: why for one in seen if (why := look(rule, one)) is not None}
         else:
             out = TOGETHER[rule.kind](rule, seen, context)
-        rejected += [Rejected(one, number, rule.kind, out[one.id]) for one in seen if one.id in out]
-        reasons = Counter(out[one.id] for one in seen if one.id in out)
-        steps.append(Step(number, rule.kind, len(kept), len(kept) - sum(reasons.values()), dict(reasons.most_common())))
-        kept = [one for one in kept if one.id not in out]
+        gone = [one for one in seen if one.id in out and one.id not in context.wanted]
+        rejected += [Rejected(one, number, rule.kind, out[one.id]) for one in gone]
+        reasons = Counter(out[one.id].partition(":")[0] for one in gone)
+        steps.append(Step(number, rule.kind, len(kept), len(kept) - len(gone), dict(reasons.most_common())))
+        ids = {one.id for one in gone}
+        kept = [one for one in kept if one.id not in ids]
+        on_step(steps[-1])
     return Curated(kept, rejected, steps)
+
+
+def _refuse_unknown_topics(number: int, rule: CurateRule, candidates: Sequence[Candidate]) -> None:
+    """A misspelt topic would leave the rule without effect."""
+    topics = {one.topic for one in candidates}
+    weights = rule.weights if isinstance(rule, QuotaRule) else {}
+    unknown = sorted({*rule.topics, *weights} - topics) if topics else []
+    if unknown:
+        raise DataError(
+            f"rule {number} ({rule.kind}) names the topic {unknown[0]!r}, which no training reply has; there are: "
+            f"{_some(sorted(topics))}.{meant(unknown[0], topics)}"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    some = ", ".join(repr(name) for name in names[:NAMED])
+    return f"{some} and {len(names) - NAMED} more" if len(names) > NAMED else some

@@ -1,15 +1,25 @@
-"""Rules that look at one reply: each says why it is left out, or nothing."""
+"""Rules that look at one reply: each says why it is left out, or nothing. Replies are counted by what stands before a
+colon."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections import Counter
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from limbeck.curate.verify import without_thinking
+from limbeck.curate.words import runs, words
 from limbeck.errors import MissingExtra
+from limbeck.languages import KNOWN, LATIN, SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from py3langid.langid import LanguageIdentifier
 
     from limbeck.curation import (
         CodeRule,
@@ -25,6 +35,16 @@ if TYPE_CHECKING:
 OPEN, CLOSE = "<think>", "</think>"
 LONGEST_LOOP = 400
 """Words of a loop that is looked for at the end of a reply."""
+
+END = 12
+"""Characters that a loop is found by: those that the reply ends with, where they stood before."""
+
+SHORTEST_STUTTER = 100
+"""Characters of a loop of characters: 1,000,000 and a dashed line are none."""
+
+QUOTED = 60
+PARAGRAPH = re.compile(r"\n\s*\n")
+CODE = re.compile(r"```.*?(?:```|\Z)", re.DOTALL)
 
 
 def thinking_of(reply: str) -> str:
@@ -64,45 +84,91 @@ def code_in_thinking(_rule: CodeRule, one: Candidate) -> str | None:
 
 
 def paragraphs(rule: ParagraphRule, one: Candidate) -> str | None:
-    longest = max((len(part) for part in re.split(r"\n\s*\n", one.reply)), default=0)
+    longest = max((len(part) for part in PARAGRAPH.split(one.reply)), default=0)
     return f"a paragraph longer than {rule.max} characters" if longest > rule.max else None
 
 
 def language(rule: LanguageRule, one: Candidate) -> str | None:
+    text = CODE.sub("\n\n", one.reply.replace(OPEN, "").replace(CLOSE, "\n\n"))
+    if (script := _foreign_script(rule, text)) is not None:
+        return f"letters of another script: {script}"
     found = set()
-    for part in re.split(r"\n\s*\n", one.reply.replace(OPEN, "").replace(CLOSE, "\n\n")):
+    for part in PARAGRAPH.split(text):
         # Formulas and numbers are of no language.
         letters = sum(character.isalpha() for character in part)
         if len(part.strip()) >= rule.min_characters and letters * 2 > len(part):
-            code = _language_of(part)
+            code, confidence = _language_of(part)
+            if confidence < rule.min_confidence:
+                continue
             if code not in rule.allowed:
-                return f"a paragraph in {code}"
+                return f"a paragraph in {code}: {' '.join(part.split())[:QUOTED]}"
             found.add(code)
     return f"languages mixed: {', '.join(sorted(found))}" if len(found) > 1 and not rule.mixed else None
 
 
-def _language_of(text: str) -> str:
+def _foreign_script(rule: LanguageRule, text: str) -> str | None:
+    """The most frequent script that none of the allowed languages is written in, where all of them together have more
+    letters than allowed."""
+    if text.isascii():
+        return None
+    native = LATIN.union(*(SCRIPTS[code] for code in rule.allowed))
+    letters = Counter(_script_of(character) for character in text if character.isalpha())
+    foreign = {script: count for script, count in letters.items() if script in KNOWN - native}
+    if sum(foreign.values()) <= rule.max_foreign * letters.total():
+        return None
+    return max(sorted(foreign), key=lambda script: foreign[script]).capitalize().replace("Cjk", "Han")
+
+
+@lru_cache(1 << 16)
+def _script_of(character: str) -> str:
+    return unicodedata.name(character, "").partition(" ")[0]
+
+
+def _language_of(text: str) -> tuple[str, float]:
+    """The most probable language, and how probable it is."""
+    return _identifier().classify(text)
+
+
+@cache
+def _identifier() -> LanguageIdentifier:
     try:
-        import py3langid
+        from py3langid import langid
     except ImportError as error:
         raise MissingExtra("py3langid", "curate", "the rule language") from error
-    return str(py3langid.classify(text)[0])
+    return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
 def repetition(rule: RepetitionRule, one: Candidate) -> str | None:
-    words = one.reply.split()
-    grams = [tuple(words[index : index + rule.n]) for index in range(len(words) - rule.n + 1)]
-    if grams and 1 - len(set(grams)) / len(grams) > rule.max_share:
+    found = words(one.reply)
+    numbers = runs(found, rule.n)
+    if len(numbers) and 1 - len(np.unique(numbers)) / len(numbers) > rule.max_share:
         return f"more than {rule.max_share:.0%} of its {rule.n}-grams stood before"
-    return f"its end repeats itself more than {rule.max_loops} times" if _loops(words, rule.max_loops) else None
+    if _loops(found, rule.max_loops) or _stutters(one.reply.rstrip(), rule.max_loops):
+        return f"its end repeats itself more than {rule.max_loops} times"
+    return None
 
 
 def _loops(words: list[str], most: int) -> bool:
     """Whether the last words are one sequence more than `most` times over."""
     for size in range(1, min(len(words) // (most + 1), LONGEST_LOOP) + 1):
-        last = words[-size:]
-        if all(words[-size * (turn + 1) : -size * turn] == last for turn in range(1, most + 1)):
+        # All copies are alike where the text equals itself a copy further on.
+        if words[-size * (most + 1) : -size] == words[-size * most :]:
             return True
+    return False
+
+
+def _stutters(text: str, most: int) -> bool:
+    """Whether the last characters are one sequence more than `most` times over, wherever it was cut off."""
+    last = text[-END:]
+    at = text.rfind(last, 0, len(text) - 1)
+    while last and at >= 0:
+        size = len(text) - len(last) - at
+        span = max(size * (most + 1), SHORTEST_STUTTER)
+        if span > len(text):
+            return False
+        if text[-span:-size] == text[-span + size :]:
+            return True
+        at = text.rfind(last, 0, at + len(last) - 1)
     return False
 
 

@@ -1,58 +1,53 @@
-"""Rules that look at all replies together: duplicates, contamination, quotas, a human's verdicts, verification.
+"""Rules that look at all replies together: verification, quotas, a human's verdicts, and those of `overlap`.
 
-Each returns what is left out: id -> why. Which of several is kept depends on their order in the store, or on a hash of
-seed and row, and on nothing else.
+Each returns what is left out: id -> why; replies are counted by what stands before a colon. Which of several is kept
+depends on their order in the store, or on a hash of seed and row, and on nothing else.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-import json
-import re
+import io
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from limbeck.errors import DataError, MissingExtra
+from limbeck.curate.overlap import decontaminate, exact_duplicates, near_duplicates
+from limbeck.errors import DataError
+from limbeck.verifiers import needs_reference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from limbeck.curate.verify import Verdict
-    from limbeck.curation import (
-        DecontaminateRule,
-        DuplicateRule,
-        NearDuplicateRule,
-        PassRateRule,
-        QuotaRule,
-        VerdictRule,
-        VerifyRule,
-    )
+    from limbeck.curation import PassRateRule, QuotaRule, VerdictRule, VerifyRule
     from limbeck.types import Candidate
     from limbeck.verifiers import Verifier
 
     Verify = Callable[[Verifier, list[tuple[str, str]]], list[Verdict]]
 
-WORD = re.compile(r"\w+")
-
 
 @dataclass
 class Context:
-    """What rules know besides the replies: `verify` (cached, and stoppable), the texts that are held out, the seed; and
-    what they find: the share of right replies by row, and the verdict on each reply."""
+    """What rules know besides the replies they are given: `verify` (cached, and stoppable), the replies that are held
+    out, the seed, the ids of all replies. And what they find: the share of right replies by row, the verdict on each
+    reply, those that a human wants to keep whatever later rules say, and sentences that a reader should know."""
 
     verify: Verify
-    held_out: Sequence[str] = ()
+    held_out: Sequence[Candidate] = ()
     seed: int = 0
+    ids: frozenset[str] = frozenset()
     pass_rate: dict[str, float] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    wanted: set[str] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
 
 
 def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:
     missing = next((one for one in candidates if not one.reference), None)
-    if missing is not None and rule.verifier.kind not in ("regex", "json_schema"):
+    if missing is not None and needs_reference(rule.verifier):
         raise DataError(
             f"row {missing.row_id} ({missing.topic or 'no topic'}) has no reference to verify its reply against. Name "
             "the column with data.source.reference, or the topics that have one with `topics` of this rule."
@@ -66,7 +61,7 @@ def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) 
         if verdict.ok is None and not rule.keep_unknown:
             out[one.id] = f"unknown: {verdict.reason}"
         elif verdict.ok is False:
-            out[one.id] = "wrong"
+            out[one.id] = f"wrong: {verdict.reason}" if verdict.reason else "wrong"
     for row_id, replies in by_row.items():
         said = [ok for one in replies if (ok := context.verdicts[one.id].ok) is not None]
         if said:
@@ -100,89 +95,6 @@ def pass_rate(rule: PassRateRule, candidates: Sequence[Candidate], context: Cont
     return out
 
 
-def exact_duplicates(rule: DuplicateRule, candidates: Sequence[Candidate], _context: Context) -> dict[str, str]:
-    first: dict[Any, str] = {}
-    out = {}
-    for one in candidates:
-        prompt, reply = _normal(one.prompt), _normal(one.reply)
-        key = {"prompt": prompt, "reply": reply, "both": (prompt, reply)}[rule.by]
-        owner = first.setdefault(key, one.row_id if rule.by == "prompt" else one.id)
-        if owner != (one.row_id if rule.by == "prompt" else one.id):
-            out[one.id] = f"the same {'prompt and reply' if rule.by == 'both' else rule.by} as an earlier one"
-    return out
-
-
-def _normal(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def near_duplicates(rule: NearDuplicateRule, candidates: Sequence[Candidate], _context: Context) -> dict[str, str]:
-    try:
-        from datasketch import MinHash, MinHashLSH
-    except ImportError as error:
-        raise MissingExtra("datasketch", "curate", "the rule near_duplicates") from error
-    index = MinHashLSH(threshold=rule.threshold, num_perm=rule.permutations)
-    owners: dict[str, str] = {}
-    out = {}
-    for one in candidates:
-        text = one.prompt if rule.by == "prompt" else one.reply
-        owner = one.row_id if rule.by == "prompt" else one.id
-        if owners.get(owner) == "in":
-            continue
-        words = WORD.findall(text.casefold())
-        shingles = {" ".join(words[at : at + rule.shingle]) for at in range(max(len(words) - rule.shingle + 1, 1))}
-        sketch = MinHash(num_perm=rule.permutations, seed=1)
-        sketch.update_batch([shingle.encode() for shingle in sorted(shingles)])
-        near = [name for name in index.query(sketch) if name != owner]
-        if near:
-            out[one.id] = f"a {rule.by} much like an earlier one"
-        elif owner not in owners:
-            owners[owner] = "in"
-            index.insert(owner, sketch)
-    return out
-
-
-def decontaminate(rule: DecontaminateRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:
-    forbidden: set[int] = set()
-    texts = [*(context.held_out if rule.held_out else ()), *_lines(rule.paths)]
-    for text in texts:
-        forbidden.update(_grams(text, rule.n))
-    out = {}
-    for one in candidates:
-        if any(gram in forbidden for gram in _grams(f"{one.prompt}\n{one.reply}", rule.n)):
-            out[one.id] = f"shares {rule.n} words in a row with what is evaluated on"
-    return out
-
-
-def _lines(paths: Iterable[str]) -> Iterator[str]:
-    for path in paths:
-        file = Path(path)
-        if not file.is_file():
-            raise DataError(f"there is no file {path} to decontaminate against; correct the rule's paths.")
-        for line in file.read_text(errors="replace").splitlines():
-            try:
-                found = json.loads(line) if file.suffix == ".jsonl" else line
-            except ValueError as error:
-                raise DataError(f"{path} has a line that is not JSON: {error}.") from error
-            yield from _strings(found)
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict | list):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
-
-
-def _grams(text: str, n: int) -> Iterator[int]:
-    """Hashes of all runs of n words, case and punctuation aside. A text of fewer words has none."""
-    words = WORD.findall(text.casefold())
-    for at in range(len(words) - n + 1):
-        digest = hashlib.blake2b(" ".join(words[at : at + n]).encode(), digest_size=8).digest()
-        yield int.from_bytes(digest)
-
-
 def quota(rule: QuotaRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:
     topics: dict[str, dict[str, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
     for one in candidates:
@@ -193,11 +105,11 @@ def quota(rule: QuotaRule, candidates: Sequence[Candidate], context: Context) ->
         allowed = _share(rule.total, allowed, rule.weights)
     out = {}
     for topic, rows in topics.items():
-        left = allowed[topic]
+        left, name = allowed[topic], topic.replace(":", " ") or "(none)"
         for row_id in sorted(rows, key=lambda id: _rank(context.seed, id)):
             for one in rows[row_id]:
                 if left <= 0:
-                    out[one.id] = f"more than {allowed[topic]} replies of the topic {topic or '(none)'}"
+                    out[one.id] = f"more than {allowed[topic]} replies of the topic {name}"
                 left -= 1
     return out
 
@@ -220,26 +132,44 @@ def _share(total: int, most: dict[str, int], weights: dict[str, float]) -> dict[
     return given
 
 
-def verdicts(rule: VerdictRule, candidates: Sequence[Candidate], _context: Context) -> dict[str, str]:
-    file = Path(rule.path)
-    if not file.is_file():
-        raise DataError(f"there is no file {rule.path} with verdicts. Export one with `limbeck review RUN --out FILE`.")
-    said: dict[str, tuple[str, str]] = {}
-    with file.open(newline="", encoding="utf-8") as lines:
-        table = csv.DictReader(lines)
-        if not {"id", "verdict"} <= set(table.fieldnames or ()):
-            raise DataError(f"{rule.path} has the columns {table.fieldnames}; it must have id and verdict.")
-        for number, line in enumerate(table, 2):
-            verdict = (line["verdict"] or "").strip().lower()
-            if verdict not in ("", "keep", "reject"):
-                raise DataError(f"{rule.path}:{number}: the verdict {verdict!r} is neither keep nor reject nor empty.")
-            said[line["id"]] = (verdict, (line.get("note") or "").strip())
-    known = {one.id for one in candidates}
+def verdicts(rule: VerdictRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:
+    said = dict(_read_verdicts(Path(rule.path)))
+    unknown = said.keys() - context.ids
+    if said and len(unknown) == len(said):
+        raise DataError(
+            f"none of the {len(said)} ids with a verdict in {rule.path} is of this run, such as {min(unknown)!r}. Ids "
+            "change with the teacher, its sampling and the data: review this run, or remove the rule."
+        )
+    if unknown:
+        context.notes.append(f"verdicts: {len(unknown)} of {len(said)} are on replies that this run does not have.")
+    context.wanted.update(id for id, (verdict, _) in said.items() if verdict == "keep")
+    rejected = {id: note for id, (verdict, note) in said.items() if verdict == "reject"}
     return {
-        id: f"a human's verdict{f': {note}' if note else ''}"
-        for id, (verdict, note) in said.items()
-        if verdict == "reject" and id in known
+        one.id: f"a human's verdict{f': {note}' if (note := rejected[one.id]) else ''}"
+        for one in candidates
+        if one.id in rejected
     }
+
+
+def _read_verdicts(file: Path) -> Iterator[tuple[str, tuple[str, str]]]:
+    """(id, (keep or reject, note)) of lines that have a verdict; commas, semicolons or tabs between cells."""
+    if not file.is_file():
+        raise DataError(f"there is no file {file} with verdicts. Export one with `limbeck review RUN --out FILE`.")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 ({error.reason}); save it as CSV in UTF-8.") from error
+    head = text.partition("\n")[0]
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    if not {"id", "verdict"} <= set(table.fieldnames or ()):
+        raise DataError(f"{file} has the columns {table.fieldnames}; it must have id and verdict.")
+    for line in table:
+        verdict = (line["verdict"] or "").strip().lower()
+        if verdict not in ("", "keep", "reject"):
+            where = f"{file}:{table.line_num}"
+            raise DataError(f"{where}: the verdict {verdict!r} is neither keep nor reject nor empty.")
+        if verdict:
+            yield line["id"], (verdict, (line.get("note") or "").strip())
 
 
 TOGETHER: dict[str, Callable[..., dict[str, str]]] = {

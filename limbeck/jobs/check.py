@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from transformers import AutoConfig
 
+from limbeck.chat import ChatTemplate, compare_templates
 from limbeck.data import read_examples, read_rows
 from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
 from limbeck.findings import Problem, problem
+from limbeck.jobs.check_curate import curate_problems
 from limbeck.jobs.data import run_data
 from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.endpoint import missing, needs_probe, run_probe, sentences
@@ -271,7 +273,9 @@ def _check_tokenizers(teacher: _Model, student: _Model, found: CheckResult) -> N
             "real tokens."
         )
     if template_hash(teacher.tokenizer) != template_hash(student.tokenizer):
-        found.facts.append("their chat templates differ; the teacher's is used for both, and saved with the student.")
+        parting = compare_templates(ChatTemplate(teacher.tokenizer), ChatTemplate(student.tokenizer))
+        how = f"differ: {parting} in the student's" if parting else "are written differently, and say the same"
+        found.facts.append(f"their chat templates {how}; the teacher's is used for both, and saved with the student.")
 
 
 def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
@@ -297,6 +301,7 @@ def _check_rows(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
             )
         )
         return
+    found.problems.extend(curate_problems(recipe, examples))
     _encode(recipe, teacher, examples, found)
 
 

@@ -22,11 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.chat import ChatTemplate
-from limbeck.curate.chain import Curated, curate
+from limbeck.curate.chain import Curated, Step, curate
 from limbeck.curate.together import Context
 from limbeck.curate.verify import Verdict, verify_all
 from limbeck.curation import VerifyRule
-from limbeck.errors import DataError, RunDirError
+from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.lms import open_lm
 from limbeck.rundir import atomic_path, atomic_write, fingerprint
 from limbeck.types import Candidate, Progress, Row, Sampling, Trace
@@ -91,16 +91,22 @@ def run_curate(
     Raises DataError when nothing is left, naming the rule that took most; and what the rules raise.
     """
     train = [one for one in candidates if one.split == "train"]
-    held_out = [text for one in candidates if one.split != "train" for text in (f"{one.prompt}\n{one.reply}",)]
+    held_out = [one for one in candidates if one.split != "train"]
     cache = _Verdicts(folder / "verdicts.jsonl", ask, on_progress, stop_asked)
     context = Context(cache.verify, held_out, recipe.seed)
-    found = curate(train, recipe.curate, context)
+
+    def on_step(step: Step) -> None:
+        if stop_asked() and step.number < len(recipe.curate):
+            raise Stopped("stopped while curating; verdicts are kept. Run the same command again to go on.")
+
+    found = curate(train, recipe.curate, context, on_step=on_step)
     summary = {
         "candidates": len(train),
         "kept": len(found.kept),
         "prompts": len({one.row_id for one in found.kept}),
         "steps": [asdict(step) for step in found.steps],
         "pass_rate": sum(context.pass_rate.values()) / len(context.pass_rate) if context.pass_rate else None,
+        "notes": context.notes,
     }
     _write_rejected(folder / "rejected.parquet", found, context)
     atomic_write(folder / "pass_rates.json", json.dumps(context.pass_rate, indent=0))

@@ -80,7 +80,7 @@ def header_of(
         lm_name=lm[1],
         tokenizer_hash=tokenizer_hash(tokenizer),
         template_hash=template_hash(tokenizer),
-        mode=recipe.trace.mode.model_dump(),
+        mode=recipe.trace.mode.model_dump(exclude={"think"}),  # what is learnt of a reply does not change it
         seed=recipe.seed,
     )
 

@@ -33,6 +33,7 @@ from limbeck.jobs.stages import NAMES, Stages
 from limbeck.jobs.student import build_student
 from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
 from limbeck.jobs.tasks import run_tasks, task_files
+from limbeck.jobs.thinking import strips_thinking, without_thinking
 from limbeck.jobs.train import needs_teacher, run_train, stores_targets, trusts_remote_code
 from limbeck.lms import open_lm
 from limbeck.lms.gguf import model_licence, resolve_model
@@ -154,10 +155,12 @@ class _Run:
     def items(self, split: str) -> list[Row] | list[Trace]:
         """What is trained or evaluated on: the teacher's traces, or the rows where nothing was labelled for them."""
         found = self._uncurated(split)
-        if not self.recipe.curate or split != "train":
-            return found
-        kept = kept_ids(self.path / "curate")
-        return [item for item in found if item.id in kept]  # type: ignore[return-value]
+        if self.recipe.curate and split == "train":
+            kept = kept_ids(self.path / "curate")
+            found = [item for item in found if item.id in kept]
+        if not strips_thinking(self.recipe):
+            return found  # type: ignore[return-value]
+        return without_thinking(self.recipe, self.tokenizer, found, self.rows, self.stages.on_message)  # type: ignore[arg-type]
 
     def _uncurated(self, split: str) -> list[Row] | list[Trace]:
         generated = isinstance(self.recipe.trace.mode, GenerateMode)
@@ -177,9 +180,11 @@ class _Run:
     @cached_property
     def label_print(self) -> str:
         teacher = self.recipe.teacher
-        parts = [self.recipe.fingerprint("trace", "seed"), teacher.model_dump(mode="json")]
+        trace = self.recipe.trace.model_dump(mode="json")
+        trace["mode"].pop("think", None)  # replies are the same
+        parts = [trace, self.recipe.seed, teacher.model_dump(mode="json")]
         if isinstance(teacher, OpenAITeacher):  # how fast it is asked changes nothing
-            parts[1] = teacher.identity
+            parts[-1] = teacher.identity
         return fingerprint(self.data_print, parts, self.recipe.objective.stored_temperature)
 
     @cached_property
@@ -194,7 +199,8 @@ class _Run:
         shared = ("objective.label_smoothing", "objective.position_weights.tokens", "objective.position_weights.place")
         objective = self.recipe.fingerprint(*(shared if twin else ("objective",)))
         curated = [self.curate_print] if self.recipe.curate else []
-        return fingerprint(self.label_print, self.student_print, train, objective, twin, *curated)
+        stripped = ["strip"] if strips_thinking(self.recipe) else []
+        return fingerprint(self.label_print, self.student_print, train, objective, twin, *curated, *stripped)
 
     @cached_property
     def curate_print(self) -> str:

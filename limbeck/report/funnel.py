@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.report.words import number, percent, shortened
+from limbeck.report.words import number, percent, shortened, visible
 
 REASONS = 3
 
@@ -24,12 +24,14 @@ class Bar:
 class Funnel:
     bars: tuple[Bar, ...]
     lead: str
+    notes: tuple[str, ...] = ()
 
 
 def funnel(summary: dict[str, Any]) -> Funnel | None:
     """What curate/summary.json holds, as far as it is as it should be; None when there is nothing to show."""
     total, kept, prompts = (number(summary.get(name)) for name in ("candidates", "kept", "prompts"))
-    steps = [step for step in summary.get("steps") or [] if isinstance(step, dict)]
+    steps, notes = (found if isinstance(found := summary.get(name), list) else [] for name in ("steps", "notes"))
+    steps = [step for step in steps if isinstance(step, dict)]
     if not total or kept is None or not steps:
         return None
     bars = [Bar("all replies", f"{total:,.0f}", 100.0, "")]
@@ -40,7 +42,8 @@ def funnel(summary: dict[str, Any]) -> Funnel | None:
             bars.append(Bar(name, f"{left:,.0f}", min(100.0 * left / total, 100.0), _reasons(step.get("reasons"))))
     rate = number(summary.get("pass_rate"))
     told = f" The teacher was right in {percent(rate)} of its replies, prompt by prompt." if rate is not None else ""
-    return Funnel(tuple(bars), f"{kept:,.0f} of {total:,.0f} replies to {prompts or 0:,.0f} prompts were kept.{told}")
+    lead = f"{kept:,.0f} of {total:,.0f} replies were kept, to {prompts or 0:,.0f} prompts.{told}"
+    return Funnel(tuple(bars), lead, tuple(visible(str(note), 400) for note in notes))
 
 
 def _reasons(found: Any) -> str:

@@ -130,10 +130,11 @@ def test_another_tokenizer(recipe, tiny_llama, tmp_path):
 
 def test_another_template_is_a_fact(recipe, tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "other")
-    tiny.build_tokenizer(chat_template=tiny.CHATML + " ").save_pretrained(folder)
-    found = check_recipe(recipe.override(f"student={{kind: pretrained, path: {folder}}}"), estimate=False)
-    assert found.problems == []
-    assert any("chat templates differ" in fact for fact in found.facts)
+    for changed, said in ((tiny.CHATML + "!", "stands against"), (tiny.CHATML + "{# the same #}", "say the same")):
+        tiny.build_tokenizer(chat_template=changed).save_pretrained(folder)
+        found = check_recipe(recipe.override(f"student={{kind: pretrained, path: {folder}}}"), estimate=False)
+        assert found.problems == []
+        assert any("their chat templates" in fact and said in fact for fact in found.facts)
 
 
 def test_rows(recipe, tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
@@ -75,6 +76,11 @@ def test_when_nothing_is_left_the_rule_is_named(tiny_llama, text_jsonl, tmp_path
         ({"kind": "length", "min": 9, "max": 3}, "above max"),
         ({"kind": "length", "of": "answer", "unit": "tokens", "min": 1}, "only whole replies"),
         ({"kind": "quota"}, "it keeps all"),
+        ({"kind": "quota", "total": 2, "per_topic": 2}, "which no topic can exceed"),
+        ({"kind": "near_duplicates", "threshold": 0.1, "permutations": 16}, "set it to 51 or more"),
+        ({"kind": "decontaminate", "held_out": False}, "compares with nothing"),
+        ({"kind": "language", "allowed": ["eng"]}, "no language that is known. Did you mean en?"),
+        ({"kind": "language", "allowed": ["en"], "mixed": True}, "with one language"),
         ({"kind": "quota", "per_topic": 1, "weights": {"a": 2.0}}, "nothing is shared"),
         ({"kind": "verify", "verifier": {"kind": "exact"}, "pick": "random"}, "without `per_prompt`"),
         ({"kind": "verify", "verifier": {"kind": "exact"}, "per_prompt": 2}, "pick is all"),
@@ -87,6 +93,23 @@ def test_when_nothing_is_left_the_rule_is_named(tiny_llama, text_jsonl, tmp_path
 def test_rules_without_effect(tiny_llama, text_jsonl, rule, said):
     found = limbeck.check(curated(tiny_llama, text_jsonl, rule), estimate=False)
     assert said in " ".join(problem.message for problem in found.problems)
+
+
+def test_a_stop_between_rules(tiny_llama, text_jsonl, tmp_path):
+    recipe = curated(tiny_llama, text_jsonl, {"kind": "finish"}, {"kind": "length", "min": 1})
+    made = [Candidate("0", "row", "train", "", "p", "r")]
+    with pytest.raises(Stopped):
+        run_curate(recipe, tmp_path, made, ask=None, on_progress=lambda _: None, stop_asked=lambda: True)
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_notes_reach_the_page(tiny_llama, text_jsonl, tmp_path):
+    recipe = curated(tiny_llama, text_jsonl, {"kind": "decontaminate", "n": 2, "common": 1})
+    shared = [Candidate(f"{n}", f"row {n}", "train", "", f"the same words {n}", "r") for n in range(3)]
+    known = Candidate("9", "row 9", "heldout", "", "the same words 9", "r")
+    run_curate(recipe, tmp_path, [*shared, known], ask=None, on_progress=lambda _: None)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["kept"] == 3 and "taken for a template" in found["notes"][0]
 
 
 def test_a_stopped_verification_goes_on(tiny_llama, text_jsonl, tmp_path, monkeypatch):
@@ -107,7 +130,12 @@ def test_a_stopped_verification_goes_on(tiny_llama, text_jsonl, tmp_path, monkey
     assert json.loads((tmp_path / "kept.json").read_text()) == ["1"]
 
 
-HOSTILE = "<script>alert(1)</script>\u202e \x1b[31m =cmd()"
+HOSTILE = "<script>alert(1)</script>\u202e \x1b[31m\x00 =cmd()"
+
+
+def cells(file):
+    with file.open(newline="", encoding="utf-8-sig") as lines:
+        return list(csv.DictReader(lines))
 
 
 def test_reviews_are_harmless(finished, tmp_path):
@@ -116,15 +144,43 @@ def test_reviews_are_harmless(finished, tmp_path):
     rules = curate_file(tmp_path / "hostile", "=1+1", HOSTILE)
     review(rules, tmp_path / "h.html")
     page = (tmp_path / "h.html").read_text()
-    assert "<script" not in page and "&lt;script&gt;" in page and "\u202e" not in page and "\x1b" not in page
+    assert "<script" not in page and "&lt;script&gt;" in page
+    assert not {"\u202e", "\x1b", "\x00"} & set(page)
+    assert "http" not in page.replace('<meta http-equiv="Content-Security-Policy"', "")
     review(rules, tmp_path / "h.csv")
-    with (tmp_path / "h.csv").open(newline="") as file:
-        line = next(csv.DictReader(file))
-    assert line["prompt"] == "'=1+1" and line["reply"] == HOSTILE
+    assert (tmp_path / "h.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    line = cells(tmp_path / "h.csv")[0]
+    assert line["prompt"] == "'=1+1"
+    assert line["reply"] == "<script>alert(1)</script>[U+202E] ␛[31m␀ =cmd()"
     with pytest.raises(DataError, match=r"neither \.csv nor \.html"):
         review(rules, tmp_path / "h.pdf")
     with pytest.raises(RunDirError, match="has no curated replies"):
         review(tmp_path, tmp_path / "h.csv")
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\n=", "\r", "\u00a0=", "\uff1d", "\uff20"])
+def test_no_cell_is_a_formula(tmp_path, start):
+    run = curate_file(tmp_path, "p", f"{start}cmd|'/c calc'!A0")
+    review(run, tmp_path / "h.csv")
+    assert cells(tmp_path / "h.csv")[0]["reply"][0] in "'␍"  # spelt out, a return is no formula
+
+
+def test_a_short_review_draws_from_every_rule(finished, tmp_path):
+    run, _ = finished
+    whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
+    total = review(run, whole)[1]
+    assert total > 30 and review(run, part, 20) == (20, total)
+    counts = {file: Counter(line["rule"] for line in cells(file)) for file in (whole, part)}
+    assert set(counts[part]) == set(counts[whole])
+    fair = min(counts[whole][rule] for rule in counts[whole])
+    assert all(counts[part][rule] >= min(fair, 20 // len(counts[whole])) for rule in counts[whole])
+    order = [line["id"] for line in cells(whole)]
+    drawn = [line["id"] for line in cells(part)]
+    assert drawn == sorted(drawn, key=order.index)
+    assert review(run, tmp_path / "part.html", 20) == (20, total)
+    page = (tmp_path / "part.html").read_text()
+    assert f"20 of {total} replies, drawn evenly" in page and page.count("<article") == 20
+    assert all(f'href="#rule{line}"' in page for line in (0, 1)) and page.count('id="rule1"') == 1
 
 
 def curate_file(run, prompt, reply):
@@ -148,8 +204,7 @@ def test_a_humans_verdict_comes_back(finished, tiny_llama, text_jsonl, tmp_path)
     run, _ = finished
     table = tmp_path / "review.csv"
     review(run, table)
-    with table.open(newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = cells(table)
     gone = next(line for line in lines if line["rule"] == "kept")
     gone["verdict"] = "reject"
     with table.open("w", newline="") as file:
