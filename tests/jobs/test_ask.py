@@ -314,7 +314,7 @@ def test_estimates(rows):
 @pytest.mark.parametrize("fault", ["other-model", "other-fingerprint"])
 def test_a_teacher_that_changes_is_not_mixed_in_silence(go, server, traces, fault):
     server.script = lambda seen: fault if seen.number >= 20 else None
-    with pytest.raises(TeacherError, match=r"stub-1 fp_a \(20 replies\)"):
+    with pytest.raises(TeacherError, match=r"stub-1 fp_a \((19|20) replies\)"):
         go()
     with pytest.raises(TeacherError, match="the teacher changed"):  # still
         go()
