@@ -1,19 +1,16 @@
-"""The command line: the only file that prints. Results go to stdout; progress, messages and errors to stderr.
+"""The command line: what can be asked of Limbeck.
 
 Modules that load torch are imported inside the commands that need them: `limbeck --help` is instant.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,16 +18,14 @@ from limbeck import __version__
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
+from limbeck.terminal import complain, error_text, tell, watched
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from limbeck.findings import Problem
     from limbeck.recipe import Recipe
-    from limbeck.types import OnProgress
     from limbeck.yaml_nodes import Node
 
-FAILED, INTERRUPTED, PIPE_WIDTH = 1, 130, 120
+FAILED = 1
 
 app = typer.Typer(
     name="limbeck",
@@ -54,63 +49,11 @@ def main() -> None:
     try:
         app(prog_name="limbeck")
     except LimbeckError as error:
-        if "--json" in sys.argv and _first_rank():
+        if "--json" in sys.argv:
             kind = type(error).__name__
-            print(json.dumps({"error": {"type": kind, "message": str(error), "exit_code": error.exit_code}}))
-        _complain(_error(str(error)))
+            tell({"error": {"type": kind, "message": str(error), "exit_code": error.exit_code}}, as_json=True)
+        complain(error_text(str(error)))
         sys.exit(error.exit_code)
-
-
-def _error(text: str) -> str:
-    return "error: " + text.replace("\n", "\n       ")
-
-
-def _complain(text: str) -> None:
-    from limbeck.screen import visible
-
-    print(visible(text, keep="\n"), file=sys.stderr, flush=True)
-
-
-def _first_rank() -> bool:
-    """Under torchrun only one process speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def _print(result: Any, *, as_json: bool) -> None:
-    """A JSON-able value, a sentence, or a renderable."""
-    if not _first_rank():
-        return
-    if as_json:
-        print(json.dumps(result, indent=1, default=str))
-    elif isinstance(result, str):
-        print(result)
-    else:
-        from rich.console import Console
-
-        Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(result)
-
-
-@contextlib.contextmanager
-def _watched() -> Iterator[tuple[OnProgress, Callable[[str], None]]]:
-    """Callbacks that show progress and messages of a job; Ctrl-C inside ends with a sentence, a second one at once."""
-    from rich.console import Console
-
-    from limbeck.progress import Lines, bars
-
-    console = Console(stderr=True)
-    lines = Lines(_complain)
-    try:
-        if not _first_rank():
-            yield (lambda _progress: None), (lambda _text: None)
-        elif not console.is_terminal:
-            yield lines.on_progress, _complain
-        else:
-            with bars(console) as shown:
-                yield shown.on_progress, shown.on_message
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        _complain("interrupted. What was finished is kept; run the same command again to go on.")
-        raise typer.Exit(INTERRUPTED) from None
 
 
 # ---- commands on a recipe --------------------------------------------------------------------------------------------
@@ -135,17 +78,17 @@ def _sound(path: Path, overrides: list[str] | None) -> Recipe:
 def _job(path: Path, overrides: list[str] | None, run_dir: Path | None, as_json: bool, until: str) -> None:
     recipe = _sound(path, overrides)
     folder = run_dir or Path("runs") / recipe.name
-    with _watched() as (on_progress, on_message):
+    with watched() as (on_progress, on_message):
         from limbeck.jobs.run import run_recipe
 
         summary = run_recipe(recipe, folder, until=until, on_progress=on_progress, on_message=on_message)
     if as_json:
-        _print({"run": str(folder), **summary}, as_json=True)
+        tell({"run": str(folder), **summary}, as_json=True)
         return
     from limbeck.screen import result
 
-    _print(result(summary), as_json=False)
-    _print(f"\nreport: {folder / 'report.html'}" if until == "report" else f"\nrun folder: {folder}", as_json=False)
+    tell(result(summary))
+    tell(f"\nreport: {folder / 'report.html'}" if until == "report" else f"\nrun folder: {folder}")
 
 
 @app.command(rich_help_panel="Start")
@@ -175,10 +118,10 @@ def init(
     name = re.sub(r"[^a-z0-9._-]+", "-", Path(out).stem.lower()).strip("-._")[:64] or "distilled"
     text = recipe_text(Choice(teacher, data, mode, student, layers, parameters, name, preset))
     if out == "-":
-        print(text, end="")
+        tell(text.removesuffix("\n"))
         return
     write_recipe(text, Path(out), force=force)
-    print(f"wrote {out}. Next: limbeck check {out}")
+    tell(f"wrote {out}. Next: limbeck check {out}")
 
 
 @app.command(rich_help_panel="Start")
@@ -195,7 +138,7 @@ def check(
     from limbeck.tree import origin_of
 
     loaded, written = _load(recipe, overrides)
-    with _watched() as (on_progress, _):
+    with watched() as (on_progress, _):
         from limbeck.jobs.check import check_recipe
 
         found = check_recipe(loaded, estimate=estimate, on_progress=on_progress)
@@ -207,16 +150,16 @@ def check(
     warnings = [told(warning) for warning in found.warnings]
     if as_json:
         told_all = {"problems": problems, "warnings": warnings, "facts": found.facts, "estimate": found.estimate}
-        _print(told_all, as_json=True)
+        tell(told_all, as_json=True)
     else:
         from limbeck.screen import check_facts
 
-        _print(check_facts(found), as_json=False)
+        tell(check_facts(found))
         for warning in warnings:
-            _complain("warning: {origin}: {message}".format(**warning))
+            complain("warning: {origin}: {message}".format(**warning))
         for problem in problems:
-            _complain(_error("{origin}: {message}".format(**problem)))
-        _print(f"\n{len(problems)} problems" if problems else "\nno problems", as_json=False)
+            complain(error_text("{origin}: {message}".format(**problem)))
+        tell(f"\n{len(problems)} problems" if problems else "\nno problems")
     if problems:
         raise typer.Exit(RecipeError.exit_code)
 
@@ -241,19 +184,19 @@ def selftest(
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise typer.BadParameter(f"--dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
-    with _watched() as (on_progress, _):
+    with watched() as (on_progress, _):
         from limbeck.jobs.selftest import Choice, run_selftest
 
         choice = Choice(rows, divergence, dtype, trust_remote_code)
         found = run_selftest(teacher, student, choice=choice, on_progress=on_progress)
     if as_json:
-        _print(found.to_json(), as_json=True)
+        tell(found.to_json(), as_json=True)
     else:
         from limbeck.screen import statements
 
-        _print(statements(found), as_json=False)
+        tell(statements(found))
     if found.failed:
-        _complain(_error(f"these statements do not hold: {', '.join(found.failed)}"))
+        complain(error_text(f"these statements do not hold: {', '.join(found.failed)}"))
         raise typer.Exit(FAILED)
 
 
@@ -312,7 +255,7 @@ def report(
     from limbeck.jobs.report import run_report
 
     path = str(run_report(folder))
-    _print({"report": path} if as_json else f"report: {path}", as_json=as_json)
+    tell({"report": path} if as_json else f"report: {path}", as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
@@ -330,7 +273,7 @@ def review(
 
     shown, count = write_review(folder, out, most)
     told = f"{shown} of {count} replies: {out}"
-    _print({"review": str(out), "replies": count, "written": shown} if as_json else told, as_json=as_json)
+    tell({"review": str(out), "replies": count, "written": shown} if as_json else told, as_json=as_json)
 
 
 @app.command(rich_help_panel="Work")
@@ -355,9 +298,9 @@ def capture(
 
     told = {"allow_remote": allow_remote, "sample": sample, "redact": tuple(redact), "max_bytes": max_bytes}
     settings = CaptureSettings(upstream, store, host, port, tags=opt.tag_pairs(tag), **told)
-    status = run_capture(settings, on_message=_complain)
+    status = run_capture(settings, on_message=complain)
     if as_json:
-        _print(status, as_json=True)
+        tell(status, as_json=True)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
@@ -379,7 +322,7 @@ def show_traces(
     from limbeck.screen import trace
 
     view = show_trace(folder, row=row, id=id, top=top)
-    _print(asdict(view) if as_json else trace(view), as_json=as_json)
+    tell(asdict(view) if as_json else trace(view), as_json=as_json)
 
 
 @show_app.command("run")
@@ -392,7 +335,7 @@ def show_run(folder: RunFolder, as_json: Json = False) -> None:
     from limbeck.jobs import show
 
     view = show.show_run(folder)
-    _print(asdict(view) if as_json else screen.run(view), as_json=as_json)
+    tell(asdict(view) if as_json else screen.run(view), as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
@@ -406,16 +349,16 @@ def schema(
     if markdown:
         from limbeck.jobs.reference import recipe_markdown
 
-        print(recipe_markdown(), end="")
+        tell(recipe_markdown().removesuffix("\n"))
         return
     from limbeck.recipe import Recipe
 
-    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    tell(Recipe.model_json_schema(), as_json=True)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        print(f"limbeck {__version__}")
+        tell(f"limbeck {__version__}")
         raise typer.Exit
 
 

@@ -261,12 +261,69 @@ class LM(Protocol):
         ...
 
 
+class LiveLM(LM, Protocol):
+    """A model in this process, whatever runs it: transformers, llama.cpp, onnxruntime."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The PreTrainedTokenizerBase of transformers. (This file knows no model library.)"""
+        ...
+
+    @property
+    def vocab(self) -> int:
+        """Real tokens: heads are often padded beyond the tokenizer."""
+        ...
+
+    @property
+    def max_context(self) -> int | None: ...
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Token ids that end a reply."""
+        ...
+
+    def logits(self, ids: np.ndarray) -> Tensor:
+        """logits_TV of one sequence, fp32 on the CPU, real tokens only: row t predicts token t + 1."""
+        ...
+
+    def session(self) -> Session:
+        """A new sequence, empty. Raises TeacherError where this kind of model cannot write token by token."""
+        ...
+
+
+class Session(Protocol):
+    """One sequence that is read and written: the model's cache of it."""
+
+    def feed(self, ids: np.ndarray) -> Tensor:
+        """Append `ids` (at least one) and return logits_V for the token that follows: fp32, CPU, real tokens only."""
+        ...
+
+    def close(self) -> None:
+        """Give its memory back."""
+        ...
+
+
+class Written(NamedTuple):
+    """One token of a reply under way, as an engine hands it out.
+
+    `text` is what it adds: "" while a character is incomplete or a stop string may be coming. `logp` and `top` (id,
+    log-prob; as many as were asked for) are of the model's own distribution, before temperature and top-p.
+    `finish_reason` is "stop" or "length" on the last one, None before.
+    """
+
+    id: int
+    text: str
+    logp: float
+    top: tuple[tuple[int, float], ...]
+    finish_reason: str | None
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A folder that is a model, with a card. `limbeck.open_lm(path)` opens it."""
 
     path: Path
-    format: str  # "safetensors"
+    format: str  # "safetensors", "gguf" or "onnx"
     lineage: tuple[str, ...]
     recipe_fingerprint: str
     scores: dict[str, float]
