@@ -4,6 +4,8 @@ Families:
 - `chain`: `level` operations modulo 10, from left to right. "5+9*4 mod 10": "5+9=4;4*4=6", then 6. A small model can do
   each step, and cannot do all of them at once.
 - `sum`: two numbers of `level` digits. "58+67": "8+7=15;5+6+1=12", then 125.
+- `story`: the same in words, `level` things that happen to someone's apples, coins or books: what a model that has read
+  text can be asked. "... Ana has 9 apples. Ben gives Ana 4 more. ...": "9+4=13", then 13.
 
 A problem is a pure function of (family, level, seed, index, part). The space of all problems is divided into PARTS
 disjoint parts by a hash of the problem's text, so what is drawn from one part is never in another, whatever the seed.
@@ -26,7 +28,12 @@ if TYPE_CHECKING:
 PARTS = 4
 MODULUS = 10
 ALPHABET = "0123456789+-*=; mod\n"
-"""Every character of problems, steps and answers, besides the think tags."""
+"""Every character of problems, steps and answers of `chain` and `sum`, besides the think tags."""
+
+NAMES = ("Ana", "Ben", "Chen", "Dara", "Emil", "Fatima", "Goran", "Hana", "Ivo", "Jun", "Kofi", "Lena", "Mara", "Nils")
+THINGS = ("apples", "coins", "books", "marbles", "pencils", "stamps", "shells", "cards", "buttons", "beads")
+MOST = 500
+"""No story's number grows beyond this."""
 
 
 @dataclass(frozen=True)
@@ -103,4 +110,30 @@ def _sum(draws: random.Random, level: int) -> tuple[str, list[str], str]:
     return f"{first}+{second}", steps, str(first + second)
 
 
-_MAKERS = {"chain": _chain, "sum": _sum}
+def _story(draws: random.Random, level: int) -> tuple[str, list[str], str]:
+    (name, friend), things = draws.sample(NAMES, 2), draws.choice(THINGS)
+    value = draws.randrange(2, 60)
+    told, steps = [f"{name} has {value} {things}."], []
+    for _ in range(level):
+        sentence, step, result = _event(draws, name, friend, value)
+        told.append(sentence)
+        steps.append(f"{value}{step}={result}")
+        value = result
+    return f"{' '.join(told)} How many {things} does {name} have now?", steps, str(value)
+
+
+def _event(draws: random.Random, name: str, friend: str, value: int) -> tuple[str, str, int]:
+    """Something that happens to `value` things: the sentence, the operation, what is left."""
+    few, more = draws.randrange(2, 6), draws.randrange(2, 20)
+    possible = [(f"{friend} gives {name} {more} more.", f"+{more}", value + more)]
+    if value > more:
+        possible.append((f"{name} gives {more} to {friend}.", f"-{more}", value - more))
+    if value * few <= MOST:
+        possible.append((f"A year later {name} has {few} times as many.", f"*{few}", value * few))
+    if value % few == 0 and value > few:
+        share = f"{name} shares them equally among {few} people and keeps one share."
+        possible.append((share, f"/{few}", value // few))
+    return draws.choice(possible)
+
+
+_MAKERS = {"chain": _chain, "sum": _sum, "story": _story}

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from limbeck.data.problems import ALPHABET, PARTS, Problem, make_problem, part_of, read_problems
 from limbeck.sources import ProblemsSource
 
-FAMILIES = st.sampled_from(["chain", "sum"])
+FAMILIES = st.sampled_from(["chain", "sum", "story"])
 LEVELS = st.integers(1, 9)
 SEEDS = st.integers(0, 10**6)
 
 
 def evaluate(prompt: str) -> int:
     """What the problem asks for, by regular expressions and Python's integers."""
+    if prompt.endswith("now?\n"):
+        return evaluate_story(prompt)
     chain = re.fullmatch(r"(\d+)((?:[-+*]\d+)+) mod (\d+)\n", prompt)
     if chain is None:
         first, second = re.fullmatch(r"(\d+)\+(\d+)\n", prompt).groups()  # type: ignore[union-attr]
@@ -28,16 +30,35 @@ def evaluate(prompt: str) -> int:
     return eval(text) % int(chain[3])  # digits, signs and brackets only
 
 
+def evaluate_story(prompt: str) -> int:
+    """What is left at the end of a story, sentence by sentence."""
+    hero, value = re.match(r"(\w+) has (\d+) \w+\.", prompt).groups()  # type: ignore[union-attr]
+    value = int(value)
+    for sentence in re.findall(r"[^.?]+[.?]", prompt)[1:-1]:
+        number = int(re.search(r"\d+", sentence)[0])  # type: ignore[index]
+        if "gives " + hero in sentence:
+            value += number
+        elif hero + " gives" in sentence:
+            value -= number
+        elif "times as many" in sentence:
+            value *= number
+        else:
+            assert "shares them equally" in sentence and value % number == 0
+            value //= number
+    assert 0 < value
+    return value
+
+
 def check_steps(problem: Problem) -> None:
     modulus = re.search(r"mod (\d+)", problem.prompt)
     for step in problem.steps:
         left, right = step.split("=")
         value = eval(left)
         assert int(right) == (value % int(modulus[1]) if modulus else value)
-    if modulus:  # each step goes on from the one before, and the last is the answer
+    if modulus or problem.family == "story":  # each step goes on from the one before, and the last is the answer
         results = [step.split("=")[1] for step in problem.steps]
         starts = [re.match(r"\d+", step)[0] for step in problem.steps]  # type: ignore[index]
-        assert starts == [re.match(r"\d+", problem.prompt)[0], *results[:-1]]  # type: ignore[index]
+        assert starts == [re.search(r"\d+", problem.prompt)[0], *results[:-1]]  # type: ignore[index]
         assert results[-1] == problem.answer
     else:
         digits = [step.split("=")[1][-1] for step in problem.steps]
@@ -52,7 +73,8 @@ def test_answers_and_steps_are_right(family: str, level: int, seed: int, index: 
     assert len(problem.steps) == level
     check_steps(problem)
     assert problem.worked.startswith("<think>") and problem.worked.endswith(f"</think>{problem.answer}")
-    assert set(problem.prompt + problem.worked.replace("<think>", "").replace("</think>", "")) <= set(ALPHABET)
+    if problem.family != "story":
+        assert set(problem.prompt + problem.worked.replace("<think>", "").replace("</think>", "")) <= set(ALPHABET)
     assert part_of(problem.prompt.rstrip("\n")) == part
 
 
