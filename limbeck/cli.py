@@ -5,6 +5,7 @@ Modules that load torch are imported inside the commands that need them: `limbec
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from limbeck.yaml_nodes import Node
 
 FAILED = 1
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers of libraries that warn on import, where transformers finds torchao, of kernels that this machine has not."""
 
 app = typer.Typer(
     name="limbeck",
@@ -46,6 +49,8 @@ def main() -> None:
     # Before the libraries read them: their bars and warnings would mix with ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app(prog_name="limbeck")
     except LimbeckError as error:

@@ -58,7 +58,7 @@ class ProblemsSource(Section):
         description="`chain`: operations modulo 10, from left to right; `sum`: two long numbers; `story`: in words",
     )
     levels: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
-        default=(4,), min_length=1, description="operations of a chain, digits of a sum, events of a story; taken in turn"
+        default=(4,), min_length=1, description="operations of a chain, digits of a sum, events of a story; in turn"
     )
     count: Positive = Field(default=1000, description="number of problems; repeated ones are dropped as duplicates")
     part: Annotated[int, Field(ge=0, le=3)] = Field(

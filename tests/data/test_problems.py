@@ -45,7 +45,7 @@ def evaluate_story(prompt: str) -> int:
         else:
             assert "shares them equally" in sentence and value % number == 0
             value //= number
-    assert 0 < value
+    assert value > 0
     return value
 
 
