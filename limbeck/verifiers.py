@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from limbeck.shape import Positive, Section
+from limbeck.teachers import OpenAITeacher
 
 Where = Literal["whole", "last_line", "last_number", "boxed", "marker"]
 
@@ -77,15 +78,26 @@ class UnitTests(Section):
 
 
 class Judge(Section):
-    """A language model in this process compares the reply with the reference."""
+    """A language model compares the reply with the reference: in this process (`path`), or behind an OpenAI-compatible
+    endpoint (`endpoint`, the same keys as a teacher of kind `openai`)."""
 
     kind: Literal["judge"] = "judge"
-    path: str = Field(description="hub id, folder or .gguf file of an instruction model")
+    path: str | None = Field(default=None, description="hub id, folder or .gguf file of an instruction model")
+    endpoint: OpenAITeacher | None = Field(default=None, description="the endpoint that is asked instead")
     max_tokens: Positive = Field(default=64, description="longest reply of the judge")
     instructions: str = Field(
         default="Decide whether the answer means the same as the reference. Reply with CORRECT or INCORRECT only.",
         description="what the judge is told; its reply must begin or end with CORRECT or INCORRECT",
     )
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Judge:
+        if (self.path is None) == (self.endpoint is None):
+            raise ValueError("a judge is either a model in this process (path) or an endpoint: give one of the two")
+        asked = self.endpoint
+        if asked and (asked.max_cost is not None or asked.mode == "batch" or asked.endpoint == "completions"):
+            raise ValueError("a judge is asked live, in chats, and without a limit of costs: max_cost, mode, endpoint")
+        return self
 
 
 Verifier = Exact | Numeric | Math | Regex | JsonSchema | UnitTests | Judge

@@ -6,11 +6,14 @@ changing (`copy.deepcopy(model)`, `shutil.copytree(folder, tmp_path / "copy")`).
 
 from __future__ import annotations
 
+import logging
 import os
 
 # Before torch, transformers or matplotlib are imported anywhere, and inherited by the processes that tests start.
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+for name in ("torchao", "torch.utils._pytree"):  # they warn on import of kernels that this machine has not
+    logging.getLogger(name).setLevel(logging.ERROR)
 os.environ.update({**THREADS, **OFFLINE, "MPLBACKEND": "agg"})
 
 import random

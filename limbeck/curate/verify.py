@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from limbeck.verifiers import Verifier
 
-    Ask = Callable[[list[list[dict[str, str]]]], list[str]]
+    Ask = Callable[[Judge, list[list[dict[str, str]]]], list[str]]
     Pair = tuple[str, str]
 
 NUMBER = re.compile(r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?")
@@ -310,7 +310,7 @@ def _ask_judge(verifier: Judge, pairs: Sequence[Pair], ask: Ask | None) -> Itera
         ]
         for reply, reference in pairs
     ]
-    for said in ask(asked):
+    for said in ask(verifier, asked):
         words = re.findall(r"[A-Z]+", without_thinking(said).upper())
         named = {words[0], words[-1]} & {"CORRECT", "INCORRECT"} if words else set()
         yield Verdict(named == {"CORRECT"} if len(named) == 1 else None, f"the judge said {_short(said)}")

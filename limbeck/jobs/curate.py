@@ -14,22 +14,17 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck.chat import ChatTemplate
 from limbeck.curate.chain import Curated, Step, curate
 from limbeck.curate.together import Context
 from limbeck.curate.verify import Verdict, verify_all
-from limbeck.curation import VerifyRule
 from limbeck.errors import DataError, RunDirError, Stopped
-from limbeck.lms import open_lm
 from limbeck.rundir import atomic_path, atomic_write, fingerprint
-from limbeck.types import Candidate, Progress, Row, Sampling, Trace
+from limbeck.types import Candidate, Progress, Row, Trace
 from limbeck.verifiers import Judge
 
 if TYPE_CHECKING:
@@ -39,13 +34,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.curate.verify import Ask
-    from limbeck.lms.hf import HfLM
     from limbeck.recipe import Recipe
     from limbeck.types import OnProgress
     from limbeck.verifiers import Verifier
 
 CHUNK = 256
-"""Replies verified between two writes of their verdicts."""
+"""Replies verified between two writes of their verdicts; with a judge that is paid, as many as it is asked at once."""
 
 
 def candidates_of(
@@ -130,27 +124,6 @@ def kept_ids(folder: Path) -> set[str]:
     return set(json.loads(file.read_text()))
 
 
-def judge_of(recipe: Recipe) -> Ask | None:
-    """What puts conversations to the model of the recipe's judge, opened when it is first asked; None without one."""
-    judges = [rule.verifier for rule in recipe.curate if isinstance(rule, VerifyRule)]
-    judge = next((verifier for verifier in judges if isinstance(verifier, Judge)), None)
-    if judge is None:
-        return None
-
-    @cache
-    def opened() -> HfLM:
-        return open_lm(judge.path)
-
-    def ask(conversations: list[list[dict[str, str]]]) -> list[str]:
-        lm, sampling = opened(), Sampling(temperature=0.0, max_tokens=judge.max_tokens)
-        template = ChatTemplate(lm.tokenizer)
-        texts = [template.prompt(turns, "the judge's question") for turns in conversations]
-        prompts = [np.asarray(lm.tokenizer(text, add_special_tokens=False)["input_ids"], np.int32) for text in texts]
-        return [replies[0].text for replies in lm.generate(prompts, sampling)]
-
-    return ask
-
-
 class _Verdicts:
     """Verdicts, remembered on disk."""
 
@@ -165,15 +138,17 @@ class _Verdicts:
             self.known[key] = Verdict(ok, reason)
 
     def verify(self, verifier: Verifier, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        identity = verifier.model_dump(mode="json")
+        identity, chunk = verifier.model_dump(mode="json"), CHUNK
+        if isinstance(verifier, Judge) and verifier.endpoint:  # how fast it is asked changes no verdict
+            identity["endpoint"], chunk = verifier.endpoint.identity, verifier.endpoint.concurrency
         keys = [fingerprint(identity, reply, reference) for reply, reference in pairs]
         fresh = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self.known}
         todo, begun = list(fresh.items()), time.monotonic()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write("\n" if todo else "")  # behind half a line
-            for start in range(0, len(todo), CHUNK):
-                part = todo[start : start + CHUNK]
+            for start in range(0, len(todo), chunk):
+                part = todo[start : start + chunk]
                 found = verify_all(verifier, [pair for _, pair in part], ask=self.ask, stop_asked=self.stop_asked)
                 for (key, _), verdict in zip(part, found, strict=True):
                     self.known[key] = verdict

@@ -22,11 +22,12 @@ from limbeck.export.card import Card, make_card
 from limbeck.export.safetensors import read_card, save_artifact, update_card
 from limbeck.jobs.ask import run_ask
 from limbeck.jobs.check import check_recipe
-from limbeck.jobs.curate import candidates_of, judge_of, kept_ids, run_curate
+from limbeck.jobs.curate import candidates_of, kept_ids, run_curate
 from limbeck.jobs.data import data_fingerprint, run_data
 from limbeck.jobs.endpoint import keep_record, prepare
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.jobs.evaluate import run_evaluate
+from limbeck.jobs.judge import ask_judges
 from limbeck.jobs.label import run_label, store_header
 from limbeck.jobs.report import run_report
 from limbeck.jobs.stages import NAMES, Stages
@@ -289,7 +290,7 @@ class _Run:
                 self.recipe,
                 folder,
                 candidates_of(items, self.rows, self.tokenizer),
-                ask=judge_of(self.recipe),
+                ask=ask_judges(self.stages.on_message),
                 on_progress=self.stages.on_progress,
                 stop_asked=self.stages.stop_asked,
             )

@@ -164,7 +164,7 @@ def test_a_judge_is_asked_and_understood():
     )
     asked = []
 
-    def ask(conversations):
+    def ask(_judge, conversations):
         asked.extend(conversations)
         return [next(said) for _ in conversations]
 
@@ -179,7 +179,7 @@ def test_a_judge_is_asked_and_understood():
 def test_equal_replies_are_verified_once_and_order_stays():
     calls = []
 
-    def ask(conversations):
+    def ask(_judge, conversations):
         calls.extend(conversations)
         return ["CORRECT" if "b" in talk[-1]["content"][-1] else "INCORRECT" for talk in conversations]
 

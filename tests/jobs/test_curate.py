@@ -2,7 +2,10 @@
 
 import csv
 import json
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import ClassVar
 
 import pyarrow.parquet as pq
 import pytest
@@ -10,6 +13,7 @@ import pytest
 import limbeck
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.jobs.curate import run_curate
+from limbeck.jobs.judge import ask_judges
 from limbeck.jobs.review import review
 from limbeck.recipe import Recipe
 from limbeck.types import Candidate
@@ -221,8 +225,54 @@ def test_a_judge_in_this_process(tiny_llama, text_jsonl, tmp_path):
     judge = {"kind": "judge", "path": str(tiny_llama), "max_tokens": 4}
     recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": judge, "keep_unknown": True})
     made = [Candidate("0", "row", "train", "", "p", "r", reference="1")]
-    from limbeck.jobs.curate import judge_of
-
-    run_curate(recipe, tmp_path, made, ask=judge_of(recipe), on_progress=lambda _: None)
+    run_curate(recipe, tmp_path, made, ask=ask_judges(print), on_progress=lambda _: None)
     line = pq.read_table(tmp_path / "rejected.parquet").to_pylist()[0]
     assert line["verdict"] in ("unknown", "right", "wrong")
+
+
+class JudgeServer(BaseHTTPRequestHandler):
+    """An endpoint that compares answer and reference letter by letter; `asked` are the conversations it saw."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = body["messages"][-1]["content"]
+        self.asked.append(said)
+        reference, answer = said.removeprefix("Reference:\n").split("\n\nAnswer:\n")
+        choice = {"message": {"role": "assistant", "content": "CORRECT" if reference == answer else "INCORRECT"}}
+        reply = {"model": "m", "choices": [{**choice, "finish_reason": "stop", "index": 0}]}
+        data = json.dumps({**reply, "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_judge_behind_an_endpoint_is_asked_once(tiny_llama, text_jsonl, tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), JudgeServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = {"base_url": f"http://127.0.0.1:{server.server_port}/v1", "model": "m", "api_key_env": None}
+    try:
+        judge = {"kind": "judge", "endpoint": {**endpoint, "concurrency": 2}}
+        recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": judge})
+        made = [Candidate(str(i), "row", "train", "", "p", str(i), reference="1") for i in range(5)]
+        for _ in range(2):  # the second time from disk
+            run_curate(recipe, tmp_path, made, ask=ask_judges(print), on_progress=lambda _: None)
+        assert json.loads((tmp_path / "kept.json").read_text()) == ["1"]
+        assert len(JudgeServer.asked) == 5
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    "judge", [{}, {"path": "x", "endpoint": {"model": "m"}}, {"endpoint": {"model": "m", "mode": "batch"}}]
+)
+def test_a_judge_is_one_model_that_is_asked_live(tiny_llama, text_jsonl, judge):
+    with pytest.raises(ValueError, match="a judge is"):
+        curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": {"kind": "judge", **judge}})
