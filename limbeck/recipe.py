@@ -6,7 +6,7 @@ these descriptions.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -18,6 +18,7 @@ from limbeck.shape import Fraction, Positive, Section, UsualKind
 from limbeck.sources import Source
 from limbeck.teachers import HfTeacher, Teacher
 from limbeck.tree import load_tree, override_tree
+from limbeck.verifiers import Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,6 +54,18 @@ class ScoreMode(Section):
 
     kind: Literal["score"] = "score"
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the teacher says."""
+        return self.model_dump(mode="json")
+
+
+class Enough(Section):
+    """When a prompt is asked no further (rejection sampling, as in DeepSeek-R1's data, arXiv 2501.12948)."""
+
+    verifier: Annotated[Verifier, Field(discriminator="kind")] = Field(description="what makes a reply right")
+    right: Positive = Field(default=1, description="right replies after which a prompt is asked no further")
+
 
 class GenerateMode(Section):
     """The teacher writes replies to the prompts, and its distributions on them are kept."""
@@ -60,7 +73,11 @@ class GenerateMode(Section):
     kind: Literal["generate"] = "generate"
     temperature: Annotated[float, Field(ge=0.0)] = Field(default=1.0, description="sampling temperature; 0 is greedy")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling")
-    n: Positive = Field(default=1, description="replies per prompt")
+    n: Positive = Field(default=1, description="replies per prompt; with `enough` the most")
+    enough: Enough | None = Field(
+        default=None,
+        description="ask a prompt one reply after the other until enough are right; null asks every prompt `n` times",
+    )
     max_tokens: Positive = Field(default=128, description="longest reply in tokens")
     stop: tuple[str, ...] = Field(default=(), description="strings that end a reply")
     think: Literal["keep", "strip"] = Field(
@@ -68,6 +85,11 @@ class GenerateMode(Section):
         description="whether reasoning in <think> tags is learnt: `strip` learns only what follows it (text targets), "
         "while the store keeps all. To require reasoning, put the rule `think` into `curate`",
     )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the teacher says; what is learnt of it does not."""
+        return self.model_dump(mode="json", exclude={"think", *(() if self.enough else ("enough",))})
 
 
 class TopK(Section):

@@ -36,7 +36,7 @@ from limbeck.recipe import (
 )
 from limbeck.rules_captured import captured_rules
 from limbeck.rules_curate import curate_rules
-from limbeck.rules_target import vote_rules
+from limbeck.rules_target import enough_rules, vote_rules
 from limbeck.rules_teacher import teacher_rules
 from limbeck.sources import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
 from limbeck.teachers import is_local
@@ -53,7 +53,7 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    data = (_source, captured_rules, _rows, _mode, _target, vote_rules)
+    data = (_source, captured_rules, _rows, _mode, _target, vote_rules, enough_rules)
     rules = (*data, _student, teacher_rules, curate_rules, _objective, _train, _evaluate)
     return [found for rule in rules for found in rule(recipe)]
 

@@ -1,4 +1,4 @@
-"""Votes and what contradicts them."""
+"""Several replies to a prompt, and what contradicts them: votes, and asking until enough are right."""
 
 import pytest
 
@@ -28,3 +28,25 @@ def test_contradictions(overrides, where, message):
 def test_sound_votes_have_no_problem():
     assert check_static(tiny_recipe(VOTES, MANY)) == []
     assert check_static(tiny_recipe(VOTES, MANY, "objective.ce_weight=0.3")) == []
+
+
+ENOUGH = "trace.mode={kind: generate, n: 4, enough: {verifier: {kind: exact}, right: 2}}"
+TEXT = "trace.target.kind=text"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "message"),
+    [
+        ([ENOUGH, TEXT, "trace.mode.enough.right=4"], "trace.mode.enough.right", "nothing is ever spared"),
+        ([ENOUGH, VOTES], "trace.mode.enough", "votes are shares of all"),
+        ([ENOUGH, TEXT, "trace.mode.enough.verifier={kind: judge, path: x}"], "trace.mode.enough.verifier.kind", "one"),
+        ([ENOUGH, TEXT, "teacher={kind: openai, model: m, mode: batch}"], "trace.mode.enough", "a batch takes a day"),
+    ],
+)
+def test_asking_until_enough_are_right(overrides, where, message):
+    found = {problem.where: problem.message for problem in check_static(tiny_recipe(*overrides))}
+    assert message in found[where]
+
+
+def test_asking_until_enough_can_be_sound():
+    assert check_static(tiny_recipe(ENOUGH)) == []

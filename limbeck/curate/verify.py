@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import re
+import threading
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +20,7 @@ from limbeck.errors import DataError, MissingExtra, RecipeError, Stopped
 from limbeck.verifiers import Exact, JsonSchema, Judge, Math, Numeric, Regex, UnitTests
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
     from limbeck.verifiers import Verifier
 
@@ -64,7 +65,32 @@ def verify_all(
     return [found[pair] for pair in pairs]
 
 
-def _verdicts(verifier: Verifier, pairs: Sequence[Pair], ask: Ask | None) -> Iterator[Verdict]:
+class Checker:
+    """Verdicts one at a time, from any thread, with what a verifier needs kept open in between. Raises as
+    `verify_all`. A judge is not asked so: it takes many at once."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        assert not isinstance(verifier, Judge)
+        self._verifier, self._pair, self._lock = verifier, ("", ""), threading.Lock()
+        self._stream = None if isinstance(verifier, UnitTests) else _verdicts(verifier, self._asked(), None)
+
+    def verdict(self, reply: str, reference: str) -> Verdict:
+        if self._stream is None:  # a sandbox keeps nothing open
+            return verify_all(self._verifier, [(reply, reference)])[0]
+        with self._lock:
+            self._pair = (reply, reference)
+            return next(self._stream)
+
+    def close(self) -> None:
+        if self._stream is not None:
+            self._stream.close()
+
+    def _asked(self) -> Iterator[Pair]:
+        while True:
+            yield self._pair
+
+
+def _verdicts(verifier: Verifier, pairs: Iterable[Pair], ask: Ask | None) -> Generator[Verdict]:
     if isinstance(verifier, UnitTests):
         yield from _run_programs(verifier, pairs)
     elif isinstance(verifier, Math):
@@ -271,7 +297,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
-def _run_programs(verifier: UnitTests, pairs: Sequence[Pair]) -> Iterator[Verdict]:
+def _run_programs(verifier: UnitTests, pairs: Iterable[Pair]) -> Iterator[Verdict]:
     require(verifier.isolation)
     limits = Limits(verifier.seconds, verifier.memory_mib * 2**20, verifier.processes)
 
@@ -300,7 +326,7 @@ def tests_of(reference: str) -> list[str]:
 # ---- a judge ---------------------------------------------------------------------------------------------------------
 
 
-def _ask_judge(verifier: Judge, pairs: Sequence[Pair], ask: Ask | None) -> Iterator[Verdict]:
+def _ask_judge(verifier: Judge, pairs: Iterable[Pair], ask: Ask | None) -> Iterator[Verdict]:
     if ask is None:
         raise RecipeError("the verifier judge needs a model to ask, and there is none here; choose another verifier.")
     asked = [

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import Stopped, TeacherError
 from limbeck.jobs.batch import Request, ask_in_batches
+from limbeck.jobs.enough import enough_right
 from limbeck.jobs.label import plan_shards
-from limbeck.jobs.replies import Keeping, Said, ask_of
+from limbeck.jobs.replies import Keeping, Said, ask_of, reply_text
 from limbeck.jobs.tally import Tally
 from limbeck.lms.api import Answer, answer_from_json, answer_to_json
 from limbeck.lms.openai import open_endpoint
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from limbeck.jobs.enough import EnoughRight
     from limbeck.lms.api import Ask
     from limbeck.lms.openai import Endpoint
     from limbeck.lms.patience import Outcome
@@ -78,12 +80,13 @@ def run_ask(
     if settings.retry_failed:
         writer.drop(failures.shards())
     failures.keep(writer.done)
-    asking = _Asking(recipe, keeping, writer, failures, on_message)
-    try:
-        asking.resume(rows)
-        run_loop(asking.run(on_progress, stop_asked))
-    finally:
-        asking.close()
+    with enough_right(recipe) as enough:
+        asking = _Asking(recipe, keeping, writer, failures, on_message, enough)
+        try:
+            asking.resume(rows)
+            run_loop(asking.run(on_progress, stop_asked))
+        finally:
+            asking.close()
     return TraceStore.open(path, verify=False)
 
 
@@ -104,6 +107,7 @@ class _Asking:
         writer: StoreWriter,
         failures: Failures,
         on_message: Callable[[str], None],
+        enough: EnoughRight | None,
     ) -> None:
         settings, mode = recipe.teacher, recipe.trace.mode
         assert isinstance(settings, OpenAITeacher)
@@ -111,6 +115,7 @@ class _Asking:
         extra = {**keeping.extra_body, **settings.extra_body}
         self.on_message, self.settings = on_message, settings.model_copy(update={"extra_body": extra})
         self.num_draws = mode.n if isinstance(mode, GenerateMode) else 1
+        self.enough = enough
         self.tally, self.shards = Tally(), list[_Shard]()
         self.journal: Journal | None = None
         self.group = settings.samples_per_request
@@ -137,7 +142,7 @@ class _Asking:
         for line in journal.damaged:
             self.on_message(f"line {line} of {journal.path.name} is damaged; its replies are asked for again")
         for number, shard_rows in pending:
-            left = sum(self._key(row, draw) not in journal for row in shard_rows for draw in range(self.num_draws))
+            left = sum(len(self._missing(row)) for row in shard_rows)
             self.shards.append(_Shard(number, shard_rows, left))
         self.total = self.num_draws * sum(id in by_id for ids in self.writer.plan for id in ids)
         self.done = self.durable = self.total - sum(shard.left for shard in self.shards)
@@ -149,6 +154,20 @@ class _Asking:
 
     def _key(self, row: Row, draw: int) -> str:
         return trace_id(row.id, self.keeping.header, draw)
+
+    def _missing(self, row: Row) -> list[int]:
+        """Draws that are neither in the journal nor spared: a row that has enough right replies needs no more."""
+        assert self.journal is not None
+        missing = [draw for draw in range(self.num_draws) if self._key(row, draw) not in self.journal]
+        if self.enough and 0 < len(missing) < self.num_draws and self._needed(row, self._replies(row)[0]) is not None:
+            return []
+        return missing
+
+    def _needed(self, row: Row, said: Sequence[Said]) -> int | None:
+        """The number of draws that hold enough right replies; None when there are none, or not yet."""
+        assert self.enough is not None
+        by_draw = {one.draw: reply_text(row, one.choice) for one in said}
+        return self.enough.needed(row, [by_draw.get(draw) for draw in range(self.num_draws)])
 
     # ---- asking ----
 
@@ -211,9 +230,10 @@ class _Asking:
             if not shard.left:
                 continue
             for row in shard.rows:
-                draws = [draw for draw in range(self.num_draws) if self._key(row, draw) not in self.journal]
+                draws = self._missing(row)
+                size = self.num_draws if self.enough else self.group  # one after the other, or side by side
                 while draws:
-                    group, draws = draws[: self.group], draws[self.group :]
+                    group, draws = draws[:size], draws[size:]
                     yield shard, row, group
 
     async def _work(self, desk: Desk, todo: Iterator[tuple[_Shard, Row, list[int]]]) -> None:
@@ -223,6 +243,18 @@ class _Asking:
                     return
                 now, later = draws[: self.group], draws[self.group :]
                 draws = await self._ask(desk, shard, row, now) + later
+                if self.enough and draws and await asyncio.to_thread(self._has_enough, row):
+                    self._spare(shard, draws)
+                    break
+
+    def _has_enough(self, row: Row) -> bool:
+        return self._needed(row, self._replies(row)[0]) is not None
+
+    def _spare(self, shard: _Shard, draws: list[int]) -> None:
+        self.done += len(draws)
+        shard.left -= len(draws)
+        if not shard.left:
+            self.changed.set()
 
     async def _ask(self, desk: Desk, shard: _Shard, row: Row, draws: list[int]) -> list[int]:
         """Ask for some draws of a row and write down what came; returns those that did not come."""
@@ -287,8 +319,7 @@ class _Asking:
         )
 
     def _refuse_failures(self) -> None:
-        failed = len(self.tally.failed_keys)
-        ended = failed + self.tally.answered
+        failed, ended = len(self.tally.failed_keys), self.tally.ended
         if failed > self.settings.max_failed * ended and (ended >= ENOUGH or self.done >= self.total):
             kinds = ", ".join(f"{count} {kind}" for kind, count in self.tally.failed.most_common())
             allowed = f"teacher.max_failed={self.settings.max_failed:g}"
@@ -317,6 +348,9 @@ class _Asking:
         traces, records, lacking = [], [], []
         for row in shard.rows:
             said, failed = self._replies(row)
+            if self.enough and (needed := self._needed(row, said)) is not None:  # however many were asked at once
+                said = [one for one in said if one.draw < needed]
+                failed = [one for one in failed if one[0] < needed]
             made = self.keeping.make(row, said)
             traces += [trace for trace, _ in made.traces]
             records += [record for _, record in made.traces]
@@ -335,6 +369,8 @@ class _Asking:
         entry: dict[str, Any] = {"keys": []}
         for draw in range(self.num_draws):
             key = self._key(row, draw)
+            if self.enough and key not in self.journal:
+                continue
             entry = entry if key in entry["keys"] else self.journal.read(key)
             if "failed" in entry:
                 failed.append((draw, entry["failed"]["kind"], entry["failed"]["reason"]))
@@ -345,20 +381,11 @@ class _Asking:
         return said, failed
 
     def _write_tally(self, troubles: Counter[str]) -> None:
-        tally, prices = self.tally, self.settings.prices
         facts = {
             "replies": self.total,
-            "answered": tally.answered,
-            "failed": dict(tally.failed),
-            "requests": tally.requests,
-            "attempts": tally.attempts,
+            **({"spared": self.done - self.tally.ended} if self.enough else {}),
+            **self.tally.facts(self.settings.prices),
             "troubles_of_last_sitting": dict(troubles),
-            "finish_reasons": dict(tally.finish_reasons),
-            "answered_by": dict(tally.answered_by),
-            "prompt_tokens": tally.prompt_tokens,
-            "completion_tokens": tally.completion_tokens,
-            "cost": round(tally.cost, 6) if prices else None,
-            "currency": prices.currency if prices else "",
         }
         atomic_write(self.writer.path / "asked.json", json.dumps(facts, indent=1, ensure_ascii=False))
 

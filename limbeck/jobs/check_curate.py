@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from limbeck.curate.sandbox import unavailable
 from limbeck.curation import DecontaminateRule, VerdictRule, VerifyRule
 from limbeck.findings import problem
+from limbeck.recipe import GenerateMode
 from limbeck.verifiers import JsonSchema, UnitTests, needs_reference
 
 if TYPE_CHECKING:
@@ -30,14 +31,20 @@ PACKAGES = {
 
 
 def curate_problems(recipe: Recipe, examples: Sequence[Example]) -> Iterator[Problem]:
-    """What the recipe's rules lack on this machine, and in the first rows."""
+    """What the recipe's rules and verifiers lack on this machine, and in the first rows."""
+    mode = recipe.trace.mode
+    if isinstance(mode, GenerateMode) and mode.enough is not None:
+        verifier, where = mode.enough.verifier, "trace.mode.enough.verifier"
+        yield from _verifier(verifier, where)
+        yield from _references(verifier, examples, where)
     for number, rule in enumerate(recipe.curate):
         where = f"curate[{number}]"
         yield from _package(rule.kind, where)
         yield from _files(rule, where)
         if isinstance(rule, VerifyRule):
             yield from _verifier(rule.verifier, f"{where}.verifier")
-            yield from _references(rule, examples, where)
+            looked_at = [example for example in examples if not rule.topics or example.topic in rule.topics]
+            yield from _references(rule.verifier, looked_at, where)
 
 
 def _package(kind: str, where: str) -> Iterator[Problem]:
@@ -61,12 +68,11 @@ def _verifier(verifier: Verifier, where: str) -> Iterator[Problem]:
         yield problem(f"{where}.isolation", f"is {verifier.isolation}, which does not work on this machine: {why}")
 
 
-def _references(rule: VerifyRule, examples: Sequence[Example], where: str) -> Iterator[Problem]:
-    looked_at = [example for example in examples if not rule.topics or example.topic in rule.topics]
-    missing = next((example.source for example in looked_at if not example.truth), None)
-    if needs_reference(rule.verifier) and missing is not None:
+def _references(verifier: Verifier, examples: Sequence[Example], where: str) -> Iterator[Problem]:
+    missing = next((example.source for example in examples if not example.truth), None)
+    if needs_reference(verifier) and missing is not None:
         yield problem(
             where,
             f"compares replies with references, and {missing} has none. Name the column with data.source.reference, or "
-            "the topics that have one with `topics` of this rule.",
+            "the topics that have one with `topics` of a rule of curate.",
         )

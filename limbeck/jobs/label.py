@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from limbeck.errors import DataError, Stopped
+from limbeck.jobs.enough import enough_right
 from limbeck.jobs.votes import vote
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
@@ -18,7 +19,7 @@ from limbeck.recipe import GenerateMode, Hybrid, Recipe, Sampled, TopK, Votes
 from limbeck.rundir import fingerprint
 from limbeck.store import VERSION, Codec, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.text import template_hash, tokenizer_hash
-from limbeck.types import Progress, Row, Sampling, Trace
+from limbeck.types import Progress, Reply, Row, Sampling, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from limbeck.jobs.enough import EnoughRight
     from limbeck.lms.hf import HfLM
     from limbeck.recipe import Target, TraceSection
     from limbeck.types import OnProgress
@@ -80,7 +82,7 @@ def header_of(
         lm_name=lm[1],
         tokenizer_hash=tokenizer_hash(tokenizer),
         template_hash=template_hash(tokenizer),
-        mode=recipe.trace.mode.model_dump(exclude={"think"}),  # what is learnt of a reply does not change it
+        mode=recipe.trace.mode.identity,
         seed=recipe.seed,
     )
 
@@ -172,25 +174,26 @@ def label_rows(
     traces: list[Trace] = []
     records: list[bytes] = []
     lengths = [_cost(recipe, row) for row in rows]
-    for number, indices in enumerate(plan_batches(lengths, recipe.trace.batch_tokens)):
-        if stop_asked():
-            raise Stopped("stopped while labelling; finished shards are kept. Run the same command again to go on.")
-        batch_rows = [rows[index] for index in indices]
-        fresh = _speak(recipe, header, teacher, batch_rows, seed + number)
-        told = sum(len(trace.ids) for trace in fresh)
-        if votes or spec.head or spec.draws:
-            if votes:
-                fresh, supports = zip(*vote(fresh), strict=True)
+    with enough_right(recipe) as enough:
+        for number, indices in enumerate(plan_batches(lengths, recipe.trace.batch_tokens)):
+            if stop_asked():
+                raise Stopped("stopped while labelling; finished shards are kept. Run the same command again to go on.")
+            batch_rows = [rows[index] for index in indices]
+            fresh = _speak(recipe, header, teacher, batch_rows, seed + number, enough)
+            told = sum(len(trace.ids) for trace in fresh)
+            if votes or spec.head or spec.draws:
+                if votes:
+                    fresh, supports = zip(*vote(fresh), strict=True)
+                else:
+                    supports = score(teacher, fresh, spec, header.temperature, draws)
+                encode = header.codec.encode
+                pairs = zip(supports, fresh, strict=True)
+                records += [encode(s, labels_of(t), t.context_hash, rounding) for s, t in pairs]
             else:
-                supports = score(teacher, fresh, spec, header.temperature, draws)
-            encode = header.codec.encode
-            pairs = zip(supports, fresh, strict=True)
-            records += [encode(s, labels_of(t), t.context_hash, rounding) for s, t in pairs]
-        else:
-            records += [bare_record(trace) for trace in fresh]
-        traces += fresh
-        if meter is not None:
-            meter.add(told, sum(lengths[index] for index in indices))
+                records += [bare_record(trace) for trace in fresh]
+            traces += fresh
+            if meter is not None:
+                meter.add(told, sum(lengths[index] for index in indices))
     return traces, records
 
 
@@ -204,14 +207,20 @@ def score(
     return split(join(parts), [trace.num_supervised for trace in traces])
 
 
-def _speak(recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Row], seed: int) -> list[Trace]:
+def _speak(
+    recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Row], seed: int, enough: EnoughRight | None
+) -> list[Trace]:
     """Traces without distributions: the rows themselves, or the teacher's replies to them."""
     mode = recipe.trace.mode
     if not isinstance(mode, GenerateMode):
         return [make_trace(row, header, row.ids, row.spans, row.text, 0, {}) for row in rows]
     sampling = Sampling(mode.temperature, mode.top_p, mode.n, mode.max_tokens, mode.stop, seed)
+    if enough is None:
+        said = teacher.generate([row.ids for row in rows], sampling)
+    else:
+        said = _until_right(teacher, rows, sampling, enough)
     traces = []
-    for row, replies in zip(rows, teacher.generate([row.ids for row in rows], sampling), strict=True):
+    for row, replies in zip(rows, said, strict=True):
         for draw, reply in enumerate(replies):
             if not len(reply.ids):
                 raise DataError(f"{row.source}: the teacher answered with no token at all; remove the row.")
@@ -219,6 +228,21 @@ def _speak(recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Ro
             meta = {"draw": draw, "finish_reason": reply.finish_reason, "reply": reply.text}
             traces.append(make_trace(row, header, ids, ((len(row.ids), len(ids)),), row.text + reply.text, draw, meta))
     return traces
+
+
+def _until_right(teacher: HfLM, rows: Sequence[Row], sampling: Sampling, enough: EnoughRight) -> list[list[Reply]]:
+    """One reply to each row, then another one to each that has not enough right ones yet, at most `sampling.n`."""
+    said: list[list[Reply]] = [[] for _ in rows]
+    open_rows = list(range(len(rows)))
+    for draw in range(sampling.n):
+        seed = int(fingerprint(sampling.seed, draw)[:15], 16)
+        fresh = teacher.generate([rows[i].ids for i in open_rows], replace(sampling, n=1, seed=seed))
+        for i, replies in zip(open_rows, fresh, strict=True):
+            said[i] += replies
+        open_rows = [i for i in open_rows if enough.needed(rows[i], [reply.text for reply in said[i]]) is None]
+        if not open_rows:
+            break
+    return said
 
 
 def bare_record(trace: Trace) -> bytes:

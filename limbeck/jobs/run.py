@@ -182,7 +182,7 @@ class _Run:
     def label_print(self) -> str:
         teacher = self.recipe.teacher
         trace = self.recipe.trace.model_dump(mode="json")
-        trace["mode"].pop("think", None)  # replies are the same
+        trace["mode"] = self.recipe.trace.mode.identity
         parts = [trace, self.recipe.seed, teacher.model_dump(mode="json")]
         if isinstance(teacher, OpenAITeacher):  # how fast it is asked changes nothing
             parts[-1] = teacher.identity

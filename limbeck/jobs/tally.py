@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from limbeck.teachers import Prices
 
 
 @dataclass
@@ -37,6 +40,26 @@ class Tally:
             prompt, completion = answer["usage"]
             self.prompt_tokens += prompt or 0
             self.completion_tokens += completion or 0
+
+    @property
+    def ended(self) -> int:
+        """Replies that are there or finally failed."""
+        return self.answered + len(self.failed_keys)
+
+    def facts(self, prices: Prices | None) -> dict[str, Any]:
+        """What is shown."""
+        return {
+            "answered": self.answered,
+            "failed": dict(self.failed),
+            "requests": self.requests,
+            "attempts": self.attempts,
+            "finish_reasons": dict(self.finish_reasons),
+            "answered_by": dict(self.answered_by),
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cost": round(self.cost, 6) if prices else None,
+            "currency": prices.currency if prices else "",
+        }
 
     @property
     def failed(self) -> Counter[str]:

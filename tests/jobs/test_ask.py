@@ -308,6 +308,50 @@ def test_estimates(rows):
     assert found.prompt_tokens == 2 * sum(len(row.ids) for row in rows)
 
 
+# ---- until enough are right -----------------------------------------------------------------------------------------
+
+
+ENOUGH = ("trace.mode.n=6", "trace.mode.enough={verifier: {kind: regex, pattern: heron}, right: 2}")
+
+
+def replies_of(store) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for trace in sorted(store.traces(), key=lambda trace: trace.meta["draw"]):
+        found.setdefault(trace.row_id, []).append(trace.meta["reply"])
+    return found
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_a_prompt_is_asked_until_enough_replies_are_right(go, server, traces, tmp_path, group):
+    everything = replies_of(go("trace.mode.n=6", f"teacher.samples_per_request={group}", path=tmp_path / "all"))
+    asked = server.counts.total()
+    store = go(*ENOUGH, f"teacher.samples_per_request={group}")
+    spared = 0
+    for row, replies in everything.items():
+        right = np.cumsum(["heron" in reply for reply in replies])
+        needed = int(np.argmax(right >= 2)) + 1 if right[-1] >= 2 else 6
+        assert replies_of(store)[row] == replies[:needed]
+        spared += 6 - -(-needed // group) * group if needed < 6 else 0
+    assert spared > 20
+    facts = json.loads((traces / "asked.json").read_text())
+    assert facts["answered"] + facts["spared"] == facts["replies"] == 240
+    assert facts["spared"] >= spared and (group > 1 or facts["spared"] == spared)
+    assert server.counts.total() - asked < asked
+
+
+def test_asking_until_enough_is_resumed_where_it_was_killed(go, server, rows, traces, tmp_path):
+    go(*ENOUGH, path=tmp_path / "undisturbed")
+    server.counts.clear()
+    moments = random.Random(5)
+    for _ in range(6):
+        count = moments.randrange(1, 25)
+        if ask_until_killed(recipe_of(server.url, *ENOUGH), traces, at="append", count=count) == 0:
+            break
+    go(*ENOUGH)
+    assert files_of(traces) == files_of(tmp_path / "undisturbed")
+    assert sum(count - 1 for count in server.counts.values()) <= 6 * 8  # what was under way at a kill
+
+
 # ---- another teacher -------------------------------------------------------------------------------------------------
 
 

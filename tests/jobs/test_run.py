@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import limbeck
+from limbeck.data import read_rows
 from limbeck.errors import NonFiniteError, RecipeError, RunDirError, StoreError
 from limbeck.jobs.run import run_recipe
 from limbeck.recipe import Recipe
@@ -274,3 +275,20 @@ def test_contradictions_stop_before_any_work(tiny_llama, text_jsonl, tmp_path):
     with pytest.raises(RecipeError, match="full"):
         train(recipe, tmp_path / "run")
     assert not (tmp_path / "run" / "data").exists()
+
+
+def test_the_teacher_writes_until_enough_is_right(tiny_llama, text_jsonl, tmp_path):
+    """In this process: a prompt is asked no further once it has a reply with an `e`, and its distributions are kept."""
+    mode = {"kind": "generate", "n": 4, "max_tokens": 3, "enough": {"verifier": {"kind": "regex", "pattern": "e"}}}
+    trace = {"mode": mode, "target": {"kind": "top_k", "k": 4}, "batch_tokens": 400, "shard_tokens": 900}
+    recipe = recipe_of(tiny_llama, text_jsonl, trace=trace)
+    limbeck.run(recipe, tmp_path, until="label")
+    replies: dict[str, list[str]] = {}
+    store = TraceStore.open(tmp_path / "traces")
+    for trace in sorted(store.traces(), key=lambda trace: trace.meta["draw"]):
+        replies.setdefault(trace.row_id, []).append(trace.meta["reply"])
+    assert len(replies) == len(read_rows(tmp_path / "data" / "rows.parquet"))
+    for said in replies.values():
+        right = ["e" in reply for reply in said]
+        assert not any(right[:-1]) and (right[-1] or len(said) == 4)
+    assert {1, 4} <= {len(said) for said in replies.values()}
