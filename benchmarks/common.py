@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck.data import read_examples
-from limbeck.lms import open_lm
+from limbeck.lms import open_hf
 from limbeck.lms.hf import HfLM
 from limbeck.sources import FileSource, StdlibSource
 from limbeck.students.prune import prune_layers
@@ -80,7 +80,7 @@ def encoded_rows(
 
 
 def teacher(dtype: str = "auto") -> HfLM:
-    return open_lm(TEACHER, dtype=dtype)
+    return open_hf(TEACHER, dtype=dtype)
 
 
 def student(teacher: HfLM, layers: int = 20) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from limbeck.export.safetensors import read_card, save_artifact
 from limbeck.jobs.student import build_student
 from limbeck.jobs.tasks import judge_of, run_tasks
 from limbeck.jobs.train import run_train
-from limbeck.lms import open_lm
+from limbeck.lms import open_hf
 from limbeck.recipe import Recipe
 from limbeck.rundir import RunDir
 from limbeck.store import TraceStore
@@ -50,7 +50,7 @@ def train_student(arm: str, seed: int, out: Path) -> None:
     recipe, folder = load(out, seed), out / f"{arm}-{seed}"
     if (folder / "evaluate" / "tasks.json").exists():
         return
-    teacher = open_lm(recipe.reader[0], dtype="float32")
+    teacher = open_hf(recipe.reader[0], dtype="float32")
     everything, right = right_traces(recipe, out)
     with RunDir.open(folder) as run:
         start = build_student(recipe, run, teacher, [])
@@ -66,7 +66,7 @@ def train_student(arm: str, seed: int, out: Path) -> None:
         )
         card = make_card(recipe, lineage=[*read_card(start).lineage, f"trained on traces: {arm}"])
         save_artifact(where / "artifact", trained.model, teacher.tokenizer, card, dtype=torch.float32)
-        student = open_lm(where / "artifact", dtype="float32")
+        student = open_hf(where / "artifact", dtype="float32")
         run_tasks(
             recipe,
             folder / "evaluate",

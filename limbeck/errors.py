@@ -92,6 +92,12 @@ class SandboxError(LimbeckError, RuntimeError):
     exit_code = 11
 
 
+class ExportError(LimbeckError, ValueError):
+    """An export strays further from its model than allowed; it was not kept."""
+
+    exit_code = 12
+
+
 class Stopped(LimbeckError, RuntimeError):
     """The job was asked to stop (SIGTERM or Ctrl-C) and saved what it had; running it again resumes."""
 

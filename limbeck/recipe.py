@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from limbeck.curation import CurateRule
 from limbeck.evaluation import Harness, Tasks
+from limbeck.exports import Export
 from limbeck.objectives import Objective
 from limbeck.rundir import fingerprint
 from limbeck.shape import Fraction, Positive, Section, UsualKind
@@ -315,6 +316,9 @@ class Recipe(Section):
     objective: Objective = Field(default_factory=Objective)
     train: Train
     evaluate: Evaluate = Field(default_factory=Evaluate)
+    export: tuple[Annotated[Export, Field(discriminator="kind")], ...] = Field(
+        default=(), description="formats that the student is also written in; each is reopened, and judged against it"
+    )
 
     @field_validator("teacher", mode="before")
     @classmethod

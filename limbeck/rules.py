@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.errors import RecipeError
 from limbeck.evaluation import task_problems
+from limbeck.exports import export_problems
 from limbeck.findings import Problem, idle, problem
 from limbeck.objectives import (
     AlphaBeta,
@@ -54,7 +55,7 @@ PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
     data = (_source, captured_rules, _rows, _mode, _target, vote_rules, enough_rules)
-    rules = (*data, _student, teacher_rules, curate_rules, _objective, _train, _evaluate)
+    rules = (*data, _student, teacher_rules, curate_rules, _objective, _train, _evaluate, _export)
     return [found for rule in rules for found in rule(recipe)]
 
 
@@ -393,3 +394,7 @@ def _evaluate(recipe: Recipe) -> Iterator[Problem]:
         yield from idle(recipe.evaluate, "evaluate", ("answer_tokens",), "when evaluate.answers is 0")
     if recipe.evaluate.tasks is not None:
         yield from task_problems(recipe.evaluate.tasks)
+
+
+def _export(recipe: Recipe) -> Iterator[Problem]:
+    yield from export_problems(recipe.export)

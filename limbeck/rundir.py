@@ -8,6 +8,7 @@ RUN/traces/                the trace store
 RUN/student/               the student before training
 RUN/train/{student,twin}/  checkpoints, metrics.jsonl, artifact
 RUN/evaluate/              per-row scores
+RUN/export/KIND-QUANT/     the student in other formats
 RUN/summary.json RUN/report.html
 """
 
@@ -22,7 +23,7 @@ import shutil
 import socket
 import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import BudgetError, RunDirError
@@ -127,23 +128,54 @@ def sweep(folder: Path, name: str) -> None:
         shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
 
-def verify_dir(path: Path) -> str | None:
-    """None when every file of an atomic folder is as it was written; else a sentence naming what is wrong."""
+def verify_dir(path: Path, *, alone: bool = False) -> str | None:
+    """None when every file of an atomic folder is as it was written; else a sentence naming what is wrong.
+
+    A manifest from elsewhere is not trusted: names that lead out of the folder, links and anything but plain files are
+    wrong. With `alone`, so is a file that the manifest does not list, hidden ones aside.
+    """
     manifest_path = path / "MANIFEST.json"
     if not manifest_path.exists():
         return f"{path} has no MANIFEST.json (its writing was cut short)"
     try:
-        manifest = json.loads(manifest_path.read_text())
-    except ValueError:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return f"{manifest_path} is not readable JSON"
-    for name, entry in manifest.items():
+    for name, (size, digest) in entries.items():
+        if problem := _unsafe(path, name):
+            return problem
         file = path / name
         if not file.exists():
             return f"{file} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{file} has {file.stat().st_size} bytes instead of {entry['bytes']}"
-        if sha256_file(file) != entry["sha256"]:
+        if not file.is_file():
+            return f"{file} is not a plain file"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+        if sha256_file(file) != digest:
             return f"{file} is damaged (its SHA-256 changed)"
+    return _unlisted(path, set(entries)) if alone else None
+
+
+def _unsafe(path: Path, name: str) -> str | None:
+    """What is wrong with a name in a manifest that may come from anywhere."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name or ":" in parts[0]:
+        return f"{path}/MANIFEST.json lists {name[:80]!r}, which is not a name inside the folder"
+    for depth in range(1, len(parts) + 1):
+        if path.joinpath(*parts[:depth]).is_symlink():
+            return f"{path.joinpath(*parts[:depth])} is a link, where the file itself has to be"
+    return None
+
+
+def _unlisted(path: Path, known: set[str]) -> str | None:
+    """A file beside those of the manifest could still be read by what opens the folder."""
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if file.is_symlink() and not name.parts[0].startswith("."):
+            return f"{file} is a link, where the file itself has to be"
+        if file.is_file() and name.as_posix() not in known | {"MANIFEST.json"} and not name.parts[0].startswith("."):
+            return f"{file} is not in the folder's MANIFEST.json"
     return None
 
 

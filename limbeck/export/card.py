@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -44,14 +44,33 @@ HUB_LICENCES = frozenset(
 )
 """Identifiers that the Hub knows; any other licence is written as `other` with its name."""
 
-USE = """```python
+USE = {
+    "safetensors": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 
-Or, with the same interface as every other model: `limbeck.open_lm("PATH")`."""
+Or, with the same interface as every other model: `limbeck.open_lm("PATH")`.""",
+    "gguf": """```sh
+llama-cli --model PATH/model.gguf
+cd PATH && ollama create NAME --file Modelfile
+```
+
+Or, with the same interface as every other model: `limbeck.open_lm("PATH")`.""",
+    "onnx": """Inputs, outputs and the cache of keys and values have the names that Optimum and transformers.js use.
+
+```python
+import onnxruntime
+
+session = onnxruntime.InferenceSession("PATH/model.onnx")
+```
+
+Or, with the same interface as every other model: `limbeck.open_lm("PATH")`.""",
+}
+
+LIBRARIES = {"safetensors": "transformers", "gguf": "gguf", "onnx": "onnx"}
 
 TERMS = "A student carries what it learned from its teacher and its data: their terms apply to it."
 
@@ -62,7 +81,8 @@ class Card:
 
     `teacher` is the name that the recipe gives it, `base_model` its hub id where it has one. `scores` maps "teacher",
     "student" and "twin" to their measures (None: not measured); `role` says which of them this artifact is.
-    `created` is an ISO date.
+    `created` is an ISO date. `format` and `quant` say how the weights are stored (None: as they were trained); of an
+    export, `parity` is what it was measured to lose: the fields of `evaluate.parity.Parity`.
     """
 
     name: str
@@ -77,6 +97,9 @@ class Card:
     created: str
     role: str = "student"
     base_model: str | None = None
+    format: str = "safetensors"
+    quant: str | None = None
+    parity: dict[str, Any] | None = None
 
     @property
     def own_scores(self) -> dict[str, float]:
@@ -141,23 +164,54 @@ def render(card: Card) -> str:
     """The README.md of an artifact: YAML metadata as the Hub reads it, then Markdown."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", card.recipe_yaml))])
     blocks = [
-        f"# {card.name}",
-        card.scope or f"A causal language model distilled from {card.teacher}.",
-        "## Scores",
-        *_scores(card),
+        f"# {card.name}" + (f" ({card.format} {card.quant})" if card.quant else ""),
+        card.scope or (f"A causal language model distilled from {card.teacher}." if card.teacher else ""),
+        *(["## Parity", parity_table(card.parity)] if card.parity else []),
+        *(["## Scores", *_scores(card)] if card.recipe_yaml else []),
         "## Use",
-        USE,
+        USE[card.format],
         "## Lineage",
         "\n".join(f"{number}. {step}" for number, step in enumerate(card.lineage, 1)),
-        f"- teacher: {card.teacher}\n- data: {card.data_source}\n- made on: {card.created}",
+        "\n".join(f"- {name}: {value}" for name, value in _facts(card) if value),
         "## Licence",
-        f"The teacher's licence is {card.licence or 'not stated by its card'}. {TERMS}",
-        "## Recipe",
-        f"Fingerprint `{card.recipe_fingerprint}`. `limbeck run recipe.yaml` makes this model again.",
-        f"{fence}yaml\n{card.recipe_yaml.rstrip()}\n{fence}",
+        f"{_whose(card)} licence is {card.licence or 'not stated by its card'}. {TERMS * bool(card.teacher)}".strip(),
     ]
+    if card.recipe_yaml:
+        blocks += [
+            "## Recipe",
+            f"Fingerprint `{card.recipe_fingerprint}`. `limbeck run recipe.yaml` makes this model again.",
+            f"{fence}yaml\n{card.recipe_yaml.rstrip()}\n{fence}",
+        ]
     body = "\n\n".join(block for block in blocks if block)
     return str(ModelCard(f"---\n{_metadata(card).to_yaml()}\n---\n\n{body}\n"))
+
+
+def _facts(card: Card) -> list[tuple[str, str]]:
+    return [("teacher", card.teacher), ("data", card.data_source), ("made on", card.created)]
+
+
+def _whose(card: Card) -> str:
+    return "The teacher's" if card.teacher else "The model's"
+
+
+PARITY = {
+    "kl": ("KL(source, export), nats per token", "{:.2g}"),
+    "kl_bound": ("bound that was set for it", "{:g}"),
+    "agreement": ("same first choice", "{:.2%}"),
+    "greedy_equal": ("greedy texts that are equal", "{:.0%}"),
+    "positions": ("positions compared", "{:,.0f}"),
+}
+
+
+def parity_table(parity: Mapping[str, Any]) -> str:
+    """What an export lost and gained against its source, as Markdown."""
+    lines = [f"| {name} | {form.format(parity[key])} |" for key, (name, form) in PARITY.items() if key in parity]
+    sizes = (parity["bytes"] / 2**20, parity["source_bytes"] / 2**20)
+    rates = (parity["tokens_per_second"], parity["source_tokens_per_second"])
+    lines.append("| weights | {:,.1f} MiB (source {:,.1f} MiB) |".format(*sizes))
+    lines.append("| writing | {:,.1f} tokens/s (source {:,.1f}) |".format(*rates))
+    note = f"Measured against the model that it was exported from, on {parity['text']}."
+    return "\n".join([note, "", "| | |", "|---|---:|", *lines])
 
 
 def _metadata(card: Card) -> ModelCardData:
@@ -177,14 +231,14 @@ def _metadata(card: Card) -> ModelCardData:
     known = licence.lower() in HUB_LICENCES
     return ModelCardData(
         base_model=card.base_model,
-        base_model_relation="finetune" if card.base_model else None,
+        base_model_relation=("quantized" if card.quant else "finetune") if card.base_model else None,
         eval_results=results or None,
-        library_name="transformers",
+        library_name=LIBRARIES[card.format],
         license=licence.lower() if known else "other",
         license_name=None if known else licence,
         model_name=card.name,
         pipeline_tag="text-generation",
-        tags=["distillation", "limbeck"],
+        tags=[*(["distillation"] if card.teacher else []), "limbeck"],
     )
 
 

@@ -18,11 +18,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from limbeck.errors import StoreError
+from limbeck.errors import StoreError, TeacherError
 from limbeck.export.card import Card, is_number, render
-from limbeck.rundir import atomic_dir, verify_dir
+from limbeck.lms.quantized import num_quantized, prepare_torchao
+from limbeck.rundir import atomic_dir
 from limbeck.types import Artifact
-from limbeck.weights import pickle_only
+from limbeck.weights import CARD_FILE, checked_format, pickle_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,8 +31,12 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from limbeck.lms.hf import HfLM
+
 VERSION = 1
-CARD_FILE = "limbeck.json"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+REST = torch.bfloat16
+"""What an int8 export keeps embeddings, norms and biases in."""
 
 
 def save_artifact(
@@ -52,12 +57,61 @@ def save_artifact(
     with atomic_dir(path) as tmp, _disk_errors(tmp):
         _save_model(tmp, model, dtype)
         tokenizer.save_pretrained(tmp)
-        _write_card(tmp, card)
+        write_card(tmp, card)
         for name, text in (files or {}).items():
             (tmp / name).write_text(text, encoding="utf-8")
         for file in tmp.iterdir():  # safetensors writes with mode 0600
             file.chmod(0o755 if file.is_dir() else 0o644)
-    return _artifact(path, card)
+    return artifact_of(path, card)
+
+
+def write_safetensors(folder: Path, lm: HfLM, *, quant: str) -> None:
+    """Write config, safetensors and generation config of a model into an existing folder; the model is not changed.
+
+    `quant` is a dtype of DTYPES, or int8: each linear layer's weights as eight bits and one scale per row of outputs
+    (torchao's Int8WeightOnlyConfig; the head too where it is not the embedding), everything else in bfloat16. Raises
+    TeacherError for weights that the type cannot hold, MissingExtra without torchao, BudgetError when the disk is full.
+    """
+    with _disk_errors(folder):
+        if quant == "int8":
+            _write_int8(folder, lm.model)
+        else:
+            _refuse_overflow(lm.model, DTYPES[quant])
+            _save_model(folder, lm.model, DTYPES[quant])
+
+
+def _refuse_overflow(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    most = torch.finfo(dtype).max
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.abs().max() > most:
+            raise TeacherError(
+                f"{name} holds {float(tensor.abs().max()):.3g}, and {str(dtype).removeprefix('torch.')} ends at "
+                f"{most:.3g}. Export to bfloat16 or float32."
+            )
+
+
+def _write_int8(folder: Path, model: PreTrainedModel) -> None:
+    """By way of a plain copy on disk, since transformers quantizes while it reads."""
+    prepare_torchao("an int8 export")
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    copy = folder / ".plain"
+    _save_model(copy, model, None)
+    how = TorchAoConfig(Int8WeightOnlyConfig())
+    made = type(model).from_pretrained(copy, dtype=model.dtype, quantization_config=how, use_safetensors=True)
+    if not num_quantized(made):
+        raise TeacherError(
+            f"the family {model.config.model_type!r} has no linear layer that torchao quantizes; an int8 export would "
+            "be no smaller. Export to bfloat16, or to gguf or onnx with eight bits."
+        )
+    for parameter in made.parameters():
+        if type(parameter) is torch.nn.Parameter and parameter.is_floating_point():
+            parameter.data = parameter.data.to(REST)
+    made.generation_config = model.generation_config
+    _save_model(folder, made, None)
+    _set_dtype(folder / "config.json", REST)
+    shutil.rmtree(copy)
 
 
 def read_artifact(path: str | Path) -> Artifact:
@@ -65,7 +119,7 @@ def read_artifact(path: str | Path) -> Artifact:
 
     Raises StoreError when the folder is missing, damaged, not an artifact, or holds pickled weights.
     """
-    return _artifact(Path(path), read_card(path))
+    return artifact_of(Path(path), read_card(path))
 
 
 def read_card(path: str | Path) -> Card:
@@ -73,23 +127,25 @@ def read_card(path: str | Path) -> Card:
     path = Path(path)
     if problem := pickle_only(path):
         raise StoreError(problem)
-    if not (path / CARD_FILE).is_file():
+    if checked_format(path) is None:
         raise StoreError(
-            f"{path} is not an artifact: it has no {CARD_FILE}. Allowed are folders that `limbeck train` or "
-            "`limbeck run` wrote (RUN/train/student/artifact); any other model opens with limbeck.open_lm."
+            f"{path} is not an artifact: it has no {CARD_FILE}. Allowed are folders that `limbeck train`, `limbeck "
+            "run` or `limbeck export` wrote; any other model opens with limbeck.open_lm."
         )
-    if problem := verify_dir(path):
-        raise StoreError(f"{problem}. Write the artifact again: run `limbeck run` on its recipe, or copy it anew.")
     try:
         values = json.loads((path / CARD_FILE).read_text(encoding="utf-8"))
         version = values.pop("version")
-        values.pop("format")
         card = Card(**{**values, "lineage": tuple(values["lineage"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(f"{path / CARD_FILE} is not readable ({error}). Write the artifact again.") from error
     if version != VERSION:
         raise StoreError(f"{path} has format version {version}; this Limbeck reads version {VERSION}. Update Limbeck.")
     return card
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder has a card of ours. Nothing is checked."""
+    return (path / CARD_FILE).is_file()
 
 
 def update_card(path: Path, card: Card) -> Artifact:
@@ -103,8 +159,8 @@ def update_card(path: Path, card: Card) -> Artifact:
         shutil.copytree(path, tmp, copy_function=_link, dirs_exist_ok=True)
         for name in ("MANIFEST.json", "README.md", CARD_FILE):
             (tmp / name).unlink()  # else the old folder's file would be written through its link
-        _write_card(tmp, card)
-    return _artifact(path, card)
+        write_card(tmp, card)
+    return artifact_of(path, card)
 
 
 def _link(source: str, destination: str) -> None:
@@ -114,12 +170,14 @@ def _link(source: str, destination: str) -> None:
         shutil.copy2(source, destination)
 
 
-def _artifact(path: Path, card: Card) -> Artifact:
-    return Artifact(path, "safetensors", card.lineage, card.recipe_fingerprint, card.own_scores, card.scope)
+def artifact_of(path: Path, card: Card) -> Artifact:
+    """A folder and its card."""
+    return Artifact(path, card.format, card.lineage, card.recipe_fingerprint, card.own_scores, card.scope)
 
 
-def _write_card(folder: Path, card: Card) -> None:
-    values: dict[str, Any] = {"version": VERSION, "format": "safetensors", **asdict(card)}
+def write_card(folder: Path, card: Card) -> None:
+    """The card for machines and for people. Both are replaced where they stand."""
+    values: dict[str, Any] = {"version": VERSION, **asdict(card)}
     values["scores"] = {
         who: {key: value if is_number(value) else None for key, value in row.items()}
         for who, row in card.scores.items()

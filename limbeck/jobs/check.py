@@ -28,7 +28,7 @@ from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.endpoint import missing, needs_probe, run_probe, sentences
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.jobs.keep import reader_for
-from limbeck.lms import KINDS, open_lm
+from limbeck.lms import KINDS, open_hf
 from limbeck.lms.gguf import resolve_model
 from limbeck.meter import disk_bytes, measure
 from limbeck.recipe import GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScratchStudent
@@ -155,7 +155,7 @@ def _estimate(recipe: Recipe, teacher: _Model, found: CheckResult, on_progress: 
             rows = read_rows(run.path / "data" / "rows.parquet")
         settings = recipe.teacher
         assert isinstance(settings, HfTeacher)
-        lm = open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+        lm = open_hf(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
         found.warnings.extend(warn_of_teacher(recipe, lm, rows))  # type: ignore[arg-type]
         found.estimate.update(estimate_stages(recipe, lm, rows))  # type: ignore[arg-type]
         _check_room(found)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from limbeck.chat import ChatTemplate
-from limbeck.lms import open_lm
+from limbeck.lms import open_hf
 from limbeck.lms.api import Answer
 from limbeck.lms.api import Ask as ApiAsk
 from limbeck.lms.patience import ask_all
@@ -30,7 +30,7 @@ def ask_judges(on_message: Callable[[str], None]) -> Ask:
 
     @cache
     def opened(path: str) -> HfLM:
-        return open_lm(path)
+        return open_hf(path)
 
     def ask(judge: Judge, conversations: Conversations) -> list[str]:
         if judge.endpoint is not None:

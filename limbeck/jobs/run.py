@@ -20,6 +20,7 @@ from limbeck.device import pick_device, resolve_dtype
 from limbeck.errors import Stopped
 from limbeck.export.card import Card, make_card
 from limbeck.export.safetensors import read_card, save_artifact, update_card
+from limbeck.exports import name_of_export
 from limbeck.jobs.ask import run_ask
 from limbeck.jobs.check import check_recipe
 from limbeck.jobs.curate import candidates_of, kept_ids, run_curate
@@ -27,6 +28,7 @@ from limbeck.jobs.data import data_fingerprint, run_data
 from limbeck.jobs.endpoint import keep_record, prepare
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.jobs.evaluate import run_evaluate
+from limbeck.jobs.export import Judged, run_exports
 from limbeck.jobs.judge import ask_judges
 from limbeck.jobs.label import run_label, store_header
 from limbeck.jobs.report import run_report
@@ -36,7 +38,7 @@ from limbeck.jobs.summary import read_estimate, write_estimate, write_summary
 from limbeck.jobs.tasks import run_tasks, task_files
 from limbeck.jobs.thinking import strips_thinking, without_thinking
 from limbeck.jobs.train import needs_teacher, run_train, stores_targets, trusts_remote_code
-from limbeck.lms import open_lm
+from limbeck.lms import open_hf
 from limbeck.lms.gguf import model_licence, resolve_model
 from limbeck.meter import measure
 from limbeck.recipe import GenerateMode, Recipe, Steps
@@ -67,7 +69,7 @@ def run_recipe(
     on_progress: OnProgress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe up to the stage `until` (one of data, label, student, train, twin, evaluate, report).
+    """Run a recipe up to the stage `until` (one of `jobs.stages.NAMES`).
 
     With `estimate`, a few seconds are spent first on what the run will cost. Returns the summary, as written to
     RUN/summary.json. Raises RecipeError before any work when `check` finds a problem; Stopped after a requested stop,
@@ -127,7 +129,7 @@ class _Run:
         settings = self.recipe.teacher
         assert isinstance(settings, HfTeacher)
         self.stages.on_message(f"opening the teacher {settings.path}")
-        return open_lm(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+        return open_hf(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
 
     @property
     def local_teacher(self) -> HfLM | None:
@@ -381,7 +383,7 @@ class _Run:
             teacher = self.local_teacher
             dtype = str(teacher.dtype if teacher else self._artifact_dtype()).removeprefix("torch.")
             trust = trusts_remote_code(self.recipe)
-            students = {r: open_lm(folder, dtype=dtype, trust_remote_code=trust) for r, folder in folders.items()}
+            students = {r: open_hf(folder, dtype=dtype, trust_remote_code=trust) for r, folder in folders.items()}
             result = run_evaluate(
                 self.recipe,
                 self.stages.run,
@@ -405,6 +407,20 @@ class _Run:
                 update_card(folder, replace(read_card(folder), scores=scores))
 
         self.stages.do("evaluate", key, work, self.path / "evaluate")
+
+    def _export(self) -> None:
+        exports, folder = self.recipe.export, self.path / "export"
+        if not exports:
+            return
+        key = fingerprint(self.train_print(False), self.recipe.fingerprint("export"))
+        artifact = self.path / "train" / "student" / "artifact"
+
+        def work() -> None:
+            judged = Judged(self.items("heldout"), "held-out rows")
+            run_exports(exports, artifact, judged, self.stages, folder=folder)
+
+        outputs = [folder / name_of_export(each) for each in exports]
+        self.stages.do("export", key, work, folder / "parity.json", *outputs)
 
     def _report(self) -> None:
         if not self.stages.is_first:

@@ -18,7 +18,7 @@ from limbeck.errors import BudgetError, LimbeckError, RecipeError
 from limbeck.jobs import statements_loss, statements_model, statements_store
 from limbeck.jobs.selftest_pair import Pair, short_rows
 from limbeck.jobs.statements_loss import CannotRun, Measure
-from limbeck.lms import open_lm
+from limbeck.lms import open_hf
 from limbeck.lms.hf import head_layer
 from limbeck.losses.divergences import NAMES
 from limbeck.text import compare_tokenizers, template_hash
@@ -140,8 +140,8 @@ def run_selftest(
     choice, begun = choice or Choice(), time.monotonic()
     if choice.divergence not in (None, *NAMES):
         raise RecipeError(f"there is no divergence {choice.divergence!r}; allowed are {', '.join(NAMES)}.")
-    ours = open_lm(teacher, dtype=choice.dtype, trust_remote_code=choice.trust_remote_code)
-    theirs = open_lm(student or teacher, dtype="float32", trust_remote_code=choice.trust_remote_code)
+    ours = open_hf(teacher, dtype=choice.dtype, trust_remote_code=choice.trust_remote_code)
+    theirs = open_hf(student or teacher, dtype="float32", trust_remote_code=choice.trust_remote_code)
     alike = student in (None, teacher) or ours.fingerprint == theirs.fingerprint
     if alike:
         _shake(theirs)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from limbeck.types import OnProgress
 
-NAMES = ("data", "label", "curate", "student", "train", "twin", "evaluate", "report")
+NAMES = ("data", "label", "curate", "student", "train", "twin", "evaluate", "export", "report")
 
 
 @dataclass(frozen=True)

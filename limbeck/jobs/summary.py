@@ -53,6 +53,7 @@ def write_summary(recipe: Recipe, run: RunDir) -> dict[str, Any]:
         "name": recipe.name,
         "scope": recipe.scope,
         **scores,
+        **(_read(run.path / "export" / "parity.json") if recipe.export else {}),
         "stages": stages,
         "data": _read(run.path / "data" / "summary.json"),
         "environment": environment(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,16 +16,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
 from limbeck.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.errors import TeacherError
 from limbeck.lms import segments
 from limbeck.lms.gguf import resolve_model
+from limbeck.lms.quantized import plain, prepare_for
 from limbeck.losses.chunked import cut_head, iter_logits
 from limbeck.packing import pack
 from limbeck.text import load_tokenizer, tokenizer_hash
 from limbeck.types import Batch, Cap, Head, Reply, Row, Sampling
+from limbeck.weights import adapter_only, format_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +112,8 @@ class HfLM:
         prepare_cpu()
         device = device or pick_device()
         folder = resolve_model(str(path))
+        refuse_folder(Path(folder))
+        prepare_for(folder)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -160,6 +165,20 @@ class HfLM:
         """hidden_ND at `batch.rows_N`; documents do not see each other. No gradient."""
         with torch.no_grad(), packed_attention(self.model):
             return packed_hidden(self.model, batch)
+
+    def logits(self, ids: np.ndarray) -> Tensor:
+        """logits_TV of one sequence, fp32 on the CPU, real tokens only: row t predicts token t + 1."""
+        ids_T = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        rows_T = torch.arange(len(ids), device=self.device)
+        hidden_TD = self.hidden(Batch(ids_T, rows_T, (len(ids),), rows_T, ids_T))
+        logits_TV = torch.empty(len(ids), self.vocab)
+        for part, logits_nV in iter_logits(hidden_TD, self.head):
+            logits_TV[part] = logits_nV.cpu()
+        return logits_TV
+
+    def session(self) -> HfSession:
+        """A new sequence, empty, with transformers' own cache of keys and values."""
+        return HfSession(self)
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
         """`sampling.n` replies to each prompt, as one batch; real tokens only. Deterministic given `sampling.seed` and
@@ -229,11 +248,46 @@ class HfLM:
         return any(stop in text for stop in stops)
 
 
+class HfSession:
+    """One sequence under way. Only its last row goes through the head."""
+
+    def __init__(self, lm: HfLM) -> None:
+        self._lm, self._head = lm, lm.head
+        self._forward: Any = lm.model.get_decoder()
+        names = inspect.signature(self._forward.forward).parameters
+        self._name = "cache" if "cache" in names else "past_key_values"  # the newer name, and the older
+        self._cache: DynamicCache | None = DynamicCache(config=lm.model.config)
+
+    def feed(self, ids: np.ndarray) -> Tensor:
+        """Append `ids` (at least one) and return logits_V for the token that follows."""
+        ids_T = torch.from_numpy(ids.astype(np.int64)).to(self._lm.device)
+        with torch.no_grad():
+            out = self._forward(input_ids=ids_T[None], use_cache=True, **{self._name: self._cache})
+            last_1D = out.last_hidden_state[0, -1:]
+            return next(logits_1V[0].clone() for _, logits_1V in iter_logits(last_1D, self._head)).cpu()
+
+    def close(self) -> None:
+        """Give the cache back."""
+        self._cache = None
+
+
+def refuse_folder(folder: Path) -> None:
+    """Raise TeacherError for a folder that is no model of transformers, saying what it is."""
+    if problem := adapter_only(folder):
+        raise TeacherError(problem)
+    form = format_of(folder)
+    if form not in (None, "safetensors"):
+        raise TeacherError(
+            f"{folder} is a {form} export, whose weights transformers does not open. Here the model itself is needed: "
+            "give the artifact that it was exported from. limbeck.open_lm opens exports."
+        )
+
+
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits over config class, every tensor's name, shape, dtype and 64 of its values."""
     digest = hashlib.sha256(type(model).__name__.encode())
     for name, tensor in sorted(model.state_dict().items()):
-        flat = tensor.detach().flatten()
+        flat = plain(tensor.detach()).flatten()
         step = max(flat.numel() // 64, 1)
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(flat[::step].float().cpu().numpy().tobytes())

@@ -1,0 +1,175 @@
+"""Whether an export is still the model that it was made from: both read the same text and write the same beginnings."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from limbeck.errors import DataError, ExportError, TeacherError
+from limbeck.evaluate.answers import choose_prompts
+from limbeck.types import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from limbeck.types import LiveLM, Row, Trace
+
+MOST_POSITIONS = 4096
+CHUNK_BYTES = 64 * 2**20  # of one block of logits in float64; four such exist at a time
+PROMPTS, NEW_TOKENS = 4, 32
+LONGEST_PROMPT = 256
+LONGEST_ROW = 1024  # tokens: logits of a whole row exist at once
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An export against its source, on the same positions and prompts.
+
+    `kl` is the mean KL(source || export) in nats per position, `kl_most` the largest of one position; `agreement` the
+    share of positions with the same first choice; `greedy_equal` the share of prompts that both continue greedily with
+    the same tokens. `bytes` are the files of weights. `tokens_per_second` are of writing one sequence, prompt
+    excluded: medians over prompts that both write in turn. `text` says what was read.
+    """
+
+    kl: float
+    kl_most: float
+    agreement: float
+    greedy_equal: float
+    bytes: int
+    source_bytes: int
+    tokens_per_second: float
+    source_tokens_per_second: float
+    positions: int
+    text: str
+
+
+class Sizes(NamedTuple):
+    """Bytes of the files that hold each one's weights."""
+
+    source: int
+    export: int
+
+
+def parity(
+    source: LiveLM,
+    export: LiveLM,
+    rows: Sequence[Row | Trace],
+    sizes: Sizes,
+    *,
+    text: str,
+    on_progress: Callable[[Progress], None],
+) -> Parity:
+    """Compare an export with its source on the supervised positions of `rows`, the first MOST_POSITIONS of them, and on
+    the first words of a few rows, continued greedily.
+
+    Raises TeacherError when the two have different tokens, DataError when the rows have nothing to read, ExportError
+    when the export's logits are not finite.
+    """
+    _refuse_strangers(source, export)
+    rows = list(_chosen(rows, min(source.max_context or 2**30, export.max_context or 2**30)))
+    if not rows:
+        raise DataError("there is no text to judge the export on: no row has two tokens. Give other rows.")
+    total = sum(row.num_supervised for row in rows)
+    kl_sum = kl_most = 0.0
+    same, done, begun = 0, 0, time.monotonic()
+    for row in rows:
+        for p_nV, q_nV in _blocks(source, export, row):
+            kl_n = _kl(p_nV, q_nV)
+            if not torch.isfinite(kl_n).all():
+                raise ExportError("the export's logits are not finite: the format cannot hold this model. Use another.")
+            kl_sum += float(kl_n.sum())
+            kl_most = max(kl_most, float(kl_n.max()))
+            same += int((p_nV.argmax(-1) == q_nV.argmax(-1)).sum())
+        done += row.num_supervised
+        rate = done / max(time.monotonic() - begun, 1e-9)
+        on_progress(Progress("export", done, total, "positions", rate, (total - done) / rate))
+    equal, ours, theirs = _write_in_turn(source, export, rows)
+    return Parity(
+        kl=kl_sum / total,
+        kl_most=kl_most,
+        agreement=same / total,
+        greedy_equal=equal,
+        bytes=sizes.export,
+        source_bytes=sizes.source,
+        tokens_per_second=theirs,
+        source_tokens_per_second=ours,
+        positions=total,
+        text=text,
+    )
+
+
+def _refuse_strangers(source: LiveLM, export: LiveLM) -> None:
+    if source.tokenizer_hash != export.tokenizer_hash or source.vocab != export.vocab:
+        raise TeacherError(
+            f"the export has other tokens than its source ({export.vocab} with hash {export.tokenizer_hash} against "
+            f"{source.vocab} with {source.tokenizer_hash}); the two cannot be compared, and text would not mean the "
+            "same to both. Export to safetensors."
+        )
+
+
+def _chosen(rows: Sequence[Row | Trace], context: int) -> Iterator[Row | Trace]:
+    """Rows, cut to what both can read, until there are MOST_POSITIONS: the last one may exceed it."""
+    have = 0
+    for row in rows:
+        if have >= MOST_POSITIONS:
+            return
+        length = min(context, LONGEST_ROW)
+        spans = tuple((start, min(end, length)) for start, end in row.spans if start < length)
+        cut = replace(row, ids=row.ids[:length], spans=spans)
+        have += cut.num_supervised
+        if cut.num_supervised:
+            yield cut
+
+
+def _blocks(source: LiveLM, export: LiveLM, row: Row | Trace) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits of both at the supervised positions of a row, some positions at a time, in float64."""
+    p_TV, q_TV = source.logits(row.ids), export.logits(row.ids)
+    places = torch.tensor([place - 1 for start, end in row.spans for place in range(start, end)])
+    num = max(CHUNK_BYTES // (8 * p_TV.shape[1]), 1)
+    for part in places.split(num):
+        yield p_TV[part].double(), q_TV[part].double()
+
+
+def _kl(p_nV: Tensor, q_nV: Tensor) -> Tensor:
+    """KL in nats per position, in float64. p . (log p - log q) does not cancel where the two are close."""
+    logp_nV = p_nV.log_softmax(-1)
+    return torch.linalg.vecdot(logp_nV.exp(), logp_nV - q_nV.log_softmax(-1)).clamp_min(0.0)
+
+
+def _write_in_turn(source: LiveLM, export: LiveLM, rows: Sequence[Row | Trace]) -> tuple[float, float, float]:
+    """The share of prompts continued alike, and the tokens per second of source and export. A disturbance hits both."""
+    room = min(source.max_context or 2**30, export.max_context or 2**30, LONGEST_PROMPT + NEW_TOKENS)
+    prompts = choose_prompts(rows, source.tokenizer, PROMPTS, longest=room - 2, seed=0)
+    if not prompts:
+        raise DataError(f"no row begins with a prompt of at most {room - 2} tokens to be continued; give other rows.")
+    equal = []
+    rates: dict[str, list[float]] = {"source": [], "export": []}
+    for prompt in prompts:
+        num = min(NEW_TOKENS, room - len(prompt.ids))
+        texts = {}
+        for name, lm in (("source", source), ("export", export)):
+            texts[name], rate = _write(lm, prompt.ids, num)
+            rates[name].append(rate)
+        equal.append(texts["source"] == texts["export"])
+    return sum(equal) / len(equal), statistics.median(rates["source"]), statistics.median(rates["export"])
+
+
+def _write(lm: LiveLM, prompt: np.ndarray, num: int) -> tuple[list[int], float]:
+    """`num` greedy tokens, at least two, whether or not the reply ends before; and how many a second after the first,
+    which waits for the prompt."""
+    session = lm.session()
+    try:
+        tokens = [int(session.feed(prompt).argmax())]
+        begun = time.perf_counter()
+        while len(tokens) < num:
+            tokens.append(int(session.feed(np.array(tokens[-1:], dtype=np.int32)).argmax()))
+        return tokens, (num - 1) / max(time.perf_counter() - begun, 1e-9)
+    finally:
+        session.close()

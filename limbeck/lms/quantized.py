@@ -1,0 +1,43 @@
+"""Weights of eight bits through torchao, which transformers opens and runs: the one door to that package."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from limbeck.errors import MissingExtra
+
+
+def prepare_torchao(purpose: str) -> None:
+    """Raise MissingExtra where torchao is not installed. transformers imports it by itself."""
+    if find_spec("torchao") is None:
+        raise MissingExtra("torchao", "export", purpose)
+
+
+def prepare_for(folder: str) -> None:
+    """Make ready for the quantized weights of a folder, where it says that it has any. Raises MissingExtra."""
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        method = config["quantization_config"]["quant_method"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if method == "torchao":
+        prepare_torchao(f"opening {folder}")
+
+
+def is_quantized(tensor: Tensor) -> bool:
+    """Whether a tensor is one of torchao's."""
+    return type(tensor).__module__.startswith("torchao.")
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """Its values as an ordinary tensor."""
+    return tensor.dequantize() if is_quantized(tensor) else tensor
+
+
+def num_quantized(model: nn.Module) -> int:
+    """How many weights of a model are quantized."""
+    return sum(is_quantized(tensor) for tensor in model.state_dict().values())
