@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck import __version__
+from limbeck import __version__, cli_export
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
@@ -50,7 +50,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)  # torch resets levels
     try:
         app(prog_name="limbeck")
     except LimbeckError as error:
@@ -306,6 +306,9 @@ def capture(
     status = run_capture(settings, on_message=complain)
     if as_json:
         tell(status, as_json=True)
+
+
+app.command(rich_help_panel="Experts")(cli_export.export)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------

@@ -70,6 +70,20 @@ def _cell(value: float | None, show: Any) -> str:
     return "-" if value is None else show(value)
 
 
+def parity_table(exports: list[dict[str, Any]]) -> Table:
+    """Exports, each against the model that it was made from."""
+    table = Table("export", box=None, pad_edge=False, header_style="bold")
+    for title in ("KL to source", "bound", "agreement", "greedy equal", "size", "of source", "writing tok/s", "source"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for told in exports:
+        kl, bound, size_now = f"{told['kl']:.2g}", f"{told['kl_bound']:g}", size(told["bytes"])
+        shares = (f"{told['agreement']:.2%}", f"{told['greedy_equal']:.0%}")
+        rates = (f"{told['tokens_per_second']:.1f}", f"{told['source_tokens_per_second']:.1f}")
+        share = f"{told['bytes'] / told['source_bytes']:.0%}"
+        table.add_row(Text(visible(str(told["name"]))), kl, bound, *shares, size_now, share, *rates)
+    return table
+
+
 def cost_table(stages: dict[str, dict[str, Any]]) -> Table:
     """Estimated and measured time, memory and disk of every stage."""
     table = Table("stage", box=None, pad_edge=False, header_style="bold")
@@ -92,6 +106,8 @@ def result(summary: dict[str, Any]) -> Group:
     sentence = summary.get("verdict", {}).get("sentence")
     if sentence:
         parts += [Text(visible(sentence), style="bold"), Text()]
+    if summary.get("exports"):
+        parts += [parity_table(summary["exports"]), Text()]
     if summary.get("stages"):
         parts += [cost_table(summary["stages"])]
     return Group(*parts)

@@ -19,7 +19,6 @@ from limbeck.lms import open_format, open_hf
 from limbeck.lms.gguf import model_licence
 from limbeck.lms.quantized import num_quantized
 from limbeck.rundir import atomic_dir, atomic_write, sweep
-from limbeck.types import Progress
 from limbeck.weights import weight_bytes
 
 if TYPE_CHECKING:
@@ -95,7 +94,6 @@ def export_lm(
     lineage = (*card.lineage, f"exported to {named}")
     card = replace(card, format=settings.kind, quant=settings.quant, lineage=lineage, parity=None)
     with atomic_dir(out) as tmp:
-        on_progress(_begun(f"writing {named}"))
         _writer(settings.kind)(tmp, lm, quant=settings.quant)
         lm.tokenizer.save_pretrained(tmp)
         if lm.model.generation_config is not None:
@@ -114,10 +112,6 @@ def export_lm(
 def _writer(kind: str) -> Callable[..., None]:
     module, name = WRITERS[kind]
     return getattr(importlib.import_module(module), name)
-
-
-def _begun(what: str) -> Progress:
-    return Progress("export", 0, 0, what, 0.0, 0.0)
 
 
 def _judge(lm: HfLM, folder: Path, settings: Export, judged: Judged, on_progress: OnProgress) -> Parity:

@@ -203,7 +203,7 @@ SCRIPT = """
         except BudgetError as error:
             os._exit(5 if "the disk is full" in str(error) else 1)
 
-    for job in (lambda: killed("_set_dtype", old), lambda: killed("_write_card", new), disk_full):
+    for job in (lambda: killed("_set_dtype", old), lambda: killed("write_card", new), disk_full):
         pid = os.fork()
         if pid == 0:
             job()
