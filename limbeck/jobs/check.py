@@ -23,6 +23,7 @@ from limbeck.data import read_examples, read_rows
 from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
 from limbeck.findings import Problem, problem
 from limbeck.jobs.check_curate import curate_problems
+from limbeck.jobs.check_export import export_needs
 from limbeck.jobs.data import run_data
 from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.endpoint import missing, needs_probe, run_probe, sentences
@@ -121,6 +122,8 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
     if local:
         _check_student(recipe, reader, found)
     _check_rows(recipe, reader, found)
+    if recipe.export and not found.problems:
+        found.problems += export_needs(recipe)
     if estimate and needs_probe(recipe) and not found.problems:
         _probe(recipe, reader, found)
     if estimate and local and not found.problems:

@@ -15,7 +15,9 @@ import torch
 
 from limbeck.device import pick_device, resolve_dtype
 from limbeck.evaluate.compare import evaluate_models
+from limbeck.evaluate.parity import MOST_POSITIONS, NEW_TOKENS, PROMPTS
 from limbeck.evaluate.speed import MOST_ROUNDS
+from limbeck.exports import BITS
 from limbeck.jobs.label import label_rows, store_header
 from limbeck.jobs.train import needs_teacher, recompute_activations, stores_targets
 from limbeck.lms.hf import HfLM, head_layer
@@ -43,6 +45,7 @@ PROBE_REPLY = 8
 PROBE_STEPS, PROBE_SECONDS = 3, 10.0
 SPEED_SECONDS = 4.0  # what evaluate.speed takes for each model
 DETAIL_BYTES, ROW_BYTES = 48 * 2.0**10, 160.0  # of an evaluation's files: what the report draws; per held-out row
+GRAPH_SECONDS = 5e-7  # per parameter: tracing a model into an ONNX graph, once measured (two cores)
 SAVE_RATIO = 12  # bytes of a checkpoint per parameter: weights and two moments in float32
 
 
@@ -60,6 +63,8 @@ def estimate_stages(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> dict[
     if twin:
         out["twin"] = twin[0]
     out["evaluate"] = probe.evaluate()
+    if recipe.export:
+        out["export"] = probe.exports()
     return out
 
 
@@ -182,6 +187,27 @@ class _Probe:
         if settings.answers:
             seconds += self._answer_seconds(roles) * settings.answer_tokens
         return _costs(seconds, cost.peak_bytes, DETAIL_BYTES + ROW_BYTES * len(held_out))
+
+    def exports(self) -> dict[str, float]:
+        """Each is written, then reads some text beside the student and writes a little, token by token."""
+        assert self.student is not None
+        lm = HfLM.wrap(self.student.float(), self.teacher.tokenizer, name="probe")
+        row, session = self.batch_rows[0], lm.session()
+        lm.logits(row.ids)
+        begun = time.monotonic()
+        lm.logits(row.ids)
+        read = (time.monotonic() - begun) / len(row.ids)
+        session.feed(row.ids[:8])
+        begun = time.monotonic()
+        session.feed(row.ids[:1])
+        write = time.monotonic() - begun
+        parameters = sum(parameter.numel() for parameter in self.student.parameters())
+        positions = min(MOST_POSITIONS, sum(len(row.ids) for row in self.all_rows if row.split == "heldout"))
+        judging = 2 * (positions * read + PROMPTS * NEW_TOKENS * write)
+        disk = sum(parameters * BITS[export.quant] / 8 for export in self.recipe.export)
+        graphs = sum(export.kind == "onnx" for export in self.recipe.export) * parameters * GRAPH_SECONDS
+        seconds = judging * len(self.recipe.export) + disk / self.write_rate + graphs
+        return _costs(seconds, _resident() + 8.0 * parameters, disk)
 
     def _answer_seconds(self, students: dict[str, HfLM]) -> float:
         """Seconds per token of answering all prompts, over all models."""

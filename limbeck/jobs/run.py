@@ -234,7 +234,9 @@ class _Run:
 
     def _estimate(self) -> None:
         """Once per recipe, before anything long is begun."""
-        key = fingerprint(self.train_print(False), self.recipe.train.twin, self.recipe.fingerprint("evaluate"))
+        key = fingerprint(
+            self.train_print(False), self.recipe.train.twin, self.recipe.fingerprint("evaluate", "export")
+        )
         if read_estimate(self.stages.run, key) is None:
             self.stages.on_message("estimating time, memory and disk of each stage")
             write_estimate(self.stages.run, key, estimate_stages(self.recipe, self.teacher, self.rows))

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from limbeck.report import charts
 from limbeck.report.answers import answer_cards
 from limbeck.report.collect import MODELS, ROLES, RunFiles, dig
+from limbeck.report.exports import export_table
 from limbeck.report.funnel import funnel
 from limbeck.report.tasks import task_table
 from limbeck.report.words import number, percent, perplexity, shortened, signed, times, visible
@@ -82,6 +83,7 @@ def render(files: RunFiles) -> str:
         bars=bars(files),
         tasks=task_table(files.tasks),
         funnel=funnel(files.curated),
+        exports=export_table(files.get("exports")),
         cards=answer_cards(files.answers),
         stages=stages(files),
         recipe=visible(files.recipe_text, LONGEST_RECIPE),
