@@ -1,4 +1,4 @@
-"""What a recipe's exports will need: packages, and a family that the format can hold. Asked before training, not after."""
+"""What a recipe's exports will need: packages, and a family that the format can hold."""
 
 from __future__ import annotations
 

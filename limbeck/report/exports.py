@@ -30,9 +30,7 @@ def export_table(exports: Any) -> ExportTable | None:
     texts = ", ".join(dict.fromkeys(shortened(str(one.get("text")), 80) for one in found))
     positions = number(found[0].get("positions"))
     where = f" on {positions:,.0f} positions of {texts}" if positions else ""
-    note = (
-        f"Each was reopened and compared with the student{where}; writing: tokens per second, one at a time, in turn."
-    )
+    note = f"Each was reopened and compared with the student{where}. Writing: tokens per second, one by one."
     return ExportTable(COLUMNS, rows, note)
 
 
