@@ -8,14 +8,18 @@ import sys
 import textwrap
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from limbeck.errors import StoreError
-from limbeck.export.safetensors import read_artifact, read_card, save_artifact, update_card
+from limbeck.errors import MissingExtra, StoreError, TeacherError
+from limbeck.export.safetensors import read_artifact, read_card, save_artifact, update_card, write_safetensors
+from limbeck.lms.hf import HfLM
+from limbeck.lms.quantized import num_quantized
 from limbeck.rundir import verify_dir
+from tests import tiny
 
 IDS = torch.arange(12)[None]
 SCORES = {
@@ -233,3 +237,70 @@ def test_kill_and_full_disk_leave_the_old_folder_and_no_half_one(tmp_path, model
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(old)), logits(model))
     save_artifact(old, model, tokenizer, card)
     assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def llama(tiny_tokenizer):
+    return HfLM.wrap(tiny.build_model("llama"), tiny_tokenizer, name="llama")
+
+
+@pytest.mark.parametrize("quant", ["float32", "float16", "bfloat16"])
+def test_casts(tmp_path, llama, quant):
+    write_safetensors(tmp_path, llama, quant=quant)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {getattr(torch, quant)}  # noqa: SIM118
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == quant
+    assert llama.dtype == torch.float32
+
+
+def test_weights_that_a_type_cannot_hold(tmp_path, llama):
+    with torch.no_grad():
+        llama.model.model.norm.weight[3] = 70_000.0
+    with pytest.raises(TeacherError, match=r"model.norm.weight holds 7e\+04, and float16 ends at 6.55e\+04"):
+        write_safetensors(tmp_path, llama, quant="float16")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # head tied to the embedding, and not
+def test_int8_is_plain_safetensors_that_transformers_reopens(tmp_path, tiny_tokenizer, family):
+    model = tiny.build_model(family)
+    lm = HfLM.wrap(model, tiny_tokenizer, name=family)
+    write_safetensors(tmp_path, lm, quant="int8")
+    tiny_tokenizer.save_pretrained(tmp_path)
+    assert not [file for file in tmp_path.rglob("*") if file.suffix in (".bin", ".pt", ".pkl")]
+    assert not (tmp_path / ".plain").exists()
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        kinds = {name: file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118
+    eight = [name for name, dtype in kinds.items() if name.endswith("_qdata")]
+    assert len(eight) == 7 * 3 and {kinds[name] for name in eight} == {torch.int8}
+    assert kinds["model.embed_tokens.weight"] == kinds["model.norm.weight"] == torch.bfloat16
+    opened = HfLM.open(tmp_path, dtype="float32")
+    assert num_quantized(opened.model) == 21 and num_quantized(model) == 0
+    assert opened.fingerprint == HfLM.open(tmp_path, dtype="float32").fingerprint != lm.fingerprint
+    ids = np.arange(3, 40, dtype=np.int32)
+    p_TV, q_TV = lm.logits(ids).double().log_softmax(-1), opened.logits(ids).double().log_softmax(-1)
+    kl = float((p_TV.exp() * (p_TV - q_TV)).sum(-1).mean())
+    assert 0 < kl < 0.02
+    weight = opened.model.model.layers[0].mlp.up_proj.weight.dequantize()
+    exact = model.model.layers[0].mlp.up_proj.weight
+    step_O1 = exact.abs().amax(-1, keepdim=True) / 127
+    assert bool(((weight - exact).abs() <= 0.51 * step_O1).all())
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(logits(plain), logits(opened.model))
+
+
+def test_int8_refuses_a_family_without_linear_layers(tmp_path, tiny_tokenizer):
+    lm = HfLM.wrap(tiny.build_model("gpt2"), tiny_tokenizer, name="gpt2")
+    with pytest.raises(TeacherError, match="'gpt2' has no linear layer that torchao quantizes"):
+        write_safetensors(tmp_path, lm, quant="int8")
+
+
+def test_int8_without_torchao_says_what_to_install(tmp_path, llama, monkeypatch):
+    monkeypatch.setattr("limbeck.lms.quantized.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"'torchao'.*limbeck\[export\]"):
+        write_safetensors(tmp_path, llama, quant="int8")
+    (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')
+    with pytest.raises(MissingExtra, match="opening"):
+        HfLM.open(tmp_path)
