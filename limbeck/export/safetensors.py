@@ -111,7 +111,21 @@ def _write_int8(folder: Path, model: PreTrainedModel) -> None:
     made.generation_config = model.generation_config
     _save_model(folder, made, None)
     _set_dtype(folder / "config.json", REST)
+    for file in folder.glob("*.safetensors"):
+        _sort_metadata(file)
     shutil.rmtree(copy)
+
+
+def _sort_metadata(file: Path) -> None:
+    """The same model gives the same bytes: safetensors writes what torchao says of each weight in a random order."""
+    with file.open("r+b") as handle:
+        length = int.from_bytes(handle.read(8), "little")
+        header = json.loads(handle.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            handle.seek(8)
+            handle.write(text.ljust(length))
 
 
 def read_artifact(path: str | Path) -> Artifact:

@@ -123,7 +123,7 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
         _check_student(recipe, reader, found)
     _check_rows(recipe, reader, found)
     if recipe.export and not found.problems:
-        found.problems += export_needs(recipe)
+        found.problems.extend(export_needs(recipe))
     if estimate and needs_probe(recipe) and not found.problems:
         _probe(recipe, reader, found)
     if estimate and local and not found.problems:

@@ -289,6 +289,9 @@ def test_int8_is_plain_safetensors_that_transformers_reopens(tmp_path, tiny_toke
     assert bool(((weight - exact).abs() <= 0.51 * step_O1).all())
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert torch.equal(logits(plain), logits(opened.model))
+    before = (tmp_path / "model.safetensors").read_bytes()
+    write_safetensors(tmp_path, lm, quant="int8")
+    assert (tmp_path / "model.safetensors").read_bytes() == before
 
 
 def test_int8_refuses_a_family_without_linear_layers(tmp_path, tiny_tokenizer):
