@@ -181,6 +181,7 @@ def run_exports(exports: Sequence[Export], artifact: Path, judged: Judged, stage
     An export is there when its folder is whole, was made of these weights, and meets its bound. Raises what
     `export_artifact` raises; Stopped, between two of them, when asked to stop.
     """
+    sweep(folder, "parity.json")
     source, card = open_source(artifact), card_of(artifact)
     told = []
     for settings in exports:
