@@ -44,8 +44,9 @@ def export_needs(recipe: Recipe) -> Iterator[Problem]:
 
 def _outline(recipe: Recipe) -> Any:
     """The student's family without any weights. Fewer layers or another size change nothing here."""
-    pretrained = isinstance(recipe.student, PretrainedStudent)
-    path, trust = (recipe.student.path, recipe.student.trust_remote_code) if pretrained else recipe.reader
+    path, trust = recipe.reader
+    if isinstance(recipe.student, PretrainedStudent):
+        path, trust = recipe.student.path, recipe.student.trust_remote_code
     config = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
