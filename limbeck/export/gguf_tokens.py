@@ -204,6 +204,29 @@ def _spm_differences(backend: dict[str, Any]) -> Iterator[str]:
             f"it has byte_fallback, but does not put \u2581 for spaces as SentencePiece does (normalizer "
             f"{_brief(backend['normalizer'])}, pre-tokenizer {_brief(backend['pre_tokenizer'])})"
         )
+    merges = {
+        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in backend["model"]["merges"]
+    }
+    missing = next((pair for pair in _pairs(backend) if pair not in merges), None)
+    if missing:
+        yield (
+            f"llama.cpp would merge {missing[0]!r} and {missing[1]!r}, because {''.join(missing)!r} is a token, and "
+            "this tokenizer does not (its merges are not those that SentencePiece makes of a vocabulary)"
+        )
+
+
+def _pairs(backend: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Every way to make a token of two others, which is what SentencePiece merges."""
+    added = {token["content"] for token in backend["added_tokens"]}
+    tokens = {text for text in backend["model"]["vocab"] if text not in added and not _is_byte(text)}
+    for text in tokens:
+        for at in range(1, len(text)):
+            if text[:at] in tokens and text[at:] in tokens:
+                yield text[:at], text[at:]
+
+
+def _is_byte(text: str) -> bool:
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
 def _plain_split(pre: dict[str, Any] | None) -> bool:
@@ -234,9 +257,7 @@ def _type(index: int, names: dict[int, str], added: dict[int, dict[str, Any]], m
         return UNKNOWN
     if index in added:
         return CONTROL if added[index]["special"] else USER_DEFINED
-    if model.get("byte_fallback") and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-        return BYTE
-    return NORMAL
+    return BYTE if model.get("byte_fallback") and _is_byte(text) else NORMAL
 
 
 def added_around(tokenizer: PreTrainedTokenizerBase) -> tuple[bool, bool]:
