@@ -6,6 +6,7 @@ llama.cpp itself can write (K-quants) are made by it from an exact file.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import warnings
@@ -87,8 +88,8 @@ def write_gguf(folder: Path, lm: HfLM, *, quant: str) -> None:
         facts: dict[str, Any] = {"settings": _sampling(lm.model), "licence": _licence(lm)}
         text = modelfile(f"./{FILE}", lm.tokenizer, ends, bos=bos, **facts)
         (folder / "Modelfile").write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise_if_full(error, folder / FILE)
+    except OSError as error:  # numpy reports what it could not write without an error number
+        raise_if_full(error if error.errno else OSError(errno.ENOSPC, str(error)), folder / FILE)
         raise
 
 
