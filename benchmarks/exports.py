@@ -1,8 +1,8 @@
 """Exported models against the model they were made of: size, fidelity, and tokens per second one after the other.
 
 Fidelity is measured on functions of Python's standard library that the export never saw: mean KL(source || export) in
-nats and how often both find the same token the most likely. Speed is that of greedy replies to one prompt (batch 1), all
-formats interleaved with the source in single precision; a reply's own length counts.
+nats and how often both find the same token the most likely. Speed is that of greedy replies to one prompt (batch 1),
+all formats interleaved with the source in single precision; a reply's own length counts.
 
     python benchmarks/exports.py [--positions 400] [--rounds 5] [--formats gguf:q8_0,gguf:q4_0]
 """
@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from common import interleave, machine, stdlib_rows, teacher
 
-from benchmarks.common import interleave, machine, stdlib_rows, teacher
 from limbeck.export.gguf import write_gguf
 from limbeck.lms.llamacpp import LlamaLM
 from limbeck.types import Sampling

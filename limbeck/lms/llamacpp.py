@@ -22,9 +22,9 @@ import torch
 from limbeck.device import prepare_cpu
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.lms.gguf_header import file_fingerprint, read_header
-from limbeck.lms.writing import write_all
+from limbeck.lms.writing import Writer, write_all
 from limbeck.text import load_tokenizer, tokenizer_hash
-from limbeck.types import Cap, Reply, Sampling
+from limbeck.types import Cap, Reply, Sampling, Written
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +34,9 @@ FILE = "model.gguf"
 CAPS = frozenset({Cap.GENERATE, Cap.REPLY_LOGP, Cap.TOP_LOGP, Cap.FULL_LOGITS})
 STEP = 512
 """Most tokens that are computed at once."""
+
+TOGETHER = 8
+"""Most replies that are written in step."""
 
 ROOM = 1024
 """Positions that a new sequence has room for; it doubles when they are used up, up to the model's own context."""
@@ -108,8 +111,15 @@ class LlamaLM:
         return lm
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
-        """`sampling.n` replies to each prompt, one after the other. Deterministic given `sampling.seed`."""
-        return write_all(self, prompts, sampling)
+        """`sampling.n` replies to each prompt, up to TOGETHER at once: each token of all of them is one computation.
+        Deterministic given `sampling.seed` and the batch. Raises TeacherError beyond the model's context."""
+        jobs = [(prompt, index) for prompt in prompts for index in range(sampling.n)]
+        if len(jobs) == 1:
+            return write_all(self, prompts, sampling)
+        replies: list[Reply] = []
+        for start in range(0, len(jobs), TOGETHER):
+            replies += _write_together(self, jobs[start : start + TOGETHER], sampling)
+        return [replies[start : start + sampling.n] for start in range(0, len(replies), sampling.n)]
 
     def logits(self, ids: np.ndarray) -> Tensor:
         """logits_TV of one sequence, fp32 on the CPU, real tokens only: row t predicts token t + 1."""
@@ -139,21 +149,25 @@ class LlamaLM:
     # ---- memory of sequences ----
 
     def borrow(self, room: int) -> Any:
-        """A context with room for at least `room` positions, empty: a spare one, or a new one."""
+        """A context with room for at least `room` positions of one sequence, empty: a spare one, or a new one."""
         with self.lock:
             for index, context in enumerate(self.spare):
                 if context.n_ctx >= room:
                     return self.spare.pop(index)
+        return self.make_context(room, 1)
+
+    def make_context(self, room: int, num: int) -> Any:
+        """A new context for `num` sequences of up to `room` positions each. Raises TeacherError without the memory."""
         cpp = _bindings().cpp
         settings = cpp.LlamaContextParams()
-        settings.n_ctx = room
+        settings.n_ctx, settings.n_seq_max = room * num, num
         settings.n_batch = settings.n_ubatch = min(STEP, room)
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         settings.no_perf = True
         try:
             return cpp.LlamaContext(self.model, settings, verbose=False)
         except (ValueError, RuntimeError) as error:
-            raise TeacherError(f"llama.cpp has no memory for a sequence of {room} tokens: {error}.") from error
+            raise TeacherError(f"llama.cpp has no memory for {num} sequences of {room} tokens: {error}.") from error
 
     def give_back(self, context: Any) -> None:
         context.kv_cache_clear(False)
@@ -194,31 +208,11 @@ class LlamaSession:
             self._context = None
 
     def _decode(self, ids: np.ndarray, *, every: bool) -> None:
-        """Compute `ids`, at most STEP at once, keeping logits of all of them or of the last."""
-        tokens = self._checked(ids)
+        """Compute `ids`, keeping logits behind all of them or behind the last."""
+        tokens = _checked(self.lm, ids, self.num)
         self._make_room(len(tokens))
-        step = self._context.n_batch
-        for start in range(0, len(tokens), step):
-            part = tokens[start : start + step]
-            batch = _bindings().cpp.LlamaBatch(n_tokens=len(part), embd=0, n_seq_max=1)
-            for offset, token in enumerate(part):
-                batch.add(token, self.num + offset, [0], every or start + offset == len(tokens) - 1)
-            self._context.decode(batch)
-            self.num += len(part)
-
-    def _checked(self, ids: np.ndarray) -> list[int]:
-        tokens = [int(token) for token in ids]
-        if not tokens or min(tokens) < 0 or max(tokens) >= self.lm.model.n_vocab:
-            raise TeacherError(
-                f"a sequence takes one or more token ids below {self.lm.model.n_vocab}, not {tokens[:4]}."
-            )
-        limit = self.lm.max_context
-        if limit is not None and self.num + len(tokens) > limit:
-            raise TeacherError(
-                f"{self.lm.name} reads at most {limit} tokens; these are {self.num + len(tokens)}. Shorten the prompt, "
-                "or ask for fewer tokens."
-            )
-        return tokens
+        _compute(self._context, tokens, self.num, every=every)
+        self.num += len(tokens)
 
     def _make_room(self, count: int) -> None:
         """A context that holds `count` more positions; what was read so far is carried over."""
@@ -234,9 +228,76 @@ class LlamaSession:
         self._context = larger
 
     def _row(self, index: int) -> Tensor:
-        """logits_V of one position of the last batch. The bindings hand out a list, which `array` packs fastest."""
-        values = array("f", self._context.get_logits_ith(index))
-        return torch.from_numpy(np.frombuffer(values, dtype=np.float32)[: self.lm.vocab])
+        return _logits(self._context, index, self.lm.vocab)
+
+
+def _checked(lm: LlamaLM, ids: np.ndarray, num: int) -> list[int]:
+    """Tokens that can follow `num` others. Raises TeacherError where they cannot."""
+    tokens = [int(token) for token in ids]
+    if not tokens or min(tokens) < 0 or max(tokens) >= lm.model.n_vocab:
+        raise TeacherError(f"a sequence takes one or more token ids below {lm.model.n_vocab}, not {tokens[:4]}.")
+    if lm.max_context is not None and num + len(tokens) > lm.max_context:
+        raise TeacherError(
+            f"{lm.name} reads at most {lm.max_context} tokens; these are {num + len(tokens)}. Shorten the prompt, or "
+            "ask for fewer tokens."
+        )
+    return tokens
+
+
+def _compute(context: Any, tokens: list[int], num: int, *, every: bool = False, sequence: int = 0) -> None:
+    """Append `tokens` to a sequence of `num`, as many at once as the context takes. Logits stay of the last batch:
+    behind every token, or behind the last."""
+    for start in range(0, len(tokens), context.n_batch):
+        part = tokens[start : start + context.n_batch]
+        batch = _bindings().cpp.LlamaBatch(n_tokens=len(part), embd=0, n_seq_max=1)
+        for offset, token in enumerate(part):
+            batch.add(token, num + start + offset, [sequence], every or start + offset == len(tokens) - 1)
+        context.decode(batch)
+
+
+def _logits(context: Any, index: int, vocab: int) -> Tensor:
+    """logits_V of one position of the last batch. The bindings hand out a list, which `array` packs fastest."""
+    values = array("f", context.get_logits_ith(index))
+    return torch.from_numpy(np.frombuffer(values, dtype=np.float32)[:vocab])
+
+
+def _write_together(lm: LlamaLM, jobs: list[tuple[np.ndarray, int]], sampling: Sampling) -> list[Reply]:
+    """A reply to each prompt with its draw index, token by token in step."""
+    prompts = [_checked(lm, prompt, 0) for prompt, _ in jobs]
+    writers = [Writer(lm.tokenizer, prompt, sampling, lm.end_ids, draw_index=index) for prompt, index in jobs]
+    written: list[list[Written]] = [[] for _ in jobs]
+    room = max(map(len, prompts)) + sampling.max_tokens
+    with contextlib.closing(lm.make_context(min(room, lm.max_context or room), len(jobs))) as context:
+        waiting: dict[int, Tensor] = {}
+        for job, tokens in enumerate(prompts):
+            _compute(context, tokens, 0, sequence=job)
+            waiting[job] = _logits(context, -1, lm.vocab)
+        while waiting:
+            for job, logits_V in waiting.items():
+                written[job].append(writers[job].write(logits_V))
+            going = [job for job in waiting if not written[job][-1].finish_reason]
+            waiting = _step(lm, context, {job: (prompts[job], written[job]) for job in going})
+    return [
+        Reply(np.array([one.id for one in ones], dtype=np.int32), "".join(one.text for one in ones), _reason(ones))
+        for ones in written
+    ]
+
+
+def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[Written]]]) -> dict[int, Tensor]:
+    """Read the last token of each reply under way, all in one batch: the logits behind them."""
+    if not going:
+        return {}
+    batch = _bindings().cpp.LlamaBatch(n_tokens=len(going), embd=0, n_seq_max=1)
+    for job, (prompt, ones) in going.items():
+        place = len(prompt) + len(ones) - 1
+        _checked(lm, np.array([ones[-1].id]), place)
+        batch.add(ones[-1].id, place, [job], True)
+    context.decode(batch)
+    return {job: _logits(context, index, lm.vocab) for index, job in enumerate(going)}
+
+
+def _reason(ones: list[Written]) -> str:
+    return ones[-1].finish_reason or "length"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from limbeck.errors import MissingExtra, TeacherError
 from limbeck.export.gguf import write_gguf
 from limbeck.lms import llamacpp
 from limbeck.lms.llamacpp import LlamaLM
-from limbeck.lms.writing import write_one
+from limbeck.lms.writing import write_all, write_one
 from limbeck.types import Cap, Sampling
 from tests import tiny
 from tests.export import gguf_models as small
@@ -108,6 +108,18 @@ def test_threads_write_at_the_same_time(lm: LlamaLM) -> None:
     for thread in threads:
         thread.join()
     assert found == expected
+
+
+def test_replies_written_in_step_are_those_written_alone(lm: LlamaLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "TOGETHER", 3)
+    prompts = [IDS[start : start + 1 + start // 4] for start in range(0, 70, 10)]
+    for sampling in (Sampling(temperature=0, max_tokens=20), Sampling(n=2, max_tokens=20, seed=5, stop=("e",))):
+        together, alone = lm.generate(prompts, sampling), write_all(lm, prompts, sampling)
+        assert [len(replies) for replies in together] == [sampling.n] * 7
+        for ours, theirs in zip(together, alone, strict=True):
+            assert [(one.text, one.finish_reason) for one in ours] == [(one.text, one.finish_reason) for one in theirs]
+    reasons = {reply.finish_reason for replies in together for reply in replies}
+    assert reasons == {"stop", "length"}, "they end at different times"
 
 
 def test_draws_depend_on_the_seed_alone(lm: LlamaLM) -> None:
