@@ -1,17 +1,17 @@
 """Quantization-aware distillation against plain distillation that is rounded afterwards, at four bits.
 
-    python benchmarks/qad.py [--tokens 24000] [--layers 20] [--seeds 1] [--out runs/qad]
+    python benchmarks/qad.py [--run runs/demo] [--students FOLDER ...] [--tokens 20000] [--lr 1e-4]
 
-The demo's student (SmolLM2-135M, some of its layers, functions of Python's standard library), on the same rows in the
-same order for the same number of tokens: trained in full precision, and with `train.qad` from the start or from half
-way. Prints how far each is from the teacher on the demo's 96 held-out functions, as it was trained and as its q4_0
-export stores it. A run that was stopped goes on where it was.
+Takes the trained students of a run (`make demo`; `make transfer` has three seeds) and goes on with each on the run's
+own targets, the same rows in the same order: in full precision, and with `train.qad`. Prints how far from the teacher
+each is on held-out rows, as it is and as its q4_0 export stores it. Paired intervals are over rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,92 +19,88 @@ from typing import TYPE_CHECKING
 import numpy as np
 from common import machine
 
-import limbeck
 from limbeck.data import read_rows
 from limbeck.evaluate.compare import evaluate_models
 from limbeck.evaluate.intervals import paired_bootstrap
 from limbeck.jobs.train import run_train
 from limbeck.lms import open_lm
 from limbeck.lms.hf import HfLM
-from limbeck.recipe import Qad, Recipe
-from limbeck.rundir import atomic_dir
+from limbeck.recipe import GenerateMode, Qad, Recipe
 from limbeck.store import TraceStore
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks
 from limbeck.train.qad import settle
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from collections.abc import Sequence
 
     from limbeck.evaluate.compare import Evaluation
+    from limbeck.types import Row, Trace
 
-DEMO = Path(__file__).parents[1] / "recipes" / "demo.yaml"
-ARMS = {"plain": "train.qad=null", "start": "train.qad={quant: q4_0}", "half": "train.qad={quant: q4_0, start: 0.5}"}
-PLAIN, ROUNDED = "full precision", "full precision, then rounded to q4_0"
-TOLD = {"start": "train.qad q4_0 from the start", "half": "train.qad q4_0 from half way"}
+BEFORE, BEFORE_ROUNDED = "the student", "the student, rounded"
+PLAIN, ROUNDED = "trained on in full precision", "trained on in full precision, rounded"
+UNDER = "trained on under q4_0"
+ARMS = {PLAIN: "train.qad=null", UNDER: "train.qad={quant: q4_0}"}
 
 
-def train(recipe: Recipe, arm: str, run: Path, teacher: HfLM) -> HfLM:
-    """One arm's student; a finished one is opened from its folder."""
-    folder = run / f"arm-{arm}"
-    if not (folder / "model").is_dir():
-        store = TraceStore.open(run / "traces")
-        job = Job("train", folder, recipe.seed, Ranks(), lambda _: None, print, lambda: False)
+def train(recipe: Recipe, arm: str, student: Path, store: TraceStore, teacher: HfLM) -> HfLM:
+    """The student after some more steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job("train", Path(folder), recipe.seed, Ranks(), lambda _: None, print, lambda: False)
         begun = time.monotonic()
-        trained = run_train(
-            recipe.override(ARMS[arm]), store.traces("train"), run / "student", job, vocab=teacher.vocab, store=store
-        )
+        items = store.traces("train")
+        trained = run_train(recipe.override(ARMS[arm]), items, student, job, vocab=teacher.vocab, store=store)
         print(f"# {arm}: {trained.state.step} steps in {time.monotonic() - begun:.0f} s", flush=True)
-        with atomic_dir(folder / "model") as made:
-            trained.model.save_pretrained(made)
-            teacher.tokenizer.save_pretrained(made)
-    return open_lm(folder / "model", dtype="float32")
+    trained.model.set_attn_implementation("sdpa")  # it was trained on packed rows
+    return HfLM.wrap(trained.model, teacher.tokenizer, name=arm)
 
 
 def rounded(lm: HfLM) -> HfLM:
     """The student as its q4_0 export stores it."""
-    model: PreTrainedModel = copy.deepcopy(lm.model)
+    model = copy.deepcopy(lm.model)
     settle(model, Qad(quant="q4_0"))
-    return HfLM.wrap(model, lm.tokenizer, name=f"{lm.name} rounded")
+    return HfLM.wrap(model, lm.tokenizer, name=f"{lm.name}, rounded")
 
 
 def table(found: Evaluation) -> None:
-    """Means over positions, and the paired difference to what rounding afterwards gives."""
-    print("| student | KL to teacher | agreement | perplexity | KL less that of rounding afterwards (95%) |")
+    """Means over positions, and paired differences to rounding what was trained on in full precision."""
+    print("| model | KL to teacher | agreement | perplexity | KL less that of rounding afterwards (95%) |")
     print("|---|---|---|---|---|")
     sums = {name: metrics["kl"] for name, metrics in found.sums.items()}
     for name in found.models[1:]:
         kl, agreement, ce = (found.mean(name, metric) for metric in ("kl", "agreement", "ce"))
-        gap = paired_bootstrap(sums, found.positions_R, pair=(name, ROUNDED)).difference
+        gap = paired_bootstrap(sums, found.positions_R, clusters=found.clusters, pair=(name, ROUNDED)).difference
         assert gap is not None
-        told = "" if name == ROUNDED else f"{gap.mean:+.4f} ({gap.low:+.4f} to {gap.high:+.4f})"
-        print(f"| {name} | {kl:.4f} | {100 * agreement:.2f} % | {np.exp(ce):.2f} | {told} |", flush=True)
+        told = "" if name == ROUNDED else f"{gap.mean:+.5f} ({gap.low:+.5f} to {gap.high:+.5f})"
+        print(f"| {name} | {kl:.5f} | {100 * agreement:.2f} % | {np.exp(ce):.3f} | {told} |", flush=True)
+
+
+def held_out(recipe: Recipe, run: Path, store: TraceStore) -> Sequence[Row | Trace]:
+    if isinstance(recipe.trace.mode, GenerateMode):
+        return store.traces("heldout")
+    return [row for row in read_rows(run / "data" / "rows.parquet") if row.split == "heldout"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=24_000)
-    parser.add_argument("--layers", type=int, default=20)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/qad"))
+    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--students", type=Path, nargs="+", help="default: that of the run")
+    parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--lr", type=float, default=1e-4)
     asked = parser.parse_args()
-    print(f"# {machine()}; {asked.tokens} tokens, {asked.layers} layers")
-    for seed in range(asked.seeds):
-        sizes = (
-            f"train.budget.tokens={asked.tokens}",
-            f"student.layers={asked.layers}",
-            "train.twin=false",
-            "data.limit=300",
-        )
-        recipe = Recipe.load(DEMO, [*sizes, f"seed={seed}"])
-        run = asked.out / f"seed-{seed}"
-        limbeck.run(recipe, run, until="student", estimate=False)
-        teacher = open_lm(recipe.reader[0], dtype="float32")
-        students = {arm: train(recipe, arm, run, teacher) for arm in ARMS}
-        models = {PLAIN: students["plain"], ROUNDED: rounded(students["plain"])}
-        models |= {told: students[arm] for arm, told in TOLD.items()}
-        rows = [row for row in read_rows(run / "data" / "rows.parquet") if row.split == "heldout"]
-        print(f"## seed {seed}, {len(rows)} held-out functions")
+    print(f"# {machine()}; {asked.tokens} tokens at {asked.lr:g}")
+    more = (f"train.budget={{kind: tokens, tokens: {asked.tokens}}}", f"train.optimizer.lr={asked.lr}")
+    recipe = Recipe.load(asked.run / "recipe.yaml", more)
+    teacher = open_lm(recipe.reader[0], dtype="float32")
+    store = TraceStore.open(asked.run / "traces")
+    rows = held_out(recipe, asked.run, store)
+    for seed, student in enumerate(asked.students or [asked.run / "train" / "student" / "artifact"]):
+        before = open_lm(student, dtype="float32")
+        assert isinstance(before, HfLM)
+        after = {arm: train(recipe.override(f"seed={seed}"), arm, student, store, teacher) for arm in ARMS}
+        models = {BEFORE: before, BEFORE_ROUNDED: rounded(before), PLAIN: after[PLAIN]}
+        models |= {ROUNDED: rounded(after[PLAIN]), UNDER: after[UNDER]}
+        print(f"## {student}, {len(rows)} held-out rows")
         table(evaluate_models(teacher, models, rows, settings=recipe.evaluate, on_progress=lambda _: None))
 
 
