@@ -255,6 +255,18 @@ class Optimizer(Section):
     weight_decay: Annotated[float, Field(ge=0.0)] = Field(default=0.01, description="decoupled weight decay")
 
 
+class Qad(Section):
+    """Quantization-aware distillation (BitDistiller, arXiv 2402.10631): student and twin compute with their weights as
+    the GGUF export of that kind stores them. What is saved, and exported, is what was trained."""
+
+    quant: Literal["q4_0", "q8_0"] = Field(
+        description="the export that is trained for (q4_0: four bits in the layers, eight in embedding and head)"
+    )
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0, description="share of the budget after which it begins"
+    )
+
+
 class Train(Section):
     """One loop for stored and live teachers."""
 
@@ -269,6 +281,7 @@ class Train(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto", description="of the forward and backward pass; weights and moments stay float32"
     )
+    qad: Qad | None = Field(default=None, description="train under the quantization of an export; null does not")
     activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
     compile: bool = Field(default=False, description="torch.compile the student's body")
     parallel: Literal["none", "ddp", "fsdp2"] = Field(

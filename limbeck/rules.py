@@ -31,6 +31,7 @@ from limbeck.recipe import (
     Sampled,
     ScoreMode,
     ScratchStudent,
+    Steps,
     TextTarget,
     TopK,
     Votes,
@@ -380,6 +381,11 @@ def _train(recipe: Recipe) -> Iterator[Problem]:
             "train.schedule",
             f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than "
             "all of it; their sum may be at most 1.",
+        )
+    if train.qad is not None and isinstance(train.budget, Steps) and train.qad.start > 1 - 0.5 / train.budget.steps:
+        yield problem(
+            "train.qad.start",
+            f"is {train.qad.start:g}, after the last of {train.budget.steps} steps; lower it, or remove train.qad.",
         )
     if train.twin and recipe.objective.only_ce and recipe.objective.position_weights.teacher is None:
         yield problem(

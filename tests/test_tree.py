@@ -31,8 +31,8 @@ def complaint(tmp_path):
 def test_misspelt_key(complaint):
     assert complaint(TEXT + "  optimiser: {lr: 1}\n") == (
         "r.yaml:8: 'optimiser' is not a key of train. Did you mean optimizer? Allowed: budget, optimizer, schedule, "
-        "batch_tokens, accumulate, clip, precision, activation_checkpointing, compile, parallel, checkpoint_minutes, "
-        "keep_checkpoints, tensorboard, twin."
+        "batch_tokens, accumulate, clip, precision, qad, activation_checkpointing, compile, parallel, "
+        "checkpoint_minutes, keep_checkpoints, tensorboard, twin."
     )
 
 

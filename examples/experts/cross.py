@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.data import read_rows
 from limbeck.evaluate.compare import TEACHER, evaluate_models
-from limbeck.lms import open_lm
+from limbeck.lms import open_hf
 from limbeck.recipe import Evaluate
 from limbeck.rundir import atomic_write
 
@@ -31,12 +31,12 @@ def cross_evaluate(out: Path, domains: Sequence[str], mixed: Sequence[str]) -> l
     if path.exists():
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = {domain: held_out(out / domain) for domain in domains}
-    teacher = open_lm("smollm2-135m")
+    teacher = open_hf("smollm2-135m")
     roles = [(domain, role) for domain in domains for role in ("student", "twin")]
     artifacts = {f"{domain} {role}": out / domain / "train" / role for domain, role in roles}
     artifacts |= {name: out / name / "train" / "student" for name in mixed}
     dtype = str(teacher.dtype).removeprefix("torch.")
-    models = {name.removesuffix(" student"): open_lm(at / "artifact", dtype=dtype) for name, at in artifacts.items()}
+    models = {name.removesuffix(" student"): open_hf(at / "artifact", dtype=dtype) for name, at in artifacts.items()}
     entries = []
     for domain, questions in rows.items():
         found = evaluate_models(teacher, models, questions, settings=Evaluate(), on_progress=_quiet)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.chat import ChatTemplate, compare_templates
 from limbeck.data import read_examples, read_rows
-from limbeck.errors import DataError, LimbeckError, LongRow, TeacherError
+from limbeck.errors import DataError, LimbeckError, LongRow, RecipeError, TeacherError
 from limbeck.findings import Problem, problem
 from limbeck.jobs.check_curate import curate_problems
 from limbeck.jobs.check_export import export_needs
@@ -29,6 +29,7 @@ from limbeck.jobs.doubts import warn_of_teacher
 from limbeck.jobs.endpoint import missing, needs_probe, run_probe, sentences
 from limbeck.jobs.estimate import estimate_stages
 from limbeck.jobs.keep import reader_for
+from limbeck.jobs.train import trusts_remote_code
 from limbeck.lms import KINDS, open_hf
 from limbeck.lms.gguf import resolve_model
 from limbeck.meter import disk_bytes, measure
@@ -37,6 +38,7 @@ from limbeck.rules import check_static, needs, warn_static
 from limbeck.rundir import RunDir
 from limbeck.teachers import HfTeacher, is_local
 from limbeck.text import Encoder, compare_tokenizers, load_tokenizer, template_hash
+from limbeck.train.qad import stored_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -121,6 +123,8 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
     _check_context(recipe, reader, "teacher" if local else "student", found)
     if local:
         _check_student(recipe, reader, found)
+    if not local or not isinstance(recipe.student, PretrainedStudent):
+        _check_qad(recipe, reader, found)
     _check_rows(recipe, reader, found)
     if recipe.export and not found.problems:
         found.problems.extend(export_needs(recipe))
@@ -231,6 +235,33 @@ def _check_student(recipe: Recipe, teacher: _Model, found: CheckResult) -> None:
         if model is not None:
             _check_context(recipe, model, "student", found)
             _check_tokenizers(teacher, model, found)
+            _check_qad(recipe, model, found)
+
+
+def _check_qad(recipe: Recipe, model: _Model, found: CheckResult) -> None:
+    """The export that the student is trained for knows its architecture. `model` is of that architecture."""
+    qad = recipe.train.qad
+    if qad is None:
+        return
+    try:
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(model.config, trust_remote_code=trusts_remote_code(recipe))
+        stored = stored_weights(skeleton, qad.quant)
+    except RecipeError as error:
+        found.problems.append(Problem("train.qad", str(error)))
+        return
+    ends = {each.grid for each in stored if not isinstance(each.module, torch.nn.Linear)}
+    found.facts.append(
+        f"student: trains with the weights of its {qad.quant} export: {len(stored)} matrices, embeddings and head in "
+        f"{' and '.join(sorted(ends))}; it is saved in float32."
+    )
+    wide = [each.name for each in stored if each.grid == "f16"]
+    if wide and not isinstance(recipe.student, ScratchStudent):  # whose sizes are not chosen yet
+        message = (
+            f"is {qad.quant}, which stores rows in blocks of 32, but the rows of {', '.join(wide[:3])} are no whole "
+            f"blocks ({len(wide)} of {len(stored)} matrices): they stay 16-bit floats, here and in the export."
+        )
+        found.warnings.append(problem("train.qad.quant", message))
 
 
 def _check_layers(student: PruneStudent, teacher: _Model) -> Iterator[Problem]:

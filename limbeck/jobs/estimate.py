@@ -33,6 +33,7 @@ from limbeck.train.distiller import Distiller
 from limbeck.train.loop import Budget
 from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.optim import build_optimizer
+from limbeck.train.qad import plain_products
 from limbeck.train.sources import Order
 from limbeck.types import Batch, Dist, LiveTarget, Row, Sampling
 
@@ -163,7 +164,8 @@ class _Probe:
                 work, micro_batches = budget.total, budget.total / step
             seconds.append(work)
             saves = 1 + int(work / (60 * settings.checkpoint_minutes))
-            weights = parameters * torch.finfo(resolve_dtype(settings.precision, pick_device())).bits / 8
+            bits = 32 if settings.qad else torch.finfo(resolve_dtype(settings.precision, pick_device())).bits
+            weights = parameters * bits / 8
             written = saves * SAVE_RATIO * parameters + weights
             disk = min(saves, settings.keep_checkpoints) * SAVE_RATIO * parameters + weights
             stages.append(_costs(work + written / self.write_rate, peak, disk))
@@ -258,6 +260,8 @@ class _Probe:
         distiller = Distiller(self.student, terms, vocab=self.teacher.vocab, precision=precision)
         if settings.activation_checkpointing:
             recompute_activations(self.student)
+        if settings.qad is not None:
+            distiller.quantize(settings.qad)  # from when it begins; before, steps are a little shorter
         optimizer = build_optimizer(distiller, settings.optimizer)
 
         def step(now: Batch) -> None:
@@ -277,6 +281,7 @@ class _Probe:
                 step(batch)
                 seconds.append(time.monotonic() - begun)
         optimizer.zero_grad()
+        plain_products(self.student)
         return statistics.median(seconds), cost.peak_bytes
 
 

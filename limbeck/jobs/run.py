@@ -198,6 +198,8 @@ class _Run:
         train = self.recipe.train.model_dump(mode="json")
         for key in ("twin", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "parallel"):
             train.pop(key)
+        if train["qad"] is None:  # runs from before there was such a key are what they were
+            train.pop("qad")
         # The twin shares what needs no teacher.
         shared = ("objective.label_smoothing", "objective.position_weights.tokens", "objective.position_weights.place")
         objective = self.recipe.fingerprint(*(shared if twin else ("objective",)))
@@ -362,6 +364,8 @@ class _Run:
         return min(self.reader_config.vocab_size, len(self.tokenizer))
 
     def _artifact_dtype(self) -> torch.dtype:
+        if self.recipe.train.qad is not None:  # grid points have more bits than 16
+            return torch.float32
         return resolve_dtype(self.recipe.train.precision, pick_device())
 
     def _card(self, role: str) -> Card:

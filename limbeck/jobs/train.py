@@ -23,6 +23,7 @@ from limbeck.train.distiller import Distiller
 from limbeck.train.emphasis import trace_weigher, weigher
 from limbeck.train.loop import Job, fit
 from limbeck.train.objective import terms_at, twin_terms
+from limbeck.train.qad import settle, stored_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +81,8 @@ def run_train(
     for weigh in (by_place, trace_weigher(items)):
         if weigh is not None:
             fetch = sources.weighted(fetch, items, weigh)
+    if train.qad is not None:
+        stored_weights(student, train.qad.quant)  # told before the first step, whenever it begins
     precision = resolve_dtype(train.precision, device)
     distiller = Distiller(student, terms, precision=precision, vocab=vocab)
     if train.activation_checkpointing:
@@ -95,6 +98,8 @@ def run_train(
         if job.ranks.is_first:
             student = open_student(recipe, student_path, torch.device("cpu"))
             student.load_state_dict(weights, strict=False)  # tied weights are there once
+    if train.qad is not None and (job.ranks.is_first or job.ranks.kind != "fsdp2"):
+        settle(student, train.qad)
     return Trained(state, student)
 
 

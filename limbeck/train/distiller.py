@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -9,7 +12,11 @@ from transformers import PreTrainedModel
 from limbeck.lms import segments
 from limbeck.lms.hf import head_of, packed_hidden
 from limbeck.losses.chunked import Terms, cut_head, fused_terms
+from limbeck.train.qad import on_grid, quantize_products
 from limbeck.types import Batch, LossOut
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Qad
 
 
 class Distiller(nn.Module):
@@ -30,12 +37,21 @@ class Distiller(nn.Module):
         self.terms = terms
         self.precision = precision
         self.vocab = vocab
+        self.head_grid: str | None = None
+
+    def quantize(self, settings: Qad) -> None:
+        """From now on the student computes with its weights as the export of that kind stores them. Asked again, it
+        changes nothing. Raises RecipeError for a student that the export does not know."""
+        if self.head_grid is None:
+            self.head_grid = quantize_products(self.student, settings.quant)
 
     def forward(self, batch: Batch) -> LossOut:
         half = self.precision != torch.float32
         with torch.autocast(batch.ids_T.device.type, dtype=self.precision, enabled=half):
             hidden_ND = packed_hidden(self.student, batch)
         head = cut_head(head_of(self.student), self.vocab)
+        if self.head_grid is not None:
+            head = replace(head, weight_VD=on_grid(head.weight_VD, self.head_grid))
         with torch.autocast(batch.ids_T.device.type, enabled=False):
             return fused_terms(
                 hidden_ND.to(self.precision),

@@ -106,6 +106,8 @@ def fit(
             set_rate(optimizer, settings, progress)
             if objective is not None:
                 distiller.terms = terms_at(objective, progress)
+            if settings.qad is not None and progress >= settings.qad.start:
+                distiller.quantize(settings.qad)
             torch.manual_seed(int(fingerprint(job.seed, state.step, job.ranks.rank)[:15], 16))
             state, values = _step(module, optimizer, order, fetch, state, settings, job)
             state = replace(state, seconds=first.seconds + time.monotonic() - begun)

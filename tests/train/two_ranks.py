@@ -1,5 +1,6 @@
 """Run by torchrun (or alone): one step's loss and gradients, and three steps' weights, written by the first rank. The
-objective has all that could depend on how work is cut: two terms, schedules, weights by teacher, token and place.
+objective has all that could depend on how work is cut: two terms, schedules, weights by teacher, token and place; and
+the student learns under quantization.
 
 python tests/train/two_ranks.py KIND MODEL OUT
 """
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.lms.hf import HfLM
 from limbeck.objectives import Objective
-from limbeck.recipe import Constant, Optimizer, Steps, Train
+from limbeck.recipe import Constant, Optimizer, Qad, Steps, Train
 from limbeck.train import loop
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
@@ -74,6 +75,7 @@ def main(kind, model, out):
         accumulate=2,
         clip=1e9,
         precision="float32",
+        qad=Qad(quant="q4_0"),
     )
     quiet = lambda *_: None  # noqa: E731
     with join_ranks(kind) as ranks:
@@ -84,6 +86,7 @@ def main(kind, model, out):
         job = Job("train", Path(out), 0, ranks, quiet, quiet, lambda: False)
         distiller = build()
         module = wrap(distiller, ranks)
+        distiller.quantize(settings.qad)
         optimizer = build_optimizer(module, settings.optimizer)
         optimizer.step = quiet
         _, values = loop._step(module, optimizer, order, fetch, FitState(), settings, job)
