@@ -214,7 +214,8 @@ class Desk:
     def _work(self) -> None:
         try:
             while self._news():
-                self._hand_out(self._worker.turn())
+                if self._running:
+                    self._hand_out(self._worker.turn())
             why = EngineError("the engine was closed.")
         except Exception as error:  # whatever a model raises: those who wait for it must not wait for ever
             why = EngineError(f"the model failed, and its engine writes no more: {type(error).__name__}: {error}")
