@@ -143,9 +143,9 @@ class BatchWorker:
         return True
 
     def turn(self) -> list[tuple[Job, Event]]:
-        written, pieces = self._plan()
         begun = time.perf_counter()
-        with torch.inference_mode():
+        with torch.inference_mode():  # what it writes to memory was made in it, and can be changed in it only
+            written, pieces = self._plan()
             hidden_TD = self._forward(written, pieces)
             events = [*self._score(hidden_TD, len(written), pieces), *self._write(hidden_TD, written, pieces)]
         num = sum(num for _, num in pieces)

@@ -80,7 +80,7 @@ requests = st.lists(
 
 
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-@settings(max_examples=6)
+@settings(max_examples=5)
 @example(schedule=[(0, 100, 25, 0, None, "write"), *[(1, 3, 20, 1, None, "write")] * 3], rate=100.0)
 @given(schedule=requests, rate=st.sampled_from([10.0, 100.0, 5000.0]))
 def test_whoever_comes_and_goes_replies_are_the_models_own(family, schedule, rate):
@@ -197,8 +197,7 @@ def test_a_long_prompt_does_not_keep_others_waiting(fed):
     long = job(lm, prompt(110))
     desk.admit(long)
     steps = 0
-    while not any(each is long for each, _ in (events := desk.turn())):
-        assert [each for each, _ in events] == [short]
+    while [each for each, _ in desk.turn()] == [short]:
         steps += 1
         desk._rate = 1.0
     assert max(fed) <= 33 and steps == 3  # 3 x 32 of 110, and the rest with the first token
@@ -227,7 +226,7 @@ def test_what_stands_in_memory_is_not_read_again(fed):
         assert_greedy(lm, ids, written)
     (written,), _ = run(desk, [job(lm, ids)])  # the very same
     assert_greedy(lm, ids, written)
-    assert sorted(fed)[-3:] == [5, 32, 35] or sum(fed) == 67 + 5 + 1 + 1 + 4 * 11
+    assert sum(fed) == 67 + 5 + 1 + 1 + 4 * 11
     # the turn that follows a reply: its tokens stand there as well
     turn = np.concatenate([ids, [one.id for one in written], prompt(4, 4)]).astype(np.int32)
     fed.clear()
@@ -280,10 +279,9 @@ def test_positions_that_depend_on_the_batch_bound_the_context(tiny_tokenizer):
         "rope_type": "longrope",
         "short_factor": [1.0] * 8,
         "long_factor": [4.0] * 8,
-        "original_max_position_embeddings": 64,
     }
-    sizes = {**tiny.SIZES, "max_position_embeddings": 256, "rope_scaling": scaling, "eos_token_id": 2}
-    model = AutoModelForCausalLM.from_config(Phi3Config(**sizes)).eval()
+    sizes = {**tiny.SIZES, "max_position_embeddings": 256, "original_max_position_embeddings": 64}
+    model = AutoModelForCausalLM.from_config(Phi3Config(**sizes, rope_scaling=scaling)).eval()
     lm = HfLM.wrap(model, tiny_tokenizer, name="phi3")
     engine = BatchEngine(lm)
     engine.close()
