@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from limbeck.lms.hf import HfLM
+from limbeck.lms.writing import Writer
+from limbeck.serve.desk import Job
 from limbeck.serve.engine import Ask
 from limbeck.types import Sampling
 from tests import tiny
@@ -28,6 +30,12 @@ def tiny_lm(family: str = "llama", tokenizer: Any = None, **changes: object) -> 
 def prompt(length: int, seed: int = 0) -> np.ndarray:
     """Random tokens, none of them special."""
     return np.random.default_rng(seed).integers(3, tiny.VOCAB, length).astype(np.int32)
+
+
+def job(lm: Any, ids: np.ndarray, sampling: Sampling | None = GREEDY, draw_index: int = 0) -> Job:
+    """A request as the desk makes them; its events are looked at here, without a loop."""
+    writer = Writer(lm.tokenizer, ids, sampling, lm.end_ids, draw_index=draw_index) if sampling else None
+    return Job(ids, writer, 0, None)
 
 
 async def reply(engine: Any, ids: np.ndarray, sampling: Sampling = GREEDY, **more: int) -> list[Written]:

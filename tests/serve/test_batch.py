@@ -22,13 +22,12 @@ from limbeck.lms.hf import HfLM, attending
 from limbeck.lms.writing import Writer
 from limbeck.serve import batch, slots
 from limbeck.serve.batch import BatchEngine, BatchWorker
-from limbeck.serve.desk import Job
 from limbeck.serve.engine import Scored
 from limbeck.serve.families import prove
 from limbeck.serve.slots import Piece, _split
 from limbeck.types import Sampling
 from tests import tiny
-from tests.serve.models import GREEDY, TIE, assert_greedy, logits_TV, prompt, reply, tiny_lm
+from tests.serve.models import GREEDY, TIE, assert_greedy, job, logits_TV, prompt, reply, tiny_lm
 
 PAIRS: dict[str, tuple[HfLM, HfLM]] = {}
 
@@ -39,12 +38,6 @@ def pair(family):
         tokenizer = tiny.build_tokenizer()
         PAIRS[family] = (tiny_lm(family, tokenizer), tiny_lm(family, tokenizer))
     return PAIRS[family]
-
-
-def job(lm, ids, sampling=GREEDY, draw_index=0):
-    """As the desk makes them; its events are looked at here, without a loop."""
-    writer = Writer(lm.tokenizer, ids, sampling, lm.end_ids, draw_index=draw_index) if sampling else None
-    return Job(ids, writer, 0, None)
 
 
 def worker(lm, slots=4, most=128):
