@@ -1,0 +1,254 @@
+"""Continuous batching: one forward per step for all replies under way, whoever joined when.
+
+Each step feeds the next token of every reply and, within a bound, pieces of prompts: a long prompt does not keep the
+others waiting, and short ones are read together. A finished reply leaves at once. A prompt that begins as one that
+stands in memory already (a system prompt, the turns before) is read from where they differ.
+
+Tokens are those that the model writes for the request alone, up to rounding: the products of a batch are summed in
+another order than those of a single row, so logits differ by the precision of their dtype (about 1e-5 in float32), and
+where two tokens are as close as that, either may be chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from limbeck.errors import EngineError
+from limbeck.lms.hf import attending
+from limbeck.lms.writing import write_rows
+from limbeck.losses.chunked import iter_logits
+from limbeck.serve import slots as slot_memory
+from limbeck.serve.desk import Desk, Event, Job
+from limbeck.serve.engine import Scored
+from limbeck.serve.families import context_of, prove
+from limbeck.serve.slots import Piece, Plan, SlotMemory, forward
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from limbeck.lms.hf import HfLM
+
+STALL_SECONDS = 0.1  # what pieces of prompts may add to a step in which replies are written
+ALONE_SECONDS = 0.5  # what a step of prompts alone may take: so long does a newcomer wait for his turn
+LEAST, SURE, MOST = 32, 128, 512  # tokens of prompts in a step; as many tell how fast they are read
+REUSE = 16  # tokens of a beginning that are worth a copy
+MEMORY = 2 * 2**30
+
+
+class BatchEngine(Desk):
+    """An engine for a model of transformers. `slots` replies are written at a time, `waiting` requests wait, and prompt
+    and reply have `max_context` tokens together: the model's own bound by default.
+
+    Keys and values take `memory_bytes` at most; where the default context would take more, it is cut to what fits.
+    Memory grows with the longest sequence. While it lives the model is its own: nobody else can use it. Raises
+    TeacherError for families whose logits slots do not reproduce (that is measured, not assumed), and for a
+    `max_context` that does not fit.
+    """
+
+    def __init__(
+        self,
+        lm: HfLM,
+        *,
+        slots: int = 8,
+        max_context: int | None = None,
+        waiting: int = 64,
+        memory_bytes: int = MEMORY,
+    ) -> None:
+        token_bytes = prove(lm)
+        most = context_of(lm, max_context, memory_bytes // (slots * token_bytes))
+        worker = BatchWorker(lm, slots, most, token_bytes)
+        super().__init__(lm, worker, slots=slots, max_context=most, most_waiting=waiting)
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """`ids` so far; the first `fed` of them stand in memory, once it has `begun`. `logp` and `top` are collected for
+    jobs that score."""
+
+    job: Job
+    slot: int
+    ids: list[int]
+    fed: int = 0
+    begun: bool = False
+    logp: list[float] = field(default_factory=lambda: [float("nan")])
+    top: list[tuple[tuple[int, float], ...]] = field(default_factory=lambda: [()])
+
+    @property
+    def left(self) -> int:
+        return len(self.ids) - self.fed
+
+    @property
+    def scores(self) -> bool:
+        return self.job.writer is None
+
+
+class BatchWorker:
+    """The model's side of it. Used by one thread only."""
+
+    def __init__(self, lm: HfLM, slots: int, most: int, token_bytes: int) -> None:
+        slot_memory.register()
+        self._lm, self._decoder, self._head = lm, lm.model.get_decoder(), lm.head
+        self._memory = SlotMemory(slots, most)
+        self._most_bytes = slots * most * token_bytes
+        self._held: list[list[int]] = [[] for _ in range(slots)]  # what stands in slots that nobody writes to
+        self._sequences: dict[Job, _Sequence] = {}
+        self._rate = LEAST / STALL_SECONDS  # tokens of prompts a second, as last seen
+        self._attention = attending(lm.model, slot_memory.NAME)
+        self._attention.__enter__()
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        return self._memory.bytes, self._most_bytes
+
+    def close(self) -> None:
+        self._attention.__exit__(None, None, None)
+        self._memory = SlotMemory(len(self._held), self._memory.most)
+
+    def admit(self, job: Job) -> None:
+        ids = [int(token) for token in job.ids]
+        taken = {sequence.slot for sequence in self._sequences.values()}
+        # That with the same beginning; else the lowest: those that are written together are best side by side.
+        common = {slot: _common(ids, self._held[slot]) for slot in range(len(self._held)) if slot not in taken}
+        slot = max(common, key=lambda slot: (common[slot] if common[slot] >= REUSE and job.writer else 0, -slot))
+        self._sequences[job] = _Sequence(job, slot, ids)
+
+    def drop(self, job: Job) -> None:
+        sequence = self._sequences.pop(job)
+        if sequence.begun:
+            self._held[sequence.slot] = sequence.ids[: sequence.fed]
+
+    def _begin(self, sequence: _Sequence) -> bool:
+        """Take over what stands in memory of the same beginning. False while more of it is being read for another."""
+        begun = [each for each in self._sequences.values() if each.begun]
+        reused, source = 0, sequence.slot
+        if not sequence.scores:  # which needs every row's logits
+            standing = {**dict(enumerate(self._held)), **{each.slot: each.ids[: each.fed] for each in begun}}
+            common = {slot: _common(sequence.ids, ids) for slot, ids in standing.items()}
+            source = max(common, key=lambda slot: (common[slot], slot == sequence.slot))
+            reused = min(common[source], len(sequence.ids) - 1)  # the last one is fed: its row predicts
+            coming = max((_common(sequence.ids[:-1], each.ids) for each in begun if each.left > 1), default=0)
+            if coming >= reused + REUSE:
+                return False
+        if reused >= REUSE:
+            if source != sequence.slot:
+                self._memory.copy(source, sequence.slot, reused)
+            sequence.fed = reused
+        sequence.begun = True
+        self._held[sequence.slot] = []
+        return True
+
+    def turn(self) -> list[tuple[Job, Event]]:
+        begun = time.perf_counter()
+        with torch.inference_mode():  # what it writes to memory was made in it, and can be changed in it only
+            written, pieces = self._plan()
+            hidden_TD = self._forward(written, pieces)
+            events = [*self._score(hidden_TD, len(written), pieces), *self._write(hidden_TD, written, pieces)]
+        num = sum(num for _, num in pieces)
+        if num >= LEAST:
+            rate = num / (time.perf_counter() - begun)
+            self._rate = rate if num >= SURE else max(rate, self._rate)  # few tokens are read slowly
+        for job, event in events:
+            if isinstance(event, Exception | Scored) or event.finish_reason:
+                self.drop(job)
+        return events
+
+    def _plan(self) -> tuple[list[_Sequence], list[tuple[_Sequence, int]]]:
+        """Who gets the next token, and how much of whose prompt is read: the shortest first, and each a fair share."""
+        ready = [each for each in self._sequences.values() if each.begun or self._begin(each)]
+        sequences = sorted(ready, key=lambda sequence: sequence.slot)
+        written = [sequence for sequence in sequences if sequence.left == 1 and not sequence.scores]
+        reading = sorted((each for each in sequences if each not in written), key=lambda sequence: sequence.left)
+        seconds = STALL_SECONDS if written else ALONE_SECONDS
+        budget = min(max(int(self._rate * seconds), LEAST), MOST)
+        pieces = []
+        for index, sequence in enumerate(reading):
+            num = min(sequence.left, max(budget // (len(reading) - index), 1))
+            budget -= num
+            pieces.append((sequence, num))
+        return written, pieces
+
+    def _forward(self, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]) -> Tensor:
+        """Hidden rows of all new tokens, which stand in memory afterwards."""
+        parts = [*((sequence, 1) for sequence in written), *pieces]
+        self._memory.grow(max(sequence.fed + num for sequence, num in parts))
+        ids = [token for sequence, num in parts for token in sequence.ids[sequence.fed : sequence.fed + num]]
+        places = [Piece(sequence.slot, sequence.fed, sequence.fed + num) for sequence, num in parts]
+        plan = Plan(self._memory, places[: len(written)], places[len(written) :], self._lm.device)
+        hidden_TD = forward(self._decoder, ids, plan)
+        for sequence, num in parts:
+            sequence.fed += num
+        return hidden_TD
+
+    def _write(
+        self, hidden_TD: Tensor, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]
+    ) -> list[tuple[Job, Event]]:
+        """The next token of every reply whose prompt is read."""
+        rows, sequences = list(range(len(written))), list(written)
+        end = len(written)
+        for sequence, num in pieces:
+            end += num
+            if sequence.left == 0 and not sequence.scores:
+                rows.append(end - 1)
+                sequences.append(sequence)
+        if not rows:
+            return []
+        hidden_ND = hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[rows]
+        blocks = [logits_nV.clone() for _, logits_nV in iter_logits(hidden_ND, self._head)]
+        logits_NV = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        good = logits_NV.amax(-1).isfinite()
+        if not bool(good.all()):
+            return self._broken(sequences, logits_NV, good.tolist())
+        return self._drawn(sequences, logits_NV)
+
+    def _drawn(self, sequences: list[_Sequence], logits_NV: Tensor) -> list[tuple[Job, Event]]:
+        writers = [sequence.job.writer for sequence in sequences if sequence.job.writer]
+        events: list[tuple[Job, Event]] = []
+        for sequence, one in zip(sequences, write_rows(writers, logits_NV), strict=True):
+            sequence.ids.append(one.id)
+            events.append((sequence.job, one))
+        return events
+
+    def _broken(self, sequences: list[_Sequence], logits_NV: Tensor, good: list[bool]) -> list[tuple[Job, Event]]:
+        """Logits that are no numbers end the request that they belong to, and no other."""
+        error = EngineError("the model's logits are not finite; nothing can be drawn from them.")
+        whole = [row for row, is_good in enumerate(good) if is_good]
+        events = self._drawn([sequences[row] for row in whole], logits_NV[whole]) if whole else []
+        return [*events, *((sequences[row].job, error) for row, is_good in enumerate(good) if not is_good)]
+
+    def _score(self, hidden_TD: Tensor, begin: int, pieces: list[tuple[_Sequence, int]]) -> list[tuple[Job, Event]]:
+        """Log-probs of the tokens that follow those just read, for requests that score."""
+        events: list[tuple[Job, Event]] = []
+        for sequence, num in pieces:
+            if sequence.scores:
+                following = sequence.ids[sequence.fed - num + 1 : sequence.fed + 1]
+                self._collect(sequence, hidden_TD[begin : begin + len(following)], following)
+                if sequence.left == 0:
+                    logp_T = np.array(sequence.logp, dtype=np.float32)
+                    events.append((sequence.job, Scored(logp_T, tuple(sequence.top))))
+            begin += num
+        return events
+
+    def _collect(self, sequence: _Sequence, hidden_ND: Tensor, following: list[int]) -> None:
+        """`following` are the tokens that really come after each row."""
+        if not following:
+            return
+        ids_N = torch.tensor(following, device=hidden_ND.device)
+        for part, logits_nV in iter_logits(hidden_ND, self._head):
+            logp_nV = logits_nV.log_softmax(-1)
+            sequence.logp += logp_nV.gather(1, ids_N[part, None])[:, 0].tolist()
+            best = logp_nV.topk(min(sequence.job.top, logp_nV.shape[1]))
+            rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            sequence.top += [tuple(zip(ids, values, strict=True)) for ids, values in rows]
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """How many tokens two sequences have in common from their beginning."""
+    num = min(len(left), len(right))
+    if left[:num] == right[:num]:
+        return num
+    return next(at for at in range(num) if left[at] != right[at])

@@ -1,0 +1,76 @@
+"""Sessions in turns: any model that has them, one token each, and every session is closed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from limbeck.lms.writing import write_one
+from limbeck.serve import serial
+from limbeck.serve.engine import Ask
+from limbeck.serve.serial import SerialEngine, SerialWorker
+from limbeck.types import Sampling
+from tests.serve.models import GREEDY, Sessions, job, prompt, reply, tiny_lm
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_tokenizer):
+    return tiny_lm("gpt2", tiny_tokenizer)
+
+
+def test_turns_are_equal_to_each_reply_alone(lm):
+    model = Sessions.of(lm)
+    engine = SerialEngine(model, slots=2)
+    prompts = [prompt(length, length) for length in (3, 20, 1, 9)]
+    sampling = Sampling(temperature=1.0, max_tokens=8, seed=1)
+
+    async def main():
+        return await asyncio.gather(*(reply(engine, ids, sampling, top=2) for ids in prompts))
+
+    outs = asyncio.run(main())
+    engine.close()
+    assert outs == [list(write_one(Sessions.of(lm), ids, sampling, top=2)) for ids in prompts]
+    assert model.counts == {"opened": 4, "closed": 4}
+
+
+def test_one_token_each_in_turns(lm):
+    desk = SerialWorker(Sessions.of(lm))
+    jobs = [job(lm, prompt(3, seed)) for seed in range(3)]
+    for each in jobs:
+        desk.admit(each)
+    order = [jobs.index(each) for _ in range(9) for each, _ in desk.turn()]
+    assert order == [0, 1, 2] * 3
+    desk.close()
+
+
+def test_a_long_prompt_is_read_in_pieces_between_the_others_tokens(lm, monkeypatch):
+    monkeypatch.setattr(serial, "PIECE", 20)
+    model = Sessions.of(lm)
+    desk = SerialWorker(model)
+    short, long = job(lm, prompt(3)), job(lm, prompt(70))
+    desk.admit(short)
+    desk.turn()
+    desk.admit(long)
+    events = [event for _ in range(8) for event in desk.turn()]
+    assert [each is short for each, _ in events] == [True, True, True, True, False]  # 20, 20, 20 and 10 tokens
+    alone = next(write_one(Sessions.of(lm), long.ids, GREEDY))
+    assert events[-1][1] == alone
+    desk.close()
+    assert model.counts == {"opened": 2, "closed": 2}
+
+
+def test_sessions_of_those_who_leave_are_closed(lm):
+    model = Sessions.of(lm)
+    engine = SerialEngine(model, slots=1)
+
+    async def main():
+        writing = engine.write(Ask(prompt(4), replace(GREEDY, max_tokens=100)))
+        await anext(writing)
+        await writing.aclose()
+        await reply(engine, prompt(2))
+
+    asyncio.run(main())
+    assert model.counts == {"opened": 2, "closed": 2}
+    engine.close()
