@@ -92,6 +92,12 @@ class SandboxError(LimbeckError, RuntimeError):
     exit_code = 11
 
 
+class ExpertError(LimbeckError, ValueError):
+    """An expert is damaged, unsafe, missing, or there already; or what is asked of the registry is not possible."""
+
+    exit_code = 12
+
+
 class Stopped(LimbeckError, RuntimeError):
     """The job was asked to stop (SIGTERM or Ctrl-C) and saved what it had; running it again resumes."""
 
