@@ -37,7 +37,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_expert(
-    run: Path,
+    run: Path | str,
     registry: Registry,
     choice: Choice,
     *,
@@ -56,7 +56,7 @@ def add_expert(
             f"the expert {choice.name} {version} is in {registry.path} already, and a version is never changed. Leave "
             "out --version for the next one, or remove that one first."
         )
-    finished = FinishedRun.open(run)
+    finished = FinishedRun.open(Path(run))
     artifact, facts = _artifact(finished, choice)
     on_message(f"opening {artifact}")
     with measure() as before:
