@@ -111,7 +111,7 @@ def verified(found: Sequence[Verification]) -> RenderableType:
         for score in one.scores:
             stated = f"the card says {score.stated:.4g} ({score.low:.4g} to {score.high:.4g})"
             line = f"- {score.metric} on {one.rows} held-out rows: {score.value:.4g}; {stated}"
-            parts.append(Text(line, style=None if score.holds else "red"))
+            parts.append(Text(line, style="" if score.holds else "red"))
         if one.stated_only:
             names = visible(", ".join(one.stated_only))
             parts.append(Text(f"- not measured again (needs the teacher, a verifier or stored rows): {names}"))

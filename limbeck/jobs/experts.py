@@ -62,7 +62,7 @@ def add_expert(
     with measure() as before:
         pass
     with measure() as during:
-        lm = open_lm(artifact, dtype=_dtype(facts["quant"]))
+        lm = open_lm(artifact, dtype=facts["dtype"])
         kept = Kept.of(finished, lm, choice, make_redactor(["none"]))
         replays, speed = write_replays(lm, kept.replayed(), counted(on_progress, "replay", PROMPTS, "answers"))
     own = score_rows(lm, kept.heldout, counted(on_progress, "score", len(kept.heldout), "rows"))
@@ -76,7 +76,7 @@ def add_expert(
         role=choice.role,
         format=facts["format"],
         quant=facts["quant"],
-        dtype=_dtype(facts["quant"]),
+        dtype=facts["dtype"],
         parameters=int(finished.summary.get(choice.role, {}).get("parameters", 0)),
         bytes=size,
         memory_bytes=max(during.peak_bytes - before.peak_bytes, size),
@@ -105,10 +105,6 @@ def add_expert(
 def _next_version(registry: Registry, name: str) -> str:
     versions = registry.versions(name) if registry.path.exists() else []
     return following(versions[-1]) if versions else FIRST
-
-
-def _dtype(quant: str) -> str:
-    return quant if quant in DTYPES else "auto"
 
 
 def machine() -> str:
@@ -141,9 +137,11 @@ def _artifact(finished: FinishedRun, choice: Choice) -> tuple[Path, dict[str, An
         raise StoreError(f"{problem}. Write the artifact again: run `limbeck run` or `limbeck export`.")
     card = json.loads((path / "limbeck.json").read_text(encoding="utf-8"))
     base = json.loads((own / "limbeck.json").read_text(encoding="utf-8")) if own.exists() else card
+    form = str(card.get("format") or "safetensors")
     facts = {
-        "format": str(card.get("format") or "safetensors"),
+        "format": form,
         "quant": str(card.get("quant") or _stored_dtype(path)),
+        "dtype": _stored_dtype(path) if _stored_dtype(path) in DTYPES and form == "safetensors" else "auto",
         "parity": {key: value for key, value in (card.get("parity") or {}).items() if value is not None},
         "lineage": [str(step) for step in card.get("lineage") or base["lineage"]],
         **{key: str(card.get(key) or base[key]) for key in ("teacher", "data_source", "recipe_yaml")},

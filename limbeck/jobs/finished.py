@@ -89,12 +89,12 @@ class FinishedRun:
 
     def sums(self, model: str) -> Sums:
         """A model's sums by scored row, in the order of the evaluation."""
-        mine = self._scores.filter(pc.equal(self._scores.column("model"), model))
+        mine = self._scores.filter(pc.field("model") == model)
         metrics = {metric: mine.column(metric).to_numpy().astype(float) for metric in METRICS}
         return Sums(mine.column("positions").to_numpy().astype(float), mine.column("prompt").to_pylist(), metrics)
 
     def scored_ids(self) -> list[str]:
-        mine = self._scores.filter(pc.equal(self._scores.column("model"), "student"))
+        mine = self._scores.filter(pc.field("model") == "student")
         return mine.column("row").to_pylist()
 
     def heldout(self, tokenizer: PreTrainedTokenizerBase) -> list[HeldOut]:

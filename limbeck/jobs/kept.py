@@ -169,12 +169,12 @@ class Kept:
 
     def _facts(self) -> dict[str, Any]:
         source, rows = self.finished.recipe.data.source, self.finished.rows
-        on_hub = isinstance(source, DatasetSource) and not Path(source.path).exists()
+        named = {"dataset": source.path} if isinstance(source, DatasetSource) else {}
         train = [row for row in rows if row.split == "train"]
         topics = Counter(self.redactor.text(row.topic) for row in train if row.topic).most_common(MOST_TOPICS)
         return {
             "source": self.redactor.text(": ".join(filter(None, (source.kind, getattr(source, "path", None))))),
-            **({"dataset": source.path} if on_hub else {}),
+            **(named if named and not Path(named["dataset"]).exists() else {}),
             "licence": "not stated",
             "rows": len(train),
             "heldout_rows": len(rows) - len(train),
