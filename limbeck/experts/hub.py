@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 HUBS_OWN = ".gitattributes"
 """The one file that the Hub itself puts into a repository."""
-TRANSPORT = HfHubHTTPError.__bases__[0]  # the errors of whichever HTTP client huggingface_hub brings
+TRANSPORT: type[Exception] = HfHubHTTPError.__bases__[0]  # the errors of whichever HTTP client huggingface_hub brings
 
 
 def push(expert: Expert, repo_id: str, *, private: bool = True) -> str:
