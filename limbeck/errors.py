@@ -108,6 +108,12 @@ class EngineFull(EngineError):
     """More requests wait than are allowed: to be tried again later."""
 
 
+class ExpertError(LimbeckError, ValueError):
+    """An expert is damaged, unsafe, missing, or there already; or what is asked of the registry is not possible."""
+
+    exit_code = 14
+
+
 class Stopped(LimbeckError, RuntimeError):
     """The job was asked to stop (SIGTERM or Ctrl-C) and saved what it had; running it again resumes."""
 

@@ -255,7 +255,7 @@ def _compute(context: Any, tokens: list[int], num: int, *, every: bool = False, 
 
 
 def _logits(context: Any, index: int, vocab: int) -> Tensor:
-    """logits_V of one position of the last batch. The bindings hand out a list; torch.tensor takes ten times as long."""
+    """logits_V of one position of the last batch. The bindings hand out a list, of which torch.tensor is slow."""
     values = context.get_logits_ith(index)
     return torch.from_numpy(np.fromiter(values, np.float32, len(values))[:vocab])
 
