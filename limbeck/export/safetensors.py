@@ -69,7 +69,7 @@ def write_safetensors(folder: Path, lm: HfLM, *, quant: str) -> None:
     """Write config, safetensors and generation config of a model into an existing folder; the model is not changed.
 
     `quant` is a dtype of DTYPES, or int8: each linear layer's weights as eight bits and one scale per row of outputs
-    (torchao's Int8WeightOnlyConfig; the head too where it is not the embedding), everything else in bfloat16. Raises
+    (torchao's Int8WeightOnlyConfig), everything else, the head included, in bfloat16. Raises
     TeacherError for weights that the type cannot hold, MissingExtra without torchao, BudgetError when the disk is full.
     """
     with _disk_errors(folder):
