@@ -50,7 +50,7 @@ PROBES = (
 """Texts whose tokens must be the same in llama.cpp: digits, spaces, lines, contractions, scripts, symbols."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LlamaLM:
     """A GGUF file in llama.cpp. `spare` keeps the memory of one sequence that ended for the next."""
 
@@ -255,7 +255,7 @@ def _compute(context: Any, tokens: list[int], num: int, *, every: bool = False, 
 
 
 def _logits(context: Any, index: int, vocab: int) -> Tensor:
-    """logits_V of one position of the last batch. The bindings hand out a list, of which torch.tensor is slow."""
+    """logits_V of one position of the last batch. The bindings hand out a list (torch.tensor is slow on those)."""
     values = context.get_logits_ith(index)
     return torch.from_numpy(np.fromiter(values, np.float32, len(values))[:vocab])
 

@@ -87,6 +87,18 @@ def test_quantized_files_are_near_and_smaller(quant: str, tmp_path: Path) -> Non
     }
 
 
+def test_fewer_bits_are_smaller_and_further_away(tmp_path: Path) -> None:
+    wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.08}
+    lm, found = small.build("llama", **wide), []  # K-quants need rows of 256
+    for quant in ("q8_0", "q6_k", "q5_k_m", "q4_k_m"):
+        write_gguf(tmp_path, lm, quant=quant)
+        size = (tmp_path / "model.gguf").stat().st_size
+        found.append((size, kl(their_logits(lm), LlamaLM.open(tmp_path).logits(IDS))))
+    sizes, divergences = zip(*found, strict=True)
+    assert sorted(sizes, reverse=True) == list(sizes) and sizes[-1] < 0.65 * sizes[0]
+    assert sorted(divergences) == list(divergences) and divergences[-1] < 0.5
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gemma2"])
 def test_a_second_reader_sees_the_same_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMBECK_CACHE", str(tmp_path / "cache"))
