@@ -15,6 +15,7 @@ import contextlib
 import resource
 import statistics
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def main() -> None:
 
 
 def engine_part(args) -> None:
+    warnings.filterwarnings("ignore", "`past_key_values` is deprecated", FutureWarning)
     lm = teacher(args.dtype)
     lm.model.generation_config.eos_token_id = None  # all replies are of one length
     lm.tokenizer.eos_token = None

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from limbeck.errors import EngineError
+from limbeck.errors import EngineError, LimbeckError, TeacherError
 from limbeck.serve.desk import Desk, Event, Job
 from limbeck.serve.engine import Scored
 
 if TYPE_CHECKING:
+    from limbeck.lms.writing import Writer
     from limbeck.types import LiveLM, Session
 
 PIECE = 128  # tokens of a prompt that are read in one turn
@@ -25,23 +26,33 @@ FALLBACK_CONTEXT = 2048  # for models that do not say
 
 
 class SerialEngine(Desk):
-    """As `BatchEngine` for any model with sessions; `slots` of them are open at a time."""
+    """As `BatchEngine` for any model with sessions; `slots` of them are open at a time.
+
+    Raises TeacherError for models without. What a session refuses ends its own request, and no other.
+    """
 
     def __init__(self, lm: LiveLM, *, slots: int = 4, max_context: int | None = None, waiting: int = 64) -> None:
-        most = min(max_context or 2**31, lm.max_context or max_context or FALLBACK_CONTEXT)
-        super().__init__(lm, SerialWorker(lm), slots=slots, max_context=most, most_waiting=waiting)
+        lm.session().close()
+        own = lm.max_context or max_context or FALLBACK_CONTEXT
+        if max_context is not None and not 2 <= max_context <= own:
+            raise TeacherError(
+                f"a context of {max_context:,} tokens is not possible for {lm.name}: it has 2 to {own:,}."
+            )
+        super().__init__(lm, SerialWorker(lm), slots=slots, max_context=max_context or own, most_waiting=waiting)
 
 
 @dataclass(eq=False)
 class _Turn:
-    """A job with its session; None for jobs that score. `unread` are the tokens that it was not fed yet."""
+    """A job and its session, once it was fed. `unread` are the tokens that were not fed yet."""
 
     job: Job
-    session: Session | None
     unread: np.ndarray
+    session: Session | None = None
 
 
 class SerialWorker:
+    """The model's side of it. Used by one thread only."""
+
     def __init__(self, lm: LiveLM) -> None:
         self._lm = lm
         self._turns: deque[_Turn] = deque()
@@ -51,8 +62,7 @@ class SerialWorker:
         return 0, 0  # sessions do not say
 
     def admit(self, job: Job) -> None:
-        session = self._lm.session() if job.writer else None
-        self._turns.append(_Turn(job, session, job.ids))
+        self._turns.append(_Turn(job, job.ids))
 
     def drop(self, job: Job) -> None:
         for turn in [turn for turn in self._turns if turn.job is job]:
@@ -67,21 +77,26 @@ class SerialWorker:
     def turn(self) -> list[tuple[Job, Event]]:
         turn = self._turns[0]
         self._turns.rotate(-1)
-        event = self._score(turn.job) if turn.session is None else self._feed(turn, turn.session)
+        try:
+            event = self._feed(turn, turn.job.writer) if turn.job.writer else self._score(turn.job)
+        except LimbeckError as error:  # no memory for one more session, say
+            event = EngineError(str(error))
         if event is None:
             return []
         if isinstance(event, Exception | Scored) or event.finish_reason:
             self.drop(turn.job)
         return [(turn.job, event)]
 
-    def _feed(self, turn: _Turn, session: Session) -> Event | None:
+    def _feed(self, turn: _Turn, writer: Writer) -> Event | None:
+        if turn.session is None:
+            turn.session = self._lm.session()
         piece, turn.unread = turn.unread[:PIECE], turn.unread[PIECE:]
-        logits_V = session.feed(piece)
-        if len(turn.unread) or turn.job.writer is None:
+        logits_V = turn.session.feed(piece)
+        if len(turn.unread):
             return None
         if not bool(logits_V.amax().isfinite()):
             return EngineError("the model's logits are not finite; nothing can be drawn from them.")
-        written = turn.job.writer.write(logits_V)
+        written = writer.write(logits_V)
         turn.unread = np.array([written.id], dtype=np.int32)
         return written
 

@@ -49,10 +49,7 @@ class SlotMemory:
     def __init__(self, slots: int, most: int) -> None:
         self.slots, self.most, self.room = slots, most, min(BLOCK, most)
         self._layers: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def bytes(self) -> int:
-        return sum(tensor.numel() * tensor.element_size() for pair in self._layers.values() for tensor in pair)
+        self.bytes = 0  # a number that other threads may read
 
     def grow(self, tokens: int) -> None:
         """Make room for sequences of so many tokens, at most `most`."""
@@ -61,6 +58,7 @@ class SlotMemory:
         room = min(max(-(-tokens // BLOCK) * BLOCK, self.room * 3 // 2), self.most)
         for layer, pair in self._layers.items():
             self._layers[layer] = (_grown(pair[0], room), _grown(pair[1], room))
+        self.bytes = self.bytes // self.room * room
         self.room = room
 
     def copy(self, source: int, slot: int, tokens: int) -> None:
@@ -73,6 +71,7 @@ class SlotMemory:
         """Write new keys and values [1, kv heads, T, d] into rows of (slots x room); returns all of the layer's."""
         if layer not in self._layers:
             self._layers[layer] = (self._new(key), self._new(value))
+            self.bytes += sum(memory.nbytes for memory in self._layers[layer])
         pair = self._layers[layer]
         for memory, new in zip(pair, (key, value), strict=True):
             memory.view(-1, *memory.shape[2:]).index_copy_(0, rows_T, new[0].transpose(0, 1))

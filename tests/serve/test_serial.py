@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from limbeck.errors import EngineError, TeacherError
 from limbeck.lms.writing import write_one
 from limbeck.serve import serial
 from limbeck.serve.engine import Ask
@@ -32,7 +33,7 @@ def test_turns_are_equal_to_each_reply_alone(lm):
     outs = asyncio.run(main())
     engine.close()
     assert outs == [list(write_one(Sessions.of(lm), ids, sampling, top=2)) for ids in prompts]
-    assert model.counts == {"opened": 4, "closed": 4}
+    assert model.counts == {"opened": 5, "closed": 5}  # one to see that there are sessions
 
 
 def test_one_token_each_in_turns(lm):
@@ -72,5 +73,40 @@ def test_sessions_of_those_who_leave_are_closed(lm):
         await reply(engine, prompt(2))
 
     asyncio.run(main())
-    assert model.counts == {"opened": 2, "closed": 2}
+    assert model.counts == {"opened": 3, "closed": 3}
     engine.close()
+
+
+def test_what_a_session_refuses_ends_its_own_request(lm, monkeypatch):
+    model = Sessions.of(lm)
+    engine = SerialEngine(model, slots=3)
+    session = Sessions.session
+
+    def refuse(self):
+        if self.counts["opened"] == 2:
+            self.counts["opened"] += 1
+            raise TeacherError("no memory for one more sequence")
+        return session(self)
+
+    monkeypatch.setattr(Sessions, "session", refuse)
+
+    async def main():
+        return await asyncio.gather(*(reply(engine, prompt(3, seed)) for seed in range(3)), return_exceptions=True)
+
+    first, second, third = asyncio.run(main())
+    assert len(first) == len(third) == 12
+    assert isinstance(second, EngineError) and "no memory for one more" in str(second)
+    assert not engine.stats.dead
+    engine.close()
+
+
+def test_a_model_without_sessions_or_room_is_refused(lm, monkeypatch):
+    with pytest.raises(TeacherError, match=r"500 tokens is not possible for gpt2: it has 2 to 128"):
+        SerialEngine(Sessions.of(lm), max_context=500)
+
+    def refuse(self):
+        raise TeacherError("this kind of model cannot write token by token")
+
+    monkeypatch.setattr(Sessions, "session", refuse)
+    with pytest.raises(TeacherError, match="token by token"):
+        SerialEngine(Sessions.of(lm))
