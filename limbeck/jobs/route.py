@@ -64,6 +64,7 @@ def fit_router(
         raise DataError(f"--generalist {name}: there is no such expert; there are: {known}.")
     names = [expert.name for expert in routed]
     cross = _cross(path / FOLDER / CROSS, names, on_message)
+    _refuse_unknown(choice, {expert.name for expert in experts} | {model for case in cross for model in case.quality})
     costs, notes = _costs(experts, choice)
     compared = _compared(cross, names, costs, on_message)
     wish = Wish(
@@ -179,6 +180,12 @@ def _compared(
         if name not in costs:
             say(f"{name} was judged, but what a prompt costs there is not known: --cost {name}=0.5 puts it beside.")
     return tuple(name for name in models if name in costs)
+
+
+def _refuse_unknown(choice: RouteChoice, models: set[str]) -> None:
+    """A cost of what there is not would be without effect."""
+    for name in sorted({*choice.costs} - models - {TEACHER}):
+        raise DataError(f"--cost {name}: there is no such expert here; there are: {', '.join(sorted(models))}.")
 
 
 def _costs(experts: Sequence[Expert], choice: RouteChoice) -> tuple[dict[str, float], list[str]]:

@@ -5,13 +5,13 @@ import xml.dom.minidom
 from dataclasses import replace
 
 import pytest
+from limbeck.experts.card import ExpertCard, PromptRow, Scope
+from limbeck.experts.registry import Registry
 from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.errors import DataError, StoreError
-from limbeck.experts.card import ExpertCard, PromptRow, Scope
 from limbeck.experts.frontier import Target
-from limbeck.experts.registry import Registry
 from limbeck.experts.router import Router
 from limbeck.jobs.route import RouteChoice, ask_router, fit_router
 from tests.experts.routing import cases, prompts
@@ -56,7 +56,7 @@ def made(tmp_path_factory):
 
 
 def test_the_folder_has_everything_and_keeps_what_was_given(made):
-    folder, registry, _, report, said = made
+    _, registry, _, report, said = made
     router = registry.path / "router"
     names = {path.name for path in router.iterdir()}
     assert names == {
@@ -109,7 +109,7 @@ def test_costs(made):
         fit_router(registry.path, RouteChoice(Target("cost", 0.5)))
     with pytest.raises(DataError, match="above 0"):
         fit_router(registry.path, RouteChoice(costs={"teacher": 0.0}))
-    with pytest.raises(DataError, match="no expert here"):
+    with pytest.raises(DataError, match="no such expert here"):
         fit_router(registry.path, RouteChoice(costs={**COSTS, "cod": 1.0}))
     with pytest.raises(DataError, match=r"--generalist nobody.*code, maths, medical"):
         fit_router(registry.path, RouteChoice(costs=COSTS, generalists=("nobody",)))
