@@ -50,6 +50,9 @@ def fit(
     out_of_scope: Annotated[
         Path | None, typer.Option(help="prompts of nobody's kind: text, or JSONL with prompt; they only judge")
     ] = None,
+    encoder: Annotated[
+        Path | None, typer.Option(help="folder of a text encoder, instead of hashed n-grams (slower)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Learn from the experts' own prompts which expert answers what; report what that is worth.
@@ -67,7 +70,7 @@ def fit(
     target = (
         Target("cost", max_cost) if max_cost is not None else Target("quality", 0.95 if quality is None else quality)
     )
-    choice = RouteChoice(target, costs, tuple(generalist), keep, out_of_scope)
+    choice = RouteChoice(target, costs, tuple(generalist), keep, out_of_scope, encoder)
     report = fit_router(registry, choice, on_message=complain)
     if as_json:
         tell(report, as_json=True)

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file, save_file
 from limbeck.errors import StoreError
 from limbeck.experts.cascade import Cascade
 from limbeck.experts.frontier import choose
-from limbeck.experts.router_features import SKETCH, Hashing, weighted
+from limbeck.experts.router_features import SKETCH, Features, Hashing, sketch, weighted
 from limbeck.experts.router_linear import sigmoid, softmax
 from limbeck.experts.router_quality import Quality
 from limbeck.rundir import fingerprint, verify_dir
@@ -62,7 +62,8 @@ class Settings:
 
     `temperature` divides logits; `scope` are the coefficients of P(in scope) on `Seen.scope_F` and 1; below `threshold`
     a prompt is out of scope. `price` is what a unit of cost has to bring in quality; `costs` of a prompt by model, the
-    teacher's 1. `fitted_on` names experts and versions, `fingerprint` is made of them and their prompts.
+    teacher's 1. `fitted_on` names experts and versions, `fingerprint` is made of them. `encoder` is the folder of an
+    encoder instead of `bits` of hashed n-grams, with the hash of its files.
     """
 
     experts: tuple[str, ...]
@@ -76,6 +77,8 @@ class Settings:
     target: dict[str, Any] = field(default_factory=dict)
     bits: int = 16
     seed: int = 0
+    encoder: str = ""
+    encoder_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Router:
 
     settings: Settings
     tensors: Tensors
+    features: Features
     cascades: dict[str, Cascade] = field(default_factory=dict)
 
     @classmethod
@@ -128,13 +132,12 @@ class Router:
 
     def look(self, prompt: str) -> Seen:
         """The prompt's numbers, before any threshold."""
-        hashing = Hashing(self.settings.bits, self.settings.seed)
-        vector = weighted(hashing.counts(prompt), self.tensors.rarity_B)
+        vector = weighted(self.features.counts(prompt), self.tensors.rarity_B)
         sums_K = vector.values_M @ self.tensors.weights_BK[vector.buckets_M]
         logits_E = (sums_K[: len(self.experts)] + self.tensors.bias_E).astype(np.float64)
         seen = self.tensors.rarity_B[vector.buckets_M] < self.unseen
         covered = float(vector.values_M[seen] @ vector.values_M[seen])
-        near_P = self.tensors.known_PD @ hashing.sketch(vector)
+        near_P = self.tensors.known_PD @ sketch(vector)
         nearest = float(np.partition(near_P, -NEAR)[-NEAR]) if len(near_P) >= NEAR else 0.0
         scope_F = np.array([logits_E.max(), covered, nearest])
         return Seen(logits_E, scope_F, sums_K[len(self.experts) :].astype(np.float64))
@@ -200,6 +203,15 @@ class Router:
         return Quality(self.models, tensors.means_EM, tensors.floor_M).expected(kinds_NE, words_NM)
 
 
+def open_features(bits: int, seed: int, encoder: str = "", expect: str | None = None) -> Features:
+    """Hashed n-grams, or the encoder in a folder (which takes transformers, and seconds to open)."""
+    if not encoder:
+        return Hashing(bits, seed)
+    from limbeck.experts.router_encoder import TextEncoder
+
+    return TextEncoder.open(encoder, expect=expect)
+
+
 def experts_fingerprint(versions: Mapping[str, str]) -> str:
     """Of the experts that a router is for: name to version. A version's files never change."""
     return fingerprint("router", sorted(versions.items()))
@@ -239,17 +251,20 @@ def load(folder: Path, expect: str | None = None) -> Router:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"the router in {folder} is not readable ({error}). {AGAIN}") from error
-    _check(settings, tensors, folder)
+    if not isinstance(settings.bits, int) or not 1 <= settings.bits <= 30 or len(settings.scope) != SCOPE + 1:
+        raise StoreError(f"{JSON_FILE} in {folder} has {settings.bits!r} bits and a scope of {settings.scope}. {AGAIN}")
+    features = open_features(settings.bits, settings.seed, settings.encoder, settings.encoder_hash)
+    router = Router(settings, tensors, features, cascades)
+    _check(router, folder)
     if expect is not None and expect != settings.fingerprint:
         known = ", ".join(f"{name} {version}" for name, version in settings.fitted_on.items()) or "other experts"
         raise StoreError(f"the router in {folder} was fitted on {known}, and the registry has changed since. {AGAIN}")
-    return Router(settings, tensors, cascades)
+    return router
 
 
-def _check(settings: Settings, tensors: Tensors, folder: Path) -> None:
-    if not isinstance(settings.bits, int) or not 1 <= settings.bits <= 30 or len(settings.scope) != SCOPE + 1:
-        raise StoreError(f"{JSON_FILE} in {folder} has {settings.bits!r} bits and a scope of {settings.scope}. {AGAIN}")
-    size, num = 1 << settings.bits, len(settings.experts)
+def _check(router: Router, folder: Path) -> None:
+    settings, tensors = router.settings, router.tensors
+    size, num = router.features.size, len(settings.experts)
     models = num + 1
     wanted = {
         "rarity_B": (size,),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -54,6 +54,24 @@ def plain(prompt: str) -> str:
     return " ".join(prompt.casefold().split())[: HEAD + TAIL]
 
 
+class Features(Protocol):
+    """What makes a prompt a vector: `Hashing`, or an encoder (`router_encoder.TextEncoder`)."""
+
+    @property
+    def size(self) -> int:
+        """Buckets in all."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """Of the files behind it, "" where there are none."""
+        ...
+
+    def counts(self, prompt: str) -> Vector:
+        """A prompt's buckets, before they are weighted. Any text has a vector."""
+        ...
+
+
 @dataclass(frozen=True)
 class Hashing:
     """n-grams to buckets: `bits` of a hash that `seed` changes. The same on every machine."""
@@ -64,6 +82,10 @@ class Hashing:
     @property
     def size(self) -> int:
         return 1 << self.bits
+
+    @property
+    def hash(self) -> str:
+        return ""
 
     def counts(self, prompt: str) -> Vector:
         """How often each bucket occurs, as 1 + log(count). Not yet of length 1."""
@@ -87,14 +109,6 @@ class Hashing:
         times = np.diff(first, append=len(buckets))
         return Vector(buckets[first].astype(np.int64), (1.0 + np.log(times)).astype(np.float32))
 
-    def sketch(self, vector: Vector) -> np.ndarray:
-        """The vector in 256 dimensions, fp32: every bucket is added to one of them, with a sign that its number gives
-        (Charikar et al. 2002). Inner products are kept on average, within about 0.06."""
-        spread = vector.buckets_M.astype(np.uint64) * np.uint64(INVERSE)
-        place, sign = (spread >> np.uint64(56)).astype(np.int64), (spread >> np.uint64(55)) & np.uint64(1)
-        signed = np.where(sign == 1, vector.values_M, -vector.values_M)
-        return np.bincount(place, signed, SKETCH).astype(np.float32)
-
     def _runs(self, sums_C: np.ndarray, n: int) -> np.ndarray:
         starts = np.arange(len(sums_C) - n)
         return self._spread(_between(sums_C, starts, starts + n), n)
@@ -110,6 +124,15 @@ class Hashing:
 
 def _between(sums_C: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     return (sums_C[ends] - sums_C[starts]) * INVERSES[starts]
+
+
+def sketch(vector: Vector) -> np.ndarray:
+    """The vector in 256 dimensions, fp32: every bucket is added to one of them, with a sign that its number gives
+    (Charikar et al. 2002). Inner products are kept on average, within about 0.06."""
+    spread = vector.buckets_M.astype(np.uint64) * np.uint64(INVERSE)
+    place, sign = (spread >> np.uint64(56)).astype(np.int64), (spread >> np.uint64(55)) & np.uint64(1)
+    signed = np.where(sign == 1, vector.values_M, -vector.values_M)
+    return np.bincount(place, signed, SKETCH).astype(np.float32)
 
 
 def rarity(counted: Iterable[Vector], size: int) -> np.ndarray:

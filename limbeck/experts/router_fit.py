@@ -14,8 +14,8 @@ import numpy as np
 from limbeck.experts.background import background_prompts
 from limbeck.experts.cascade import MIN_REPLIES, Cascade
 from limbeck.experts.frontier import Price, Problem, price_for
-from limbeck.experts.router import SCOPE, TEACHER, Router, Settings, Tensors
-from limbeck.experts.router_features import Hashing, Vector, rarity, weighted
+from limbeck.experts.router import SCOPE, TEACHER, Router, Settings, Tensors, open_features
+from limbeck.experts.router_features import Features, Vector, rarity, sketch, weighted
 from limbeck.experts.router_linear import Heads, Matrix, fit_heads, fit_logistic, fit_temperature, sigmoid
 from limbeck.experts.router_quality import MOST_REGRESSED, ridge, shrunk_means
 from limbeck.experts.router_rows import Part, Parts, PromptCase, Wish, part_cases
@@ -78,10 +78,11 @@ def fit(cases: Iterable[PromptCase], wish: Wish) -> Fitted:
     for costs that are missing or none."""
     names, parts = part_cases(cases, wish)
     outside = background_prompts() if wish.background is None else list(wish.background)
-    router = _classifier(names, parts.train, wish, outside)
+    features = open_features(wish.bits, wish.seed, wish.encoder)
+    router = _classifier(names, parts.train, wish, outside, features)
     looks = look_at(router, parts.calibrate.prompts)
     router = _with(router, temperature=fit_temperature(looks.logits_NE, parts.calibrate.kind_N))
-    scope, left_out = _scope(names, parts, wish, outside)
+    scope, left_out = _scope(names, parts, wish, outside, features)
     router = _with(router, scope=scope)
     inside_N = router.in_scope(looks.scope_NF)
     router = _with(router, threshold=float(np.quantile(inside_N, 1 - wish.keep, method="lower")))
@@ -97,26 +98,25 @@ def _with(router: Router, **changes: object) -> Router:
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
-def _classifier(names: Sequence[str], train: Part, wish: Wish, outside: Sequence[str]) -> Router:
+def _classifier(names: Sequence[str], train: Part, wish: Wish, outside: Sequence[str], features: Features) -> Router:
     """Heads that tell each expert's prompts from those of all others, and from the background. (Background prompts that
     are an expert's own kind do no harm that was measured: leaving them out was worse, see docs/log.md.)"""
-    hashing = Hashing(wish.bits, wish.seed)
-    counted = [hashing.counts(prompt) for prompt in train.prompts]
-    rarity_B = rarity(counted, hashing.size)
+    counted = [features.counts(prompt) for prompt in train.prompts]
+    rarity_B = rarity(counted, features.size)
     own = [weighted(one, rarity_B) for one in counted]
-    foreign = [weighted(hashing.counts(prompt), rarity_B) for prompt in outside]
+    foreign = [weighted(features.counts(prompt), rarity_B) for prompt in outside]
     counter = [
-        (names.index(name), weighted(hashing.counts(prompt), rarity_B))
+        (names.index(name), weighted(features.counts(prompt), rarity_B))
         for name, prompts in sorted(wish.counter.items())
         for prompt in prompts
         if name in names
     ]
-    heads = _fit(names, train, own, wish, foreign, counter)
+    heads = _fit(train, own, features.size, foreign, counter)
     models = len(names) + 1
-    words = np.zeros((hashing.size, models), np.float32)
+    words = np.zeros((features.size, models), np.float32)
     unknown = np.full((len(names), models), np.nan)
     weights_BK = np.concatenate([heads.weights_BE, words], 1)
-    known_PD = _sketches(train, own, hashing)
+    known_PD = _sketches(train, own)
     tensors = Tensors(rarity_B, weights_BK, heads.bias_E, known_PD, unknown, unknown[0])
     settings = Settings(
         experts=tuple(names),
@@ -128,28 +128,29 @@ def _classifier(names: Sequence[str], train: Part, wish: Wish, outside: Sequence
         target={"kind": wish.target.kind, "value": wish.target.value},
         bits=wish.bits,
         seed=wish.seed,
+        encoder=wish.encoder,
+        encoder_hash=features.hash,
     )
-    return Router(settings, tensors)
+    return Router(settings, tensors, features)
 
 
-def _sketches(train: Part, own: Sequence[Vector], hashing: Hashing) -> np.ndarray:
+def _sketches(train: Part, own: Sequence[Vector]) -> np.ndarray:
     """Training prompts of all experts, as many of each as there are of the fewest where they are more than fit."""
     most = max(MOST_KNOWN // len(np.unique(train.kind_N)), 1)
     rows = np.concatenate([np.flatnonzero(train.kind_N == kind)[:most] for kind in np.unique(train.kind_N)])
-    return np.stack([hashing.sketch(own[row]) for row in rows])
+    return np.stack([sketch(own[row]) for row in rows])
 
 
 def _fit(
-    names: Sequence[str],
     train: Part,
     own: Sequence[Vector],
-    wish: Wish,
+    size: int,
     foreign: Sequence[Vector],
     counter: Sequence[tuple[int, Vector]],
 ) -> Heads:
     """Each expert counts the same, however many prompts it has; the background counts as one more expert. A
     counter-example speaks to one head only: it may well be another expert's kind."""
-    num, size = len(names), 1 << wish.bits
+    num = int(train.kind_N.max()) + 1
     lines = len(own) + len(foreign) + len(counter)
     wanted_NE, weight_NE = np.zeros((lines, num), np.float32), np.zeros((lines, num), np.float32)
     wanted_NE[np.arange(len(own)), train.kind_N] = 1
@@ -166,7 +167,9 @@ def _fit(
 # ---- scope -----------------------------------------------------------------------------------------------------------
 
 
-def _scope(names: Sequence[str], parts: Parts, wish: Wish, outside: Sequence[str]) -> tuple[tuple[float, ...], LeftOut]:
+def _scope(
+    names: Sequence[str], parts: Parts, wish: Wish, outside: Sequence[str], features: Features
+) -> tuple[tuple[float, ...], LeftOut]:
     """Coefficients of P(in scope), from what prompts look like to routers that never met their expert. With one expert
     there is nobody to leave out: half of the background plays that part."""
     rows: dict[str, list[np.ndarray]] = {"inside": [], "outside": [], "test inside": [], "test outside": []}
@@ -174,7 +177,7 @@ def _scope(names: Sequence[str], parts: Parts, wish: Wish, outside: Sequence[str
         stay = [at for at in range(len(names)) if at not in left]
         known, unknown = (outside, []) if left else (outside[::2], outside[1::2])
         few = _only(parts.train, stay, most=MOST_LEFT_OUT)
-        router = _classifier([names[at] for at in stay], few, wish, known)
+        router = _classifier([names[at] for at in stay], few, wish, known, features)
         for prefix, part, turn in (("", parts.calibrate, 0), ("test ", parts.test, 1)):
             strangers = [*_only(part, left).prompts, *unknown[turn::2]]
             rows[f"{prefix}inside"].append(look_at(router, _only(part, stay).prompts).scope_NF)
@@ -277,16 +280,16 @@ def cascades_of(router: Router, part: Part) -> dict[str, Cascade]:
 def _words(router: Router, part: Part, kinds_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A regression per model on what its means leave open: weights_BM, and what it says of each row without that
     row."""
-    hashing = Hashing(router.settings.bits, router.settings.seed)
-    vectors = [weighted(hashing.counts(prompt), router.tensors.rarity_B) for prompt in part.prompts]
+    size = router.features.size
+    vectors = [weighted(router.features.counts(prompt), router.tensors.rarity_B) for prompt in part.prompts]
     rest_NM = part.quality_NM - router.expected(kinds_NE, np.zeros_like(part.quality_NM))
-    weights_BM, words_NM = np.zeros((hashing.size, len(router.models))), np.zeros_like(part.quality_NM)
+    weights_BM, words_NM = np.zeros((size, len(router.models))), np.zeros_like(part.quality_NM)
     reach_NM = np.concatenate([kinds_NE, np.ones((len(part), 1))], 1)
     for model in range(len(router.models)):
         rows = np.flatnonzero(np.isfinite(rest_NM[:, model]))[:MOST_REGRESSED]
         if len(rows) < MIN_JUDGED:
             continue
-        matrix = Matrix.of([vectors[row] for row in rows], hashing.size)
+        matrix = Matrix.of([vectors[row] for row in rows], size)
         reach_N = reach_NM[rows, model]
         gram_NN = matrix.gram() * np.outer(reach_N, reach_N)
         found = ridge(gram_NN, rest_NM[rows, model])

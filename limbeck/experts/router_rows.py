@@ -43,7 +43,7 @@ class Wish:
     """What a router is fitted for. `costs` of a prompt by model, the teacher's 1; `compared` are models that take no
     part but stand in the report (a generalist, a larger model), with a cost each; `keep`: the share of held-out prompts
     in scope that may not be refused. `counter` are prompts by expert that are not its own; `background` prompts of no
-    expert's kind (None: those of `background.py`)."""
+    expert's kind (None: those of `background.py`); `encoder` a folder, instead of hashed n-grams."""
 
     costs: Mapping[str, float]
     target: Target = field(default_factory=lambda: Target("quality", 0.95))
@@ -53,6 +53,7 @@ class Wish:
     background: Sequence[str] | None = None
     seed: int = 0
     bits: int = BITS
+    encoder: str = ""
 
 
 @dataclass(frozen=True)

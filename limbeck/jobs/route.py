@@ -37,13 +37,15 @@ MOST_OUTSIDE = 20_000
 @dataclass(frozen=True)
 class RouteChoice:
     """What the command line says. `costs` of a prompt by model, in any unit; `generalists` are experts of the registry
-    that nothing is routed to, for comparison; `out_of_scope` a file of prompts of nobody's kind, which only judge."""
+    that nothing is routed to, for comparison; `out_of_scope` a file of prompts of nobody's kind, which only judge;
+    `encoder` a folder, instead of hashed n-grams."""
 
     target: Target = field(default_factory=lambda: Target("quality", 0.95))
     costs: Mapping[str, float] = field(default_factory=dict)
     generalists: tuple[str, ...] = ()
     keep: float = 0.95
     out_of_scope: Path | None = None
+    encoder: Path | None = None
     seed: int = 0
 
 
@@ -73,6 +75,7 @@ def fit_router(
         keep=choice.keep,
         compared=compared,
         counter={expert.name: expert.card.scope.counter_examples for expert in routed},
+        encoder=str(choice.encoder.resolve()) if choice.encoder else "",
         seed=choice.seed,
     )
     outside = _outside(choice.out_of_scope) if choice.out_of_scope else []

@@ -13,7 +13,7 @@ from limbeck.report.charts import COLOURS, drawing, reliability, svg
 from limbeck.report.words import number, percent, shortened, signed, visible
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
@@ -128,7 +128,8 @@ def _verdict(report: Mapping[str, Any]) -> dict[str, Any]:
 def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """(figure, what it is, its interval)."""
     routing, scope = report["routing"], report["scope"]
-    found = [(report["kinds"]["accuracy"], "of prompts in scope are told right", percent)]
+    found: list[tuple[Any, str, Callable[..., str]]] = []
+    found.append((report["kinds"]["accuracy"], "of prompts in scope are told right", percent))
     judged = scope["given"] or scope["left_out"]
     what = "AUROC, out-of-scope prompts" if scope["given"] else "AUROC, prompts of experts left out"
     found.append((judged["auroc"], what, _three))

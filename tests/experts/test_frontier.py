@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.experts import frontier
@@ -113,6 +113,7 @@ def test_one_prompt_is_enough_to_decide_on():
 LEVELS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=12)
 
 
+@settings(max_examples=25)
 @given(LEVELS, LEVELS)
 def test_auroc_counts_pairs(inside, outside):
     pairs = [(one > other) + 0.5 * (one == other) for one in inside for other in outside]
