@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import StoreError
 from limbeck.experts.cascade import Cascade
+from limbeck.experts.frontier import auroc
 from limbeck.experts.router import Router, experts_fingerprint, write
 from limbeck.experts.router_fit import Fitted, fit
 from limbeck.experts.router_rows import Wish
@@ -176,3 +177,38 @@ def test_a_router_of_other_experts_is_refused(fitted, tmp_path):
     assert Router.open(tmp_path / "router", expect=mine).settings.fingerprint == mine
     with pytest.raises(StoreError, match=r"code 1.0.0.*changed since.*route fit"):
         Router.open(tmp_path / "router", expect=experts_fingerprint({**versions, "code": "1.1.0"}))
+
+
+# ---- few experts, counter-examples -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kinds", [("medical",), ("code", "medical")])
+def test_one_or_two_experts_are_told_from_the_rest_of_the_world(kinds):
+    found = fit(cases(kinds, train=80, heldout=60), Wish(costs(kinds), bits=14))
+    own = [found.router.decide(text).out_of_scope for text in prompts("medical", 60, seed=1)]
+    foreign = [found.router.decide(text).out_of_scope for text in prompts("music", 60, seed=1)]
+    assert auroc(-np.array(own), -np.array(foreign)).value > 0.9
+    assert np.mean(np.array(own) < 1 - found.router.settings.threshold) > 0.85
+    assert len(found.left_out.inside_N) and len(found.left_out.outside_N)
+
+
+def test_a_counter_example_speaks_to_its_expert_only():
+    """Of "music", which nobody has: given as counter-examples of one expert, it is less that expert's kind."""
+    music = prompts("music", 60)
+    plain = fit(cases(), Wish(costs(), bits=14)).router
+    told = fit(cases(), Wish(costs(), counter={"code": music}, bits=14)).router
+    new = prompts("music", 40, seed=7)
+    fell = [plain.look(text).logits_E - told.look(text).logits_E for text in new]
+    assert np.mean(fell, axis=0)[0] > 0.5 > np.abs(np.mean(fell, axis=0)[1:]).max()
+    other = fit(cases(), Wish(costs(), counter={"code": prompts("medical", 60)}, bits=14)).router
+    decided = [other.decide(text) for text in prompts("medical", 40, seed=8)]
+    assert np.mean([one.probabilities["medical"] > 0.5 for one in decided]) > 0.85
+
+
+def test_what_the_words_say_of_quality_is_learnt():
+    """Experts are never right where "why" is asked: there less is expected of them."""
+    router = fit(cases(train=80, heldout=200), Wish(costs())).router
+    texts = prompts("medical", 120, seed=11)
+    why = [router.decide(text).quality["medical"] for text in texts if text.startswith("why")]
+    rest = [router.decide(text).quality["medical"] for text in texts if not text.startswith("why")]
+    assert np.mean(rest) > np.mean(why) + 0.3
