@@ -139,8 +139,9 @@ def sweep(folder: Path, name: str) -> None:
         shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
 
-def verify_dir(path: Path, *, alone: bool = False) -> str | None:
-    """None when every file of an atomic folder is as it was written; else a sentence naming what is wrong.
+def verify_dir(path: Path, *, alone: bool = False, only: tuple[str, ...] | None = None) -> str | None:
+    """None when every file of an atomic folder (or those of `only`) is as it was written; else a sentence naming what
+    is wrong.
 
     A manifest from elsewhere is not trusted: names that lead out of the folder, links and anything but plain files are
     wrong. With `alone`, so is a file that the manifest does not list, hidden ones aside.
@@ -153,9 +154,13 @@ def verify_dir(path: Path, *, alone: bool = False) -> str | None:
         entries = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()}
     except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
         return f"{manifest_path} is not readable JSON"
+    if only and not set(only) <= set(entries):
+        return f"{manifest_path} does not name {', '.join(only)}"
     for name, (size, digest) in entries.items():
         if problem := _unsafe(path, name):
             return problem
+        if only and name not in only:
+            continue
         file = path / name
         if not file.exists():
             return f"{file} is missing"
