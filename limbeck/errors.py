@@ -92,6 +92,16 @@ class SandboxError(LimbeckError, RuntimeError):
     exit_code = 11
 
 
+class EngineError(LimbeckError, RuntimeError):
+    """An engine writes no more: its model failed, or it was closed."""
+
+    exit_code = 13
+
+
+class EngineFull(EngineError):
+    """More requests wait than are allowed: to be tried again later."""
+
+
 class Stopped(LimbeckError, RuntimeError):
     """The job was asked to stop (SIGTERM or Ctrl-C) and saved what it had; running it again resumes."""
 
