@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck import __version__
+from limbeck import __version__, cli_serve
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
@@ -301,6 +301,9 @@ def capture(
     status = run_capture(settings, on_message=complain)
     if as_json:
         tell(status, as_json=True)
+
+
+app.command(rich_help_panel="Experts")(cli_serve.serve)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------
