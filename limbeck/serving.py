@@ -101,6 +101,9 @@ class Serving(Section):
     )
     preload: tuple[str, ...] = Field(default=(), description="experts that are opened at the start")
     rescan_seconds: Seconds = Field(default=10.0, description="how often the registry is looked at for new experts")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="precision of experts in safetensors: auto is what runs fastest here"
+    )
     slots: Positive = Field(default=8, description="replies that one expert writes at once")
     waiting: Positive = Field(default=64, description="replies that may wait for one expert; more get 503")
     upstream: Upstream | None = Field(default=None, description="the teacher")

@@ -57,7 +57,7 @@ def opener(settings: Serving) -> Callable[[Expert], Opened]:
     """What opens an expert, in a thread: its model, and the engine that fits its kind."""
 
     def open_expert(expert: Expert) -> Opened:
-        lm = open_lm(expert.model_path)
+        lm = open_lm(expert.model_path, dtype=settings.dtype)
         return Opened(lm, _engine(lm, settings))
 
     return open_expert

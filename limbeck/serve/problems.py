@@ -27,7 +27,7 @@ def explain(errors: Sequence[Any]) -> ApiError:
     if str(place[0]) in UNSUPPORTED:
         return bad(
             f"{place[0]} is not supported: models here do not do {UNSUPPORTED[str(place[0])]}. Leave it out.",
-            param,
+            str(place[0]),
             "unsupported_parameter",
         )
     if "content" in place and found["type"] in ("literal_error", "missing", "extra_forbidden"):

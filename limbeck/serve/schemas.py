@@ -5,11 +5,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 MOST_CHOICES = 128
 MOST_TOP = 20
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
+
+
+def _encodable(text: str) -> str:
+    """JSON can hold half a character (a lone surrogate), which is no text."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a character, which is no text") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Zero = Annotated[float, Field(ge=0.0, le=0.0)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -46,14 +59,14 @@ class _Sent(BaseModel):
 
 class TextPart(_Sent):
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(_Sent):
     """One turn. Contents are text, or a list of text parts. The last five are what clients copy from an answer."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
     refusal: None = None
     audio: None = None
     annotations: Nothing | None = None
@@ -76,7 +89,7 @@ class TextFormat(_Sent):
 class Asked(_Sent):
     """What both endpoints know."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Annotated[Text, Field(min_length=1, max_length=256)]
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Seed | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
@@ -84,7 +97,7 @@ class Asked(_Sent):
     stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[str, Field(max_length=256)] | None = None
+    user: Annotated[Text, Field(max_length=256)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
@@ -117,8 +130,8 @@ class ChatRequest(Asked):
 
 class CompletionRequest(Asked):
     prompt: (
-        str
-        | Annotated[list[str], Field(min_length=1, max_length=65536)]
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=65536)]
         | Annotated[list[TokenId], Field(min_length=1)]
         | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=65536)]
     )
