@@ -92,6 +92,12 @@ class SandboxError(LimbeckError, RuntimeError):
     exit_code = 11
 
 
+class ExpertError(LimbeckError, ValueError):
+    """An expert is damaged, unsafe, missing, or there already; or what is asked of the registry is not possible."""
+
+    exit_code = 12
+
+
 class EngineError(LimbeckError, RuntimeError):
     """An engine writes no more: its model failed, or it was closed."""
 

@@ -95,12 +95,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     try:
         yield tmp
-        files = sorted(p for p in tmp.rglob("*") if p.is_file() and p.name != "MANIFEST.json")
-        manifest = {str(p.relative_to(tmp)): {"bytes": p.stat().st_size, "sha256": sha256_file(p)} for p in files}
-        (tmp / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
-        for file in [*files, tmp / "MANIFEST.json"]:
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        seal_dir(tmp)
         tmp.chmod(0o755)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
@@ -115,6 +110,22 @@ def atomic_dir(path: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
+
+
+def seal_dir(folder: Path) -> None:
+    """Write MANIFEST.json, the size and SHA-256 of every file by its relative name, and bring all of it to the disk."""
+    own = folder / "MANIFEST.json"
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != own)
+    manifest = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in files
+    }
+    own.write_text(json.dumps(manifest, indent=1))
+    for file in [*files, own]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    for inside in sorted(path for path in folder.rglob("*") if path.is_dir()):
+        fsync_dir(inside)
 
 
 def sweep(folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
+from limbeck.licences import HUB_LICENCES, TERMS
 from limbeck.recipe_io import dump_recipe
 from limbeck.teachers import is_local, name_of
 
@@ -34,16 +35,6 @@ COST = {
 }
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 LICENCES = {"smollm2-135m": "apache-2.0"}
-HUB_LICENCES = frozenset(
-    {
-        *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "mpl-2.0", "unlicense", "cc0-1.0"),
-        *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
-        *("openrail", "openrail++", "bigscience-openrail-m", "bigscience-bloom-rail-1.0", "bigcode-openrail-m"),
-        *("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "unknown", "other"),
-    }
-)
-"""Identifiers that the Hub knows; any other licence is written as `other` with its name."""
-
 USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -52,8 +43,6 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 
 Or, with the same interface as every other model: `limbeck.open_lm("PATH")`."""
-
-TERMS = "A student carries what it learned from its teacher and its data: their terms apply to it."
 
 
 @dataclass(frozen=True)
