@@ -76,7 +76,7 @@ def build(
     house = House(settings, catalogue, pool, routes, Remotes(metrics), metrics)
     limits = settings.limits
     rates = Rates(limits.requests_per_minute, limits.tokens_per_minute)
-    gate = Gate(make_app(house), Keys.read(settings.keys), limits, rates, metrics, log)
+    gate = Gate(make_app(house), Keys.read(settings.keys), limits, rates, metrics, log, settings.host)
     return Built(house, gate, log)
 
 

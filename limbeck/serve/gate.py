@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from limbeck.serve import calls
 from limbeck.serve.limits import Keys, Rates, json_depth
 from limbeck.serve.refusals import ApiError
-from limbeck.serving import num_bytes
+from limbeck.serving import is_loopback, num_bytes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -46,6 +46,7 @@ class Gate:
     rates: Rates
     metrics: Metrics
     log: Log
+    host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
         self.busy: dict[Call, asyncio.Task[None]] = {}
@@ -96,21 +97,31 @@ class Gate:
         """The request's body, if it may pass. Raises ApiError."""
         headers = dict(scope["headers"])
         path = scope["path"]
+        self._check_host(headers.get(b"host", b""))
         if path not in OPEN:
             who = self.keys.who(headers.get(b"authorization"))
             if who is None:
                 raise ApiError(401, "A valid key is needed: Authorization: Bearer KEY.", code="invalid_api_key")
             call.key = who
-            if self.draining and path != "/metrics":
-                raise ApiError(503, "The server is stopping.", code="draining", retry_after=DRAIN_RETRY)
+        body = await self._body(headers, receive)
+        if self.draining and path not in (*OPEN, "/metrics"):
+            raise ApiError(503, "The server is stopping.", code="draining", retry_after=DRAIN_RETRY)
         if path in WRITING and scope["method"] == "POST":
             self.rates.admit(call.key)
             if len(self.writing) > self.limits.max_in_flight:
                 raise ApiError(503, "Too many requests are under way.", code="overloaded", retry_after=1.0)
-        body = await self._body(headers, receive)
         if json_depth(body, self.limits.max_depth) > self.limits.max_depth:
             raise ApiError(400, f"The JSON nests deeper than {self.limits.max_depth} levels.", code="json_too_deep")
         return body
+
+    def _check_host(self, host: bytes) -> None:
+        """Without keys, only those who mean this machine are let in: a page of another site can make its own name lead
+        here (DNS rebinding), and would be at home."""
+        if self.keys.digests:
+            return
+        name = host.decode("latin-1").rpartition(":")[0] if b":" in host.rpartition(b"]")[2] else host.decode("latin-1")
+        if not is_loopback(name.strip("[]")) and name != self.host:
+            raise ApiError(421, "This server is not known under that name.", code="unknown_host")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         length = headers.get(b"content-length", b"0")
@@ -177,6 +188,8 @@ class _Sender:
             return
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(error.encoded)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
+        if error.status in (401, 408, 413):  # the body, or the rest of it, was not read
+            headers.append((b"connection", b"close"))
         await self({"type": "http.response.start", "status": error.status, "headers": headers})
         await self({"type": "http.response.body", "body": error.encoded})
 

@@ -33,7 +33,7 @@ def json_depth(text: bytes, most: int) -> int:
             if deepest > most:
                 break
         elif first in b"]}":
-            depth -= 1
+            depth = max(depth - 1, 0)
     return deepest
 
 

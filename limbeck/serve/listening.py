@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_HEAD = 32 * 2**10
 """Bytes of a request's head."""
+SEND_BUFFER = 256 * 2**10
+"""Bytes of an answer that the system keeps for a client that does not read; then the model waits."""
 TICK = 0.02
 
 
@@ -40,6 +42,7 @@ def protocol_with(limits: Limits) -> type[H11Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
             if len(self.connections) > limits.max_connections:
                 self._refuse(ApiError(503, "Too many connections.", code="overloaded", retry_after=1.0))
                 return

@@ -213,7 +213,7 @@ def _malformed(remote: Remote) -> ApiError:
 def _refusal(remote: Remote, status: int, headers: Any, body: bytes) -> ApiError:
     """Its refusal as ours: a wrong request is the client's affair, a wrong key or a redirect is not."""
     said = ""
-    with contextlib.suppress(ValueError, AttributeError, TypeError, RecursionError):
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
         said = str(json.loads(body)["error"]["message"])[:SHOWN]
     said = redact(said, remote.key) if remote.key else said
     if status in (400, 413, 422):

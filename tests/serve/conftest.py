@@ -49,6 +49,28 @@ class Running:
         return [found for found in map(json.loads, self.lines) if found["event"] == name]
 
 
+@dataclass(frozen=True)
+class Decided:
+    """What a router says."""
+
+    expert: str | None
+    confidence: float = 0.9
+    reason: str = "its words"
+
+
+@dataclass
+class Router:
+    """Says the same of every prompt, or what `by` says of it; notes what it was asked."""
+
+    always: Decided | None = None
+    by: dict[str, Decided] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def decide(self, prompt: str) -> Decided:
+        self.asked.append(prompt)
+        return self.by.get(prompt) or self.always or Decided(None, 0.1, "nobody's")
+
+
 @contextlib.contextmanager
 def running(registry: Path, *overrides: str, router: Any = None, **told: Any) -> Iterator[Running]:
     """A server until the block ends, which drains it. `router` stands in for a fitted one."""
