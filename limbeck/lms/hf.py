@@ -65,20 +65,26 @@ def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @contextlib.contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, the model attends within documents of packed rows; afterwards it is as it was."""
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Inside, the model attends as the registered function of that name does; afterwards it is as it was. Raises
+    ValueError where it does not let its attention be replaced."""
     before = str(model.config._attn_implementation)
-    if before == segments.NAME:
+    if before == name:
         yield
         return
-    segments.register()
-    model.set_attn_implementation(segments.NAME)
-    if model.config._attn_implementation != segments.NAME:
+    model.set_attn_implementation(name)
+    if model.config._attn_implementation != name:
         raise ValueError("its attention cannot be replaced")
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def packed_attention(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
+    """Inside, the model attends within documents of packed rows; afterwards it is as it was."""
+    segments.register()
+    return attending(model, segments.NAME)
 
 
 @dataclass(frozen=True)

@@ -25,25 +25,54 @@ MOST_PARTS = 4
 """Tokens that one character can take: an incomplete one is shown as it is after that."""
 
 
+NUCLEUS = 256
+"""Most likely tokens among which the nucleus is looked for first; sorting a whole vocabulary takes far longer."""
+
+
 def draw(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     """The next token: the most likely one at temperature 0, else a draw from the nucleus `top_p` at `temperature`.
 
-    The nucleus is the smallest set of most likely tokens whose mass reaches top_p (Holtzman et al., arXiv 1904.09751).
-    Draws depend on `generator` and these logits alone, whatever else is being written.
+    The nucleus is the smallest set of most likely tokens whose mass reaches top_p (Holtzman et al., arXiv 1904.09751);
+    of equally likely ones those of the lowest ids. Draws depend on `generator` and these logits alone, whatever else is
+    being written.
     """
     if sampling.temperature == 0:
         return int(logits_V.argmax())
     probs_V = (logits_V.double() / sampling.temperature).softmax(-1)
     at = torch.rand((), generator=generator, dtype=torch.float64)
-    if sampling.top_p < 1:
-        sorted_V, order_V = probs_V.sort(descending=True, stable=True)
-        before_V = sorted_V.cumsum(-1) - sorted_V
-        probs_V = torch.where(before_V < sampling.top_p, sorted_V, 0.0)
-    else:
-        order_V = torch.arange(len(probs_V))
-    mass_V = probs_V.cumsum(-1)
-    place = int(torch.searchsorted(mass_V, at * mass_V[-1], right=True))
-    return int(order_V[min(place, int(probs_V.nonzero()[-1]))])
+    if sampling.top_p == 1:
+        return _place(probs_V, at)
+    order_K, probs_K = _nucleus(logits_V, probs_V, sampling.top_p)
+    return int(order_K[_place(probs_K, at)])
+
+
+def _place(probs_K: Tensor, at: Tensor) -> int:
+    """Where the share `at` of the mass lies; never at a token without any."""
+    mass_K = probs_K.cumsum(-1)
+    place = int(torch.searchsorted(mass_K, at * mass_K[-1], right=True))
+    return place if place < len(mass_K) else int(probs_K.nonzero()[-1])
+
+
+def _nucleus(logits_V: Tensor, probs_V: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Ids and probabilities of the nucleus, the most likely first: exactly those of a stable sort of all."""
+    num = NUCLEUS
+    while num < len(probs_V):
+        candidates_K = logits_V.topk(num).indices.sort().values  # ids in order, so that the next sort keeps it
+        sorted_K, order_K = probs_V[candidates_K].sort(descending=True, stable=True)
+        size = _size(sorted_K, top_p)
+        # a token outside may be as likely as the last candidate: then the candidates are not known to be the right ones
+        if size < num and sorted_K[size - 1] > sorted_K[-1]:
+            return candidates_K[order_K[:size]], sorted_K[:size]
+        num *= 8
+    sorted_V, order_V = probs_V.sort(descending=True, stable=True)
+    size = _size(sorted_V, top_p)
+    return order_V[:size], sorted_V[:size]
+
+
+def _size(sorted_K: Tensor, top_p: float) -> int:
+    """How many of these have less than top_p before them."""
+    before_K = sorted_K.cumsum(-1) - sorted_K
+    return int((before_K < top_p).sum())
 
 
 class Writer:
@@ -70,10 +99,13 @@ class Writer:
 
     def write(self, logits_V: Tensor) -> Written:
         """Draw the next token from logits_V (fp32) and say what it adds."""
-        token = draw(logits_V, self.sampling, self._generator)
-        logp_V = logits_V - logits_V.logsumexp(-1)
-        best = logp_V.topk(min(self.top, len(logp_V)))
-        top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+        return write_rows([self], logits_V[None])[0]
+
+    def draw(self, logits_V: Tensor) -> int:
+        return draw(logits_V, self.sampling, self._generator)
+
+    def say(self, token: int, logp: float, top: tuple[tuple[int, float], ...]) -> Written:
+        """What a token that was drawn adds."""
         self.num += 1
         ended = token in self.end_ids
         text, stopped = self._stops.push("" if ended else self._characters.push(token))
@@ -81,7 +113,38 @@ class Writer:
         if reason and not stopped:
             rest, stopped = self._stops.push(self._characters.rest())
             text += rest if stopped else rest + self._stops.held
-        return Written(token, text, float(logp_V[token]), top, reason)
+        return Written(token, text, logp, top, reason)
+
+
+def write_rows(writers: Sequence[Writer], logits_NV: Tensor) -> list[Written]:
+    """The next token of each reply, from its own row of logits_NV (fp32). Rows do not touch one another."""
+    tokens = _draws(writers, logits_NV)
+    norm_N = logits_NV.logsumexp(-1)
+    picked_N = logits_NV.gather(1, torch.tensor(tokens, device=logits_NV.device)[:, None])[:, 0]
+    logps = (picked_N - norm_N).tolist()
+    tops = _tops(writers, logits_NV, norm_N)
+    rows = zip(writers, tokens, logps, tops, strict=True)
+    return [writer.say(token, logp, top) for writer, token, logp, top in rows]
+
+
+def _draws(writers: Sequence[Writer], logits_NV: Tensor) -> list[int]:
+    best = logits_NV.argmax(-1).tolist()
+    rows = enumerate(writers)
+    return [best[row] if writer.sampling.temperature == 0 else writer.draw(logits_NV[row]) for row, writer in rows]
+
+
+def _tops(writers: Sequence[Writer], logits_NV: Tensor, norm_N: Tensor) -> list[tuple[tuple[int, float], ...]]:
+    """The (id, log-prob) of the most likely tokens of each row, as many as its writer hands out."""
+    out: list[tuple[tuple[int, float], ...]] = [()] * len(writers)
+    rows = [row for row, writer in enumerate(writers) if writer.top]
+    if not rows:
+        return out
+    most = min(max(writers[row].top for row in rows), logits_NV.shape[1])
+    best = logits_NV[rows].topk(most)
+    logp = (best.values - norm_N[rows][:, None]).tolist()
+    for row, ids, values in zip(rows, best.indices.tolist(), logp, strict=True):
+        out[row] = tuple(zip(ids, values, strict=True))[: writers[row].top]
+    return out
 
 
 class _Characters:

@@ -1,0 +1,280 @@
+"""Continuous batching: one forward per step for all replies under way, whoever joined when.
+
+Each step feeds the next token of every reply and, within a bound, pieces of prompts: a long prompt does not keep the
+others waiting, and short ones are read together. A finished reply leaves at once. A prompt that begins as one that
+stands in memory already (a system prompt, the turns before) is read from where they differ.
+
+Tokens are those that the model writes for the request alone, up to rounding: the products of a batch are summed in
+another order than those of a single row, so logits differ by the precision of their dtype (about 1e-5 in float32), and
+where two tokens are as close as that, either may be chosen.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from limbeck.errors import EngineError, TeacherError
+from limbeck.lms.hf import attending
+from limbeck.lms.writing import write_rows
+from limbeck.losses.chunked import iter_logits
+from limbeck.serve import slots as slot_memory
+from limbeck.serve.desk import Desk, Event, Job
+from limbeck.serve.engine import Scored
+from limbeck.serve.slots import Piece, Plan, SlotMemory
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from limbeck.lms.hf import HfLM
+
+STALL_SECONDS = 0.1  # what pieces of prompts may add to a step in which replies are written
+ALONE_SECONDS = 0.5  # what a step of prompts alone may take: so long does a newcomer wait for his turn
+LEAST, MOST = 32, 512  # tokens of prompts in a step
+REUSE = 16  # tokens of a beginning that are worth a copy
+FALLBACK_CONTEXT = 2048  # for models that do not say
+
+
+class BatchEngine(Desk):
+    """An engine for a model of transformers. `slots` replies are written at a time, `waiting` requests wait, and
+    prompt and reply have `max_context` tokens together (the model's own bound by default).
+
+    Memory for keys and values grows to slots x max_context tokens (`Stats.most_memory_bytes`). Raises TeacherError for
+    families whose attention it does not reproduce: that is measured, not assumed. While it lives the model is its own.
+    """
+
+    def __init__(self, lm: HfLM, *, slots: int = 8, max_context: int | None = None, waiting: int = 64) -> None:
+        most = min(max_context or 2**31, lm.max_context or max_context or FALLBACK_CONTEXT)
+        refuse_unsupported(lm)
+        super().__init__(lm, BatchWorker(lm, slots, most), slots=slots, max_context=most, most_waiting=waiting)
+
+
+@dataclass(eq=False)
+class _Sequence:
+    """`ids` so far; the first `fed` of them stand in memory. `logp` and `top` are collected for jobs that score."""
+
+    job: Job
+    slot: int
+    ids: list[int]
+    fed: int
+    logp: list[float] = field(default_factory=lambda: [float("nan")])
+    top: list[tuple[tuple[int, float], ...]] = field(default_factory=lambda: [()])
+
+    @property
+    def left(self) -> int:
+        return len(self.ids) - self.fed
+
+
+class BatchWorker:
+    """The model's side of it. Used by one thread only."""
+
+    def __init__(self, lm: HfLM, slots: int, most: int) -> None:
+        slot_memory.register()
+        self._lm, self._decoder, self._head = lm, lm.model.get_decoder(), lm.head
+        self._memory = SlotMemory(slots, most)
+        self._held: list[list[int]] = [[] for _ in range(slots)]  # what stands in slots that are free
+        self._sequences: dict[Job, _Sequence] = {}
+        self._rate = LEAST / STALL_SECONDS  # tokens of prompts a second, as last seen
+        self._attention = attending(lm.model, slot_memory.NAME)
+        self._attention.__enter__()
+
+    @property
+    def memory(self) -> tuple[int, int]:
+        return self._memory.bytes, self._memory.most_bytes
+
+    def close(self) -> None:
+        self._attention.__exit__(None, None, None)
+        self._memory = SlotMemory(len(self._held), self._memory.most)
+
+    def admit(self, job: Job) -> None:
+        ids = [int(token) for token in job.ids]
+        taken = {sequence.slot: sequence.ids[: sequence.fed] for sequence in self._sequences.values()}
+        free = [slot for slot in range(len(self._held)) if slot not in taken]
+        standing = [taken.get(slot, self._held[slot]) for slot in range(len(self._held))]
+        common = [_common(ids, held) for held in standing]
+        source = max(range(len(common)), key=common.__getitem__)
+        reused = min(common[source], len(ids) - 1) if job.writer else 0  # the last one is fed: its row predicts
+        if reused < REUSE:
+            reused = 0
+        # its own slot if it is free; else the lowest: those that are written together are best side by side
+        slot = source if reused and source in free else free[0]
+        if reused and slot != source:
+            self._memory.copy(source, slot, reused)
+        self._held[slot] = []
+        self._sequences[job] = _Sequence(job, slot, ids, reused)
+
+    def drop(self, job: Job) -> None:
+        sequence = self._sequences.pop(job)
+        self._held[sequence.slot] = sequence.ids[: sequence.fed]
+
+    def turn(self) -> list[tuple[Job, Event]]:
+        written, pieces = self._plan()
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            hidden_TD = self._forward(written, pieces)
+            events = [*self._score(hidden_TD, len(written), pieces), *self._write(hidden_TD, written, pieces)]
+        num = sum(num for _, num in pieces)
+        if num >= LEAST:
+            self._rate = num / (time.perf_counter() - begun)
+        for job, event in events:
+            if isinstance(event, Exception | Scored) or event.finish_reason:
+                self.drop(job)
+        return events
+
+    def _plan(self) -> tuple[list[_Sequence], list[tuple[_Sequence, int]]]:
+        """Who gets his next token, and how much of whose prompt is read: of the shortest first, to each a fair share."""
+        sequences = sorted(self._sequences.values(), key=lambda sequence: sequence.slot)
+        written = [sequence for sequence in sequences if sequence.left == 1 and sequence.job.writer]
+        reading = sorted((each for each in sequences if each not in written), key=lambda sequence: sequence.left)
+        seconds = STALL_SECONDS if written else ALONE_SECONDS
+        budget = min(max(int(self._rate * seconds), LEAST), MOST)
+        pieces = []
+        for index, sequence in enumerate(reading):
+            num = min(sequence.left, max(budget // (len(reading) - index), 1))
+            budget -= num
+            pieces.append((sequence, num))
+        return written, pieces
+
+    def _forward(self, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]) -> Tensor:
+        """Hidden rows of all new tokens, which stand in memory afterwards."""
+        parts = [*((sequence, 1) for sequence in written), *pieces]
+        self._memory.grow(max(sequence.fed + num for sequence, num in parts))
+        ids = [token for sequence, num in parts for token in sequence.ids[sequence.fed : sequence.fed + num]]
+        places = [Piece(sequence.slot, sequence.fed, sequence.fed + num) for sequence, num in parts]
+        device = self._lm.device
+        plan = Plan(self._memory, places[: len(written)], places[len(written) :], device)
+        out = self._decoder(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=plan.positions_T[None],
+            use_cache=False,
+            plan=plan,
+        )
+        for sequence, num in parts:
+            sequence.fed += num
+        return out.last_hidden_state[0]
+
+    def _write(
+        self, hidden_TD: Tensor, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]
+    ) -> list[tuple[Job, Event]]:
+        """The next token of every reply whose prompt is read."""
+        rows, sequences = list(range(len(written))), list(written)
+        end = len(written)
+        for sequence, num in pieces:
+            end += num
+            if sequence.job.writer and sequence.left == 0:
+                rows.append(end - 1)
+                sequences.append(sequence)
+        if not rows:
+            return []
+        hidden_ND = hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[rows]
+        blocks = [logits_nV.clone() for _, logits_nV in iter_logits(hidden_ND, self._head)]
+        logits_NV = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+        good = logits_NV.amax(-1).isfinite()
+        if not bool(good.all()):
+            return self._broken(sequences, logits_NV, good.tolist())
+        return self._drawn(sequences, logits_NV)
+
+    def _drawn(self, sequences: list[_Sequence], logits_NV: Tensor) -> list[tuple[Job, Event]]:
+        writers = [sequence.job.writer for sequence in sequences if sequence.job.writer]
+        events: list[tuple[Job, Event]] = []
+        for sequence, one in zip(sequences, write_rows(writers, logits_NV), strict=True):
+            sequence.ids.append(one.id)
+            events.append((sequence.job, one))
+        return events
+
+    def _broken(self, sequences: list[_Sequence], logits_NV: Tensor, good: list[bool]) -> list[tuple[Job, Event]]:
+        """Logits that are no numbers end the request that they belong to, and no other."""
+        error = EngineError("the model's logits are not finite; nothing can be drawn from them.")
+        whole = [row for row, is_good in enumerate(good) if is_good]
+        events = self._drawn([sequences[row] for row in whole], logits_NV[whole]) if whole else []
+        return [*events, *((sequences[row].job, error) for row, is_good in enumerate(good) if not is_good)]
+
+    def _score(self, hidden_TD: Tensor, begin: int, pieces: list[tuple[_Sequence, int]]) -> list[tuple[Job, Event]]:
+        """Log-probs of the tokens that follow those just read, for requests that score."""
+        events: list[tuple[Job, Event]] = []
+        for sequence, num in pieces:
+            if sequence.job.writer is None:
+                following = sequence.ids[sequence.fed - num + 1 : sequence.fed + 1]
+                self._collect(sequence, hidden_TD[begin : begin + len(following)], following)
+                if sequence.left == 0:
+                    logp_T = np.array(sequence.logp, dtype=np.float32)
+                    events.append((sequence.job, Scored(logp_T, tuple(sequence.top))))
+            begin += num
+        return events
+
+    def _collect(self, sequence: _Sequence, hidden_ND: Tensor, following: list[int]) -> None:
+        """`following` are the tokens that really come after each row."""
+        if not following:
+            return
+        ids_N = torch.tensor(following, device=hidden_ND.device)
+        for part, logits_nV in iter_logits(hidden_ND, self._head):
+            logp_nV = logits_nV.log_softmax(-1)
+            sequence.logp += logp_nV.gather(1, ids_N[part, None])[:, 0].tolist()
+            best = logp_nV.topk(min(sequence.job.top, logp_nV.shape[1]))
+            rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            sequence.top += [tuple(zip(ids, values, strict=True)) for ids, values in rows]
+
+
+def _common(left: list[int], right: list[int]) -> int:
+    """How many tokens two sequences have in common from their beginning."""
+    num = min(len(left), len(right))
+    if left[:num] == right[:num]:
+        return num
+    return next(at for at in range(num) if left[at] != right[at])
+
+
+def refuse_unsupported(lm: HfLM) -> None:
+    """Raise TeacherError, naming the family, unless two sequences in slots, one of them read in two pieces and both
+    written on together, have the logits that the model itself gives them alone."""
+    vocab = lm.vocab
+    rows = [np.arange(1, 1 + length) * 7919 % vocab for length in (7, 12)]
+    try:
+        ours = _in_slots(lm, rows)
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        raise TeacherError(_unsupported(lm, str(error))) from error
+    with torch.inference_mode():
+        theirs = [lm.model(torch.from_numpy(row)[None].to(lm.device)).logits[0, :, :vocab].float() for row in rows]
+    for ours_TV, theirs_TV in zip(ours, theirs, strict=True):
+        error = float((ours_TV - theirs_TV).abs().mean() / theirs_TV.std().clamp_min(1e-6))
+        if not error < (2e-3 if lm.dtype == torch.float32 else 0.1):
+            raise TeacherError(_unsupported(lm, f"its logits differ by {error:.3g} of their spread"))
+
+
+def _in_slots(lm: HfLM, rows: list[np.ndarray]) -> list[Tensor]:
+    """logits_TV of each row: all but the last two tokens as pieces of prompts, those one by one."""
+    slot_memory.register()
+    memory = SlotMemory(len(rows), max(map(len, rows)))
+    fed, out = [0] * len(rows), [[] for _ in rows]
+    with torch.inference_mode(), attending(lm.model, slot_memory.NAME):
+        while any(fed[at] < len(row) for at, row in enumerate(rows)):
+            pieces = []
+            for at, row in enumerate(rows):
+                left = len(row) - fed[at]
+                size = min(5, left - 2) if left > 2 else 1
+                pieces.append(Piece(at, fed[at], min(fed[at] + size, len(row))))
+            pieces = [piece for piece in pieces if piece.end > piece.start]
+            written = [piece for piece in pieces if piece.end - piece.start == 1]
+            parts = [piece for piece in pieces if piece.end - piece.start > 1]
+            plan = Plan(memory, written, parts, lm.device)
+            ids = np.concatenate([rows[piece.slot][piece.start : piece.end] for piece in (*written, *parts)])
+            ids_T = torch.from_numpy(ids).to(lm.device)
+            hidden = lm.model.get_decoder()(
+                input_ids=ids_T[None], position_ids=plan.positions_T[None], use_cache=False, plan=plan
+            )
+            logits_TV = torch.cat([z.clone() for _, z in iter_logits(hidden.last_hidden_state[0], lm.head)])
+            at = 0
+            for piece in (*written, *parts):
+                out[piece.slot].append(logits_TV[at : at + piece.end - piece.start])
+                at, fed[piece.slot] = at + piece.end - piece.start, piece.end
+    return [torch.cat(parts) for parts in out]
+
+
+def _unsupported(lm: HfLM, why: str) -> str:
+    return (
+        f"the model family {lm.model.config.model_type!r} cannot be written in batches: keys and values in slots do not "
+        f"reproduce its own logits ({why}). Export it to GGUF or ONNX, which are served one sequence at a time."
+    )
