@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from limbeck.errors import EngineError, TeacherError
+from limbeck.errors import EngineError
 from limbeck.lms.hf import attending
 from limbeck.lms.writing import write_rows
 from limbeck.losses.chunked import iter_logits
 from limbeck.serve import slots as slot_memory
 from limbeck.serve.desk import Desk, Event, Job
 from limbeck.serve.engine import Scored
-from limbeck.serve.slots import Piece, Plan, SlotMemory
+from limbeck.serve.families import context_of, prove
+from limbeck.serve.slots import Piece, Plan, SlotMemory, forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,33 +35,45 @@ if TYPE_CHECKING:
 
 STALL_SECONDS = 0.1  # what pieces of prompts may add to a step in which replies are written
 ALONE_SECONDS = 0.5  # what a step of prompts alone may take: so long does a newcomer wait for his turn
-LEAST, MOST = 32, 512  # tokens of prompts in a step
+LEAST, SURE, MOST = 32, 128, 512  # tokens of prompts in a step; as many tell how fast they are read
 REUSE = 16  # tokens of a beginning that are worth a copy
-FALLBACK_CONTEXT = 2048  # for models that do not say
+MEMORY = 2 * 2**30
 
 
 class BatchEngine(Desk):
-    """An engine for a model of transformers. `slots` replies are written at a time, `waiting` requests wait, and
-    prompt and reply have `max_context` tokens together (the model's own bound by default).
+    """An engine for a model of transformers. `slots` replies are written at a time, `waiting` requests wait, and prompt
+    and reply have `max_context` tokens together: the model's own bound by default.
 
-    Memory for keys and values grows to slots x max_context tokens (`Stats.most_memory_bytes`). Raises TeacherError for
-    families whose attention it does not reproduce: that is measured, not assumed. While it lives the model is its own.
+    Keys and values take `memory_bytes` at most; where the default context would take more, it is cut to what fits.
+    Memory grows with the longest sequence. Raises TeacherError for families whose logits slots do not reproduce (that is
+    measured, not assumed), and for a `max_context` that does not fit. While it lives the model is its own.
     """
 
-    def __init__(self, lm: HfLM, *, slots: int = 8, max_context: int | None = None, waiting: int = 64) -> None:
-        most = min(max_context or 2**31, lm.max_context or max_context or FALLBACK_CONTEXT)
-        refuse_unsupported(lm)
-        super().__init__(lm, BatchWorker(lm, slots, most), slots=slots, max_context=most, most_waiting=waiting)
+    def __init__(
+        self,
+        lm: HfLM,
+        *,
+        slots: int = 8,
+        max_context: int | None = None,
+        waiting: int = 64,
+        memory_bytes: int = MEMORY,
+    ) -> None:
+        token_bytes = prove(lm)
+        most = context_of(lm, max_context, memory_bytes // (slots * token_bytes))
+        worker = BatchWorker(lm, slots, most, token_bytes)
+        super().__init__(lm, worker, slots=slots, max_context=most, most_waiting=waiting)
 
 
 @dataclass(eq=False)
 class _Sequence:
-    """`ids` so far; the first `fed` of them stand in memory. `logp` and `top` are collected for jobs that score."""
+    """`ids` so far; the first `fed` of them stand in memory, once it has `begun`. `logp` and `top` are collected for
+    jobs that score."""
 
     job: Job
     slot: int
     ids: list[int]
-    fed: int
+    fed: int = 0
+    begun: bool = False
     logp: list[float] = field(default_factory=lambda: [float("nan")])
     top: list[tuple[tuple[int, float], ...]] = field(default_factory=lambda: [()])
 
@@ -68,15 +81,20 @@ class _Sequence:
     def left(self) -> int:
         return len(self.ids) - self.fed
 
+    @property
+    def scores(self) -> bool:
+        return self.job.writer is None
+
 
 class BatchWorker:
     """The model's side of it. Used by one thread only."""
 
-    def __init__(self, lm: HfLM, slots: int, most: int) -> None:
+    def __init__(self, lm: HfLM, slots: int, most: int, token_bytes: int) -> None:
         slot_memory.register()
         self._lm, self._decoder, self._head = lm, lm.model.get_decoder(), lm.head
         self._memory = SlotMemory(slots, most)
-        self._held: list[list[int]] = [[] for _ in range(slots)]  # what stands in slots that are free
+        self._most_bytes = slots * most * token_bytes
+        self._held: list[list[int]] = [[] for _ in range(slots)]  # what stands in slots that nobody writes to
         self._sequences: dict[Job, _Sequence] = {}
         self._rate = LEAST / STALL_SECONDS  # tokens of prompts a second, as last seen
         self._attention = attending(lm.model, slot_memory.NAME)
@@ -84,7 +102,7 @@ class BatchWorker:
 
     @property
     def memory(self) -> tuple[int, int]:
-        return self._memory.bytes, self._memory.most_bytes
+        return self._memory.bytes, self._most_bytes
 
     def close(self) -> None:
         self._attention.__exit__(None, None, None)
@@ -92,24 +110,36 @@ class BatchWorker:
 
     def admit(self, job: Job) -> None:
         ids = [int(token) for token in job.ids]
-        taken = {sequence.slot: sequence.ids[: sequence.fed] for sequence in self._sequences.values()}
-        free = [slot for slot in range(len(self._held)) if slot not in taken]
-        standing = [taken.get(slot, self._held[slot]) for slot in range(len(self._held))]
-        common = [_common(ids, held) for held in standing]
-        source = max(range(len(common)), key=common.__getitem__)
-        reused = min(common[source], len(ids) - 1) if job.writer else 0  # the last one is fed: its row predicts
-        if reused < REUSE:
-            reused = 0
-        # its own slot if it is free; else the lowest: those that are written together are best side by side
-        slot = source if reused and source in free else free[0]
-        if reused and slot != source:
-            self._memory.copy(source, slot, reused)
-        self._held[slot] = []
-        self._sequences[job] = _Sequence(job, slot, ids, reused)
+        taken = {sequence.slot for sequence in self._sequences.values()}
+        # That with the same beginning; else the lowest: those that are written together are best side by side.
+        common = {slot: _common(ids, self._held[slot]) for slot in range(len(self._held)) if slot not in taken}
+        slot = max(common, key=lambda slot: (common[slot] if common[slot] >= REUSE and job.writer else 0, -slot))
+        self._sequences[job] = _Sequence(job, slot, ids)
 
     def drop(self, job: Job) -> None:
         sequence = self._sequences.pop(job)
-        self._held[sequence.slot] = sequence.ids[: sequence.fed]
+        if sequence.begun:
+            self._held[sequence.slot] = sequence.ids[: sequence.fed]
+
+    def _begin(self, sequence: _Sequence) -> bool:
+        """Take over what stands in memory of the same beginning. False while more of it is being read for another."""
+        begun = [each for each in self._sequences.values() if each.begun]
+        reused, source = 0, sequence.slot
+        if not sequence.scores:  # which needs every row's logits
+            standing = {**dict(enumerate(self._held)), **{each.slot: each.ids[: each.fed] for each in begun}}
+            common = {slot: _common(sequence.ids, ids) for slot, ids in standing.items()}
+            source = max(common, key=lambda slot: (common[slot], slot == sequence.slot))
+            reused = min(common[source], len(sequence.ids) - 1)  # the last one is fed: its row predicts
+            coming = max((_common(sequence.ids[:-1], each.ids) for each in begun if each.left > 1), default=0)
+            if coming >= reused + REUSE:
+                return False
+        if reused >= REUSE:
+            if source != sequence.slot:
+                self._memory.copy(source, sequence.slot, reused)
+            sequence.fed = reused
+        sequence.begun = True
+        self._held[sequence.slot] = []
+        return True
 
     def turn(self) -> list[tuple[Job, Event]]:
         written, pieces = self._plan()
@@ -119,16 +149,18 @@ class BatchWorker:
             events = [*self._score(hidden_TD, len(written), pieces), *self._write(hidden_TD, written, pieces)]
         num = sum(num for _, num in pieces)
         if num >= LEAST:
-            self._rate = num / (time.perf_counter() - begun)
+            rate = num / (time.perf_counter() - begun)
+            self._rate = rate if num >= SURE else max(rate, self._rate)  # few tokens are read slowly
         for job, event in events:
             if isinstance(event, Exception | Scored) or event.finish_reason:
                 self.drop(job)
         return events
 
     def _plan(self) -> tuple[list[_Sequence], list[tuple[_Sequence, int]]]:
-        """Who gets his next token, and how much of whose prompt is read: of the shortest first, to each a fair share."""
-        sequences = sorted(self._sequences.values(), key=lambda sequence: sequence.slot)
-        written = [sequence for sequence in sequences if sequence.left == 1 and sequence.job.writer]
+        """Who gets the next token, and how much of whose prompt is read: the shortest first, and each a fair share."""
+        ready = [each for each in self._sequences.values() if each.begun or self._begin(each)]
+        sequences = sorted(ready, key=lambda sequence: sequence.slot)
+        written = [sequence for sequence in sequences if sequence.left == 1 and not sequence.scores]
         reading = sorted((each for each in sequences if each not in written), key=lambda sequence: sequence.left)
         seconds = STALL_SECONDS if written else ALONE_SECONDS
         budget = min(max(int(self._rate * seconds), LEAST), MOST)
@@ -145,17 +177,11 @@ class BatchWorker:
         self._memory.grow(max(sequence.fed + num for sequence, num in parts))
         ids = [token for sequence, num in parts for token in sequence.ids[sequence.fed : sequence.fed + num]]
         places = [Piece(sequence.slot, sequence.fed, sequence.fed + num) for sequence, num in parts]
-        device = self._lm.device
-        plan = Plan(self._memory, places[: len(written)], places[len(written) :], device)
-        out = self._decoder(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=plan.positions_T[None],
-            use_cache=False,
-            plan=plan,
-        )
+        plan = Plan(self._memory, places[: len(written)], places[len(written) :], self._lm.device)
+        hidden_TD = forward(self._decoder, ids, plan)
         for sequence, num in parts:
             sequence.fed += num
-        return out.last_hidden_state[0]
+        return hidden_TD
 
     def _write(
         self, hidden_TD: Tensor, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]
@@ -165,7 +191,7 @@ class BatchWorker:
         end = len(written)
         for sequence, num in pieces:
             end += num
-            if sequence.job.writer and sequence.left == 0:
+            if sequence.left == 0 and not sequence.scores:
                 rows.append(end - 1)
                 sequences.append(sequence)
         if not rows:
@@ -197,7 +223,7 @@ class BatchWorker:
         """Log-probs of the tokens that follow those just read, for requests that score."""
         events: list[tuple[Job, Event]] = []
         for sequence, num in pieces:
-            if sequence.job.writer is None:
+            if sequence.scores:
                 following = sequence.ids[sequence.fed - num + 1 : sequence.fed + 1]
                 self._collect(sequence, hidden_TD[begin : begin + len(following)], following)
                 if sequence.left == 0:
@@ -225,56 +251,3 @@ def _common(left: list[int], right: list[int]) -> int:
     if left[:num] == right[:num]:
         return num
     return next(at for at in range(num) if left[at] != right[at])
-
-
-def refuse_unsupported(lm: HfLM) -> None:
-    """Raise TeacherError, naming the family, unless two sequences in slots, one of them read in two pieces and both
-    written on together, have the logits that the model itself gives them alone."""
-    vocab = lm.vocab
-    rows = [np.arange(1, 1 + length) * 7919 % vocab for length in (7, 12)]
-    try:
-        ours = _in_slots(lm, rows)
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        raise TeacherError(_unsupported(lm, str(error))) from error
-    with torch.inference_mode():
-        theirs = [lm.model(torch.from_numpy(row)[None].to(lm.device)).logits[0, :, :vocab].float() for row in rows]
-    for ours_TV, theirs_TV in zip(ours, theirs, strict=True):
-        error = float((ours_TV - theirs_TV).abs().mean() / theirs_TV.std().clamp_min(1e-6))
-        if not error < (2e-3 if lm.dtype == torch.float32 else 0.1):
-            raise TeacherError(_unsupported(lm, f"its logits differ by {error:.3g} of their spread"))
-
-
-def _in_slots(lm: HfLM, rows: list[np.ndarray]) -> list[Tensor]:
-    """logits_TV of each row: all but the last two tokens as pieces of prompts, those one by one."""
-    slot_memory.register()
-    memory = SlotMemory(len(rows), max(map(len, rows)))
-    fed, out = [0] * len(rows), [[] for _ in rows]
-    with torch.inference_mode(), attending(lm.model, slot_memory.NAME):
-        while any(fed[at] < len(row) for at, row in enumerate(rows)):
-            pieces = []
-            for at, row in enumerate(rows):
-                left = len(row) - fed[at]
-                size = min(5, left - 2) if left > 2 else 1
-                pieces.append(Piece(at, fed[at], min(fed[at] + size, len(row))))
-            pieces = [piece for piece in pieces if piece.end > piece.start]
-            written = [piece for piece in pieces if piece.end - piece.start == 1]
-            parts = [piece for piece in pieces if piece.end - piece.start > 1]
-            plan = Plan(memory, written, parts, lm.device)
-            ids = np.concatenate([rows[piece.slot][piece.start : piece.end] for piece in (*written, *parts)])
-            ids_T = torch.from_numpy(ids).to(lm.device)
-            hidden = lm.model.get_decoder()(
-                input_ids=ids_T[None], position_ids=plan.positions_T[None], use_cache=False, plan=plan
-            )
-            logits_TV = torch.cat([z.clone() for _, z in iter_logits(hidden.last_hidden_state[0], lm.head)])
-            at = 0
-            for piece in (*written, *parts):
-                out[piece.slot].append(logits_TV[at : at + piece.end - piece.start])
-                at, fed[piece.slot] = at + piece.end - piece.start, piece.end
-    return [torch.cat(parts) for parts in out]
-
-
-def _unsupported(lm: HfLM, why: str) -> str:
-    return (
-        f"the model family {lm.model.config.model_type!r} cannot be written in batches: keys and values in slots do not "
-        f"reproduce its own logits ({why}). Export it to GGUF or ONNX, which are served one sequence at a time."
-    )

@@ -121,12 +121,12 @@ class Desk:
     """An `Engine` around a worker."""
 
     def __init__(self, lm: LiveLM, worker: Worker, *, slots: int, max_context: int, most_waiting: int) -> None:
-        self.lm, self.max_context = lm, max_context
+        self.lm, self.max_context, self._vocab = lm, max_context, lm.vocab
         self._worker, self._slots, self._most_waiting = worker, slots, most_waiting
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._running: set[Job] = set()
-        self._gone: list[Job] = []  # running ones whose reader left
+        self._gone: deque[Job] = deque()  # whose reader left
         self._closing = self._draining = False
         self._dead = ""
         self._tokens, self._recent = 0, deque[tuple[float, int]]()
@@ -182,16 +182,14 @@ class Desk:
 
     def _check(self, ids: np.ndarray, *, room: int) -> None:
         if len(ids) == 0:
-            raise DataError(
-                "a request without any token; a prompt has one at least (a text's own begin token will do)."
-            )
+            raise DataError("a request without any token; a prompt has one at least (the text's begin token will do).")
         if len(ids) + room > self.max_context:
             raise LongRow(
                 f"the prompt has {len(ids):,} tokens, and this engine's context is {self.max_context:,}"
                 f"{' with the reply' if room else ''}; shorten the prompt."
             )
-        if int(ids.min()) < 0 or int(ids.max()) >= self.lm.vocab:
-            raise DataError(f"token ids from {ids.min()} to {ids.max()}; this model knows 0 to {self.lm.vocab - 1}.")
+        if int(ids.min()) < 0 or int(ids.max()) >= self._vocab:
+            raise DataError(f"token ids from {ids.min()} to {ids.max()}; this model knows 0 to {self._vocab - 1}.")
 
     def _submit(self, ids: np.ndarray, writer: Writer | None, top: int) -> Stream:
         job = Job(ids, writer, top, Inbox(asyncio.get_running_loop()))
@@ -208,11 +206,8 @@ class Desk:
         return Stream(job, self._cancel)
 
     def _cancel(self, job: Job) -> None:
-        with self._changed:
-            if job in self._running:
-                self._gone.append(job)
-            elif job in self._waiting:
-                self._waiting.remove(job)
+        # Without the lock: a stream that is forgotten ends wherever the garbage collector finds it.
+        self._gone.append(job)
 
     # ---- in the thread ----
 
@@ -230,9 +225,10 @@ class Desk:
         """Let go who left, take in who waits; sleeps while there is nothing to do. False when it is time to end."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or self._waiting or self._running)
-            gone = [job for job in self._gone if job in self._running]
-            self._gone.clear()
-            self._running.difference_update(gone)
+            left = {self._gone.popleft() for _ in range(len(self._gone))}
+            gone = left & self._running
+            self._running -= gone
+            self._waiting = deque(job for job in self._waiting if job not in left)
             new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._slots - len(self._running)))]
             self._running.update(new)
             closing = self._closing
@@ -261,7 +257,7 @@ class Desk:
 
     def _forget(self, inboxes: list[Inbox]) -> None:
         with self._changed:
-            self._gone += [job for job in self._running if job.inbox in inboxes]
+            self._gone.extend(job for job in self._running if job.inbox in inboxes)
 
     def _count(self, num: int) -> None:
         now = time.monotonic()

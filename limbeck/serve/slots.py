@@ -8,7 +8,7 @@ written attend together, padded to the longest of them; ones that are much longe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -53,10 +53,6 @@ class SlotMemory:
     @property
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for pair in self._layers.values() for tensor in pair)
-
-    @property
-    def most_bytes(self) -> int:
-        return self.bytes // self.room * self.most
 
     def grow(self, tokens: int) -> None:
         """Make room for sequences of so many tokens, at most `most`."""
@@ -157,6 +153,13 @@ class Plan:
         return self._masks[key]
 
 
+def forward(decoder: Any, ids: Sequence[int], plan: Plan) -> Tensor:
+    """hidden_TD (after the final norm) of the plan's tokens, which stand in memory afterwards."""
+    ids_T = torch.tensor(ids, device=plan.device)
+    out = decoder(input_ids=ids_T[None], position_ids=plan.positions_T[None], use_cache=False, plan=plan)
+    return out.last_hidden_state[0]
+
+
 def _split(written: Sequence[Piece]) -> tuple[list[int], list[int]]:
     """Which attend together and which alone, so that least is read: those together read as much as the longest and the
     highest slot of them would, each alone costs a call."""
@@ -193,13 +196,13 @@ def slot_attention(
     if plan is None:
         raise ValueError("slot attention was called without a plan")
     keys, values = plan.memory.store(module, key, value, plan.rows_T)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     outs = []
     num = len(plan.written)
     if num:
         # The heads that share keys are the rows of one product: nothing is repeated, and keys are read once.
         q = query[0, :, :num].transpose(0, 1).unflatten(1, (key.shape[1], -1))
-        outs.append(_written(q, keys, values, plan, (scaling, softcap, sliding_window)))
+        outs.append(_written(q, keys, values, plan, (scale, softcap, sliding_window)))
     begin = num
     for piece in plan.pieces:
         end = begin + piece.end - piece.start
@@ -207,12 +210,12 @@ def slot_attention(
         mask = plan.piece_mask(piece, sliding_window)
         q = query[:, :, begin:end]
         if softcap is not None:
-            outs.append(_capped_piece(q, k, v, mask, (scaling, softcap)))
+            outs.append(_capped_piece(q, k, v, mask, (scale, softcap)))
         else:
             gqa = q.shape[1] != k.shape[1]
             causal = mask is None
             out = nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=scaling, is_causal=causal, enable_gqa=gqa
+                q, k, v, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=gqa
             )
             outs.append(out[0].transpose(0, 1))
         begin = end
