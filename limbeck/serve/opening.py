@@ -10,6 +10,8 @@ from limbeck.chat import ChatTemplate
 from limbeck.errors import TeacherError
 from limbeck.lms import open_lm
 from limbeck.lms.hf import HfLM
+from limbeck.serve.batch import BatchEngine
+from limbeck.serve.serial import SerialEngine
 from limbeck.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
@@ -64,8 +66,5 @@ def opener(settings: Serving) -> Callable[[Expert], Opened]:
 
 
 def _engine(lm: LiveLM, settings: Serving) -> Engine:
-    from limbeck.serve.batch import BatchEngine
-    from limbeck.serve.serial import SerialEngine
-
     kind = BatchEngine if isinstance(lm, HfLM) else SerialEngine
     return kind(lm, slots=settings.slots, waiting=settings.waiting)

@@ -76,7 +76,7 @@ def running(registry: Path, *overrides: str, router: Any = None, **told: Any) ->
     """A server until the block ends, which drains it. `router` stands in for a fitted one."""
     lines: list[str] = []
     settings = load_serving(None, ["port=0", "drain_seconds=2", "dtype=float32", *overrides])
-    built = serve.build(registry, settings, on_message=lines.append, **{"open_with": simple, **told})
+    built = serve.build(registry, settings, on_message=lines.append, **told)
     if router is not None:
         built.house.routes.router = router
     at: list[str] = []
@@ -137,15 +137,3 @@ def experts_folder(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Any) -
 def server(experts_folder: Path) -> Iterator[Running]:
     with running(experts_folder) as found:
         yield found
-
-
-def simple(settings):
-    from limbeck.lms import open_lm
-    from limbeck.serve.opening import Opened
-    from tests.serve.simple import SimpleEngine
-
-    def open_expert(expert):
-        lm = open_lm(expert.model_path, dtype=settings.dtype)
-        return Opened(lm, SimpleEngine(lm))
-
-    return open_expert

@@ -381,11 +381,10 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     made: list[Any] = []
 
     def open_with(settings: Any) -> Any:
-        from limbeck.serve.opening import Opened
-        from tests.serve.conftest import simple
+        from limbeck.serve.opening import Opened, opener
 
         def open_expert(expert: Any) -> Any:
-            found = simple(settings)(expert)
+            found = opener(settings)(expert)
             made.append(found)
             return Opened(found.lm, Failing(found.engine)) if len(made) == 1 else found  # type: ignore[arg-type]
 
