@@ -45,8 +45,9 @@ class BatchEngine(Desk):
     and reply have `max_context` tokens together: the model's own bound by default.
 
     Keys and values take `memory_bytes` at most; where the default context would take more, it is cut to what fits.
-    Memory grows with the longest sequence. Raises TeacherError for families whose logits slots do not reproduce (that is
-    measured, not assumed), and for a `max_context` that does not fit. While it lives the model is its own.
+    Memory grows with the longest sequence. While it lives the model is its own: nobody else can use it. Raises
+    TeacherError for families whose logits slots do not reproduce (that is measured, not assumed), and for a
+    `max_context` that does not fit.
     """
 
     def __init__(
