@@ -63,6 +63,7 @@ class SlotMemory:
             self._layers[layer] = (_grown(pair[0], room), _grown(pair[1], room))
         self.room = room
 
+    @torch.inference_mode()
     def copy(self, source: int, slot: int, tokens: int) -> None:
         """The first tokens of one slot into another."""
         for pair in self._layers.values():
