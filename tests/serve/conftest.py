@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,8 +46,14 @@ class Running:
         body = {"model": model, "prompt": prompt, "temperature": 0, "max_tokens": 8}
         return self.post("/v1/completions", **{**body, **more})
 
-    def events(self, name: str) -> list[dict[str, Any]]:
-        return [found for found in map(json.loads, self.lines) if found["event"] == name]
+    def events(self, name: str, least: int = 0) -> list[dict[str, Any]]:
+        """Lines of the log of this name, once there are at least so many: an answer comes before its line."""
+        until = time.monotonic() + 5
+        while True:
+            found = [line for line in map(json.loads, list(self.lines)) if line["event"] == name]
+            if len(found) >= least or time.monotonic() > until:
+                return found
+            time.sleep(0.01)
 
 
 @dataclass(frozen=True)

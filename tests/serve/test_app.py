@@ -396,5 +396,5 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
         assert "data: [DONE]" not in events
         assert server.chat().status_code == 200 and len(made) == 2
         assert server.events("engine_dead")[0]["reason"] == "out of memory"
-        failed = server.events("request")[0]
+        failed = server.events("request", 2)[0]
         assert failed["code"] == "engine_failed" and failed["completion_tokens"] == 2
