@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck import __version__, cli_serve
+from limbeck import __version__, cli_experts, cli_serve
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
@@ -39,6 +39,7 @@ app = typer.Typer(
 )
 show_app = typer.Typer(help="Look into a run: what the teacher said, and what was done.", no_args_is_help=True)
 app.add_typer(show_app, name="show", rich_help_panel="Look")
+app.add_typer(cli_experts.app, name="experts", rich_help_panel="Experts")
 
 
 def main() -> None:

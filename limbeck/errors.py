@@ -95,7 +95,7 @@ class SandboxError(LimbeckError, RuntimeError):
 class ExpertError(LimbeckError, ValueError):
     """An expert is damaged, unsafe, missing, or there already; or what is asked of the registry is not possible."""
 
-    exit_code = 12
+    exit_code = 14
 
 
 class EngineError(LimbeckError, RuntimeError):

@@ -26,7 +26,7 @@ EXAMPLES = """\
 Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
 
 Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, \
-7 store, 8 run folder, 9 not finite, 10 missing package, 11 sandbox, 12 expert, 13 engine, 75 stopped (run it again)."""
+7 store, 8 run folder, 9 not finite, 10 missing package, 11 sandbox, 13 engine, 14 expert, 75 stopped (run it again)."""
 
 BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)i?[bB]?")
 

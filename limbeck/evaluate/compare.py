@@ -50,7 +50,8 @@ class PositionBins:
 class Evaluation:
     """Everything measured, as sums. `sums[model][metric]` is [R], over each row's positions; `repeated_errors` counts
     positions where the teacher is wrong and the model gives the same wrong token. `entropy_R` and `errors_R` are the
-    teacher's entropy in nats and its wrong positions. `clusters` names rows that answer one prompt alike."""
+    teacher's entropy in nats and its wrong positions. `clusters` names rows that answer one prompt alike. `tops` are
+    the teacher's first choices at each row's positions."""
 
     ids: list[str]
     clusters: list[str]
@@ -63,6 +64,7 @@ class Evaluation:
     reliability: dict[str, Reliability]
     vocab: int
     notes: list[str] = field(default_factory=list)
+    tops: list[np.ndarray] = field(default_factory=list)
 
     @property
     def models(self) -> list[str]:
@@ -135,6 +137,7 @@ def _score_batch(tally: _Tally, batch: Batch, where: _Where, teacher: HfLM | Non
         theirs = reference_of_words(labels_n, tally.vocab) if teacher is None else reference(next(chunk))
         own = teacher_scores(theirs, labels_n)
         tally.add_teacher(where[part], theirs.entropy_N, own)
+        tally.tops.append((where[part].row_N, theirs.top_N.cpu().numpy()))
         for name, logits_nV in zip(students, chunk, strict=True):
             tally.add(name, where[part], score_against(logits_nV, theirs, labels_n), own)
 
@@ -192,6 +195,7 @@ class _Tally:
     sums: dict[str, dict[str, np.ndarray]]
     by_position: PositionBins
     reliability: dict[str, Reliability]
+    tops: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # row and token, chunk by chunk
 
     @classmethod
     def start(cls, rows: Sequence[Row | Trace], models: Sequence[str], vocab: int) -> _Tally:
@@ -251,7 +255,14 @@ class _Tally:
             reliability=self.reliability,
             vocab=self.vocab,
             notes=notes,
+            tops=self._tops_by_row(),
         )
+
+    def _tops_by_row(self) -> list[np.ndarray]:
+        """A row's positions come in order, whatever the order of rows."""
+        row_N, top_N = (np.concatenate(parts) for parts in zip(*self.tops, strict=True))
+        order_N = np.argsort(row_N, kind="stable")
+        return np.split(top_N[order_N].astype(np.int32), np.cumsum(self.positions_R.astype(np.int64))[:-1])
 
 
 def _into(sums: np.ndarray, index_n: np.ndarray, values_n: Tensor) -> None:

@@ -48,9 +48,11 @@ class ExpertCard:
 
     `quality` names the measure that `prompts.jsonl` holds per prompt: "agreement" (with the teacher's first choice) or
     "correct". `tokens_per_second` are tokens written greedily on `machine`, one reply at a time; `memory_bytes` what
-    the open model added to the process there. `teacher` is its name in the recipe, `base_model` its hub id where it has
-    one; `teacher_licence` and `licence` (of this expert: the same terms) are None where nothing states them. `role` is
+    the open model added to the process there, at its peak. `dtype` is the precision that the model is opened in ("auto"
+    where its format decides). `teacher` is its name in the recipe, `base_model` its hub id where it has one;
+    `teacher_licence` and `licence` (of this expert: the same terms) are None where nothing states them. `role` is
     "student" or "twin". `parity` is what an export was judged to lose against its source, {} for the source itself.
+    `notes` say what a reader of the scores must know.
     """
 
     scope: Scope
@@ -58,6 +60,7 @@ class ExpertCard:
     role: str = "student"
     format: str = "safetensors"
     quant: str = ""
+    dtype: str = "auto"
     parameters: int = 0
     bytes: int = 0
     memory_bytes: int = 0
@@ -74,6 +77,7 @@ class ExpertCard:
     fingerprint: str = ""
     tokenizer_hash: str = ""
     quality: str = "agreement"
+    notes: tuple[str, ...] = ()
     scores: Scores = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
 

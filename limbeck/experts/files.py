@@ -7,7 +7,7 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ExpertError
 from limbeck.experts.card import parse_json
@@ -15,7 +15,7 @@ from limbeck.rundir import sha256_file
 from limbeck.weights import PICKLES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 MANIFEST = "MANIFEST.json"
 NO_WEIGHTS = (*PICKLES, "*.pickle", "*.joblib", "*.pt2", "*.npy", "*.npz")
@@ -42,29 +42,47 @@ def safe_name(name: str) -> str:
     leaves its folder, and one with characters that could steer a terminal or a file system."""
     path = PurePosixPath(name)
     plain = name and name == str(path) and not path.is_absolute() and "\\" not in name and ":" not in name
-    if not plain or not name.isprintable() or any(part in ("..", ".") for part in path.parts) or len(name) > 500:
+    if not plain or not name.isprintable() or any(part.startswith(".") for part in path.parts) or len(name) > 500:
         raise ExpertError(
-            f"the file name {name[:120]!r} is not allowed in an expert: names are relative, without '..', backslash, "
-            "colon or control characters"
+            f"the file name {name[:120]!r} is not allowed in an expert: names are relative, and without hidden parts, "
+            "'..', backslash, colon or control characters"
         )
     return name
+
+
+def read_manifest(text: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 by name. Raises ExpertError when it does not say them, or names what is not allowed."""
+    manifest = parse_json(text, MANIFEST)
+    if not isinstance(manifest, dict) or not all(_is_entry(entry) for entry in manifest.values()):
+        raise ExpertError(f"{MANIFEST} does not say size and SHA-256 of every file")
+    for name in manifest:
+        refuse_file(safe_name(name))
+    return manifest
+
+
+def refuse_excess(sizes: Iterable[int], limits: Limits | None = None) -> None:
+    """Raises ExpertError for more files, or more bytes, than an expert may have."""
+    limits, sizes = limits or Limits(), list(sizes)
+    if len(sizes) > limits.files or sum(sizes) > limits.bytes:
+        raise ExpertError(
+            f"it has {len(sizes)} files of {sum(sizes) / 2**30:.1f} GiB; at most {limits.files} files of "
+            f"{limits.bytes / 2**30:.0f} GiB are allowed"
+        )
 
 
 def names_in(folder: Path, limits: Limits | None = None) -> list[str]:
     """Every file in a folder, as relative names with '/', sorted. Raises ExpertError for links, devices, pickles, names
     that are not allowed, and more than `limits`."""
     limits = limits or Limits()
-    names, total = [], 0
+    found: dict[str, int] = {}
     for name, info in _walk(folder, "", limits):
         refuse_file(safe_name(name))
         _refuse_content(folder / name)
-        names.append(name)
-        total += info.st_size
-        if len(names) > limits.files or total > limits.bytes:
-            raise ExpertError(
-                f"it holds more than {limits.files} files or {limits.bytes / 2**30:.0f} GiB, which no expert needs"
-            )
-    return sorted(names)
+        found[name] = info.st_size
+        if len(found) > limits.files:
+            break
+    refuse_excess(found.values(), limits)
+    return sorted(found)
 
 
 def refuse_file(name: str) -> None:
@@ -104,10 +122,8 @@ def check_sealed(folder: Path, seen: Seen, limits: Limits | None = None) -> list
     names = names_in(folder, limits)
     if MANIFEST not in names:
         raise ExpertError(f"it has no {MANIFEST}")
-    manifest = parse_json((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"), MANIFEST)
-    if not isinstance(manifest, dict) or not all(_is_entry(entry) for entry in manifest.values()):
-        raise ExpertError(f"{MANIFEST} does not say size and SHA-256 of every file")
-    for name in map(safe_name, manifest):
+    manifest = read_manifest((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"))
+    for name in manifest:
         if name not in names:
             raise ExpertError(f"{name} is missing")
     for name in names:
@@ -119,7 +135,8 @@ def check_sealed(folder: Path, seen: Seen, limits: Limits | None = None) -> list
 
 
 def _is_entry(entry: object) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+    sound = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+    return sound and entry["bytes"] >= 0  # type: ignore[index]
 
 
 def _check_file(file: Path, name: str, entry: dict[str, object], seen: Seen) -> None:

@@ -17,7 +17,7 @@ MEANING = {
     "correct": "right answers to held-out problems",
     "agreement": "top-1 agreement with the teacher",
     "kl": "KL to the teacher, nats per token",
-    "ce": "cross-entropy of the true text, nats per token",
+    "perplexity": "perplexity of the true text",
     "accuracy": "top-1 accuracy on the true text",
     "tv": "total variation to the teacher",
 }
@@ -40,6 +40,7 @@ def render(name: str, version: str, card: ExpertCard) -> str:
         *_quoted("Not for prompts such as", scope.counter_examples),
         "## Scores",
         _scores(card),
+        "\n".join(f"- {plain(note)}" for note in card.notes),
         "## Cost",
         _cost(card),
         "## Use",

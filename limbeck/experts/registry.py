@@ -30,7 +30,7 @@ from limbeck.experts.page import render
 from limbeck.rundir import fsync_dir, raise_if_full, seal_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 CARD, PAGE, PROMPTS, MODEL = "expert.json", "README.md", "prompts.jsonl", "model"
 
@@ -148,7 +148,7 @@ class Registry:
         except (ExpertError, OSError) as error:
             raise ExpertError(
                 f"the expert {name} {version} is damaged: {error}. It is not used. Restore its folder from a copy, or "
-                f"`limbeck experts remove {name} {self.path} --version {version}` and add it again."
+                f"`limbeck experts remove {self.path} {name} --version {version}` and add it again."
             ) from error
         return Expert(name, version, folder, card)
 
@@ -213,13 +213,7 @@ class Registry:
         """A temporary folder that becomes this version when the block ends well."""
         final = self._folder(check_name(name), check_version(version))
         try:
-            with self._locked():
-                final.parent.mkdir(parents=True, exist_ok=True)
-                _sweep(final.parent)
-                self._refuse_existing(final)
-                tmp = Path(tempfile.mkdtemp(prefix=f".{version}.", suffix=".tmp", dir=final.parent))
-                owner = _hold(tmp.with_suffix(".lock"))
-            try:
+            with self._temporary(final.parent, version, lambda: self._refuse_existing(final)) as tmp:
                 yield tmp
                 tmp.chmod(0o755)
                 with self._locked():
@@ -227,15 +221,33 @@ class Registry:
                     os.rename(tmp, final)
                     for folder in (final.parent, final.parent.parent, self.path):
                         fsync_dir(folder)
-            finally:
-                shutil.rmtree(tmp, ignore_errors=True)
-                tmp.with_suffix(".lock").unlink(missing_ok=True)
-                os.close(owner)
         except OSError as error:
             raise_if_full(error, final)
             if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
                 raise ExpertError(f"{self.path} cannot be written ({error.strerror}: {error.filename}).") from error
             raise
+
+    @contextlib.contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A temporary folder on the registry's disk. What killed processes left of theirs is swept away."""
+        with self._temporary(self.path, "pull") as tmp:
+            yield tmp
+
+    @contextlib.contextmanager
+    def _temporary(self, home: Path, prefix: str, check: Callable[[], None] = lambda: None) -> Iterator[Path]:
+        """Its lock, held while this process lives, stands beside it. `check` runs under the registry's lock."""
+        with self._locked():
+            home.mkdir(parents=True, exist_ok=True)
+            _sweep(home)
+            check()
+            tmp = Path(tempfile.mkdtemp(prefix=f".{prefix}.", suffix=".tmp", dir=home))
+            owner = _hold(tmp.with_suffix(".lock"))
+        try:
+            yield tmp
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
+            tmp.with_suffix(".lock").unlink(missing_ok=True)
+            os.close(owner)
 
     def _refuse_existing(self, final: Path) -> None:
         if final.parent.is_symlink():
@@ -244,7 +256,7 @@ class Registry:
             name, version = final.parent.name, final.name
             raise ExpertError(
                 f"the expert {name} {version} is in {self.path} already, and a version is never changed. Add it under "
-                f"another --version, or take this one away: limbeck experts remove {name} {self.path} --version "
+                f"another --version, or take this one away: limbeck experts remove {self.path} {name} --version "
                 f"{version}"
             )
 

@@ -9,7 +9,15 @@ from limbeck.evaluate.answers import choose_prompts, write_answers
 from limbeck.evaluate.calibration import ece
 from limbeck.evaluate.compare import TEACHER, Evaluation, evaluate_models
 from limbeck.evaluate.intervals import Bootstrap, judge, judge_words, paired_bootstrap
-from limbeck.evaluate.records import answers_json, details, intervals_json, perplexity, to_json, write_scores
+from limbeck.evaluate.records import (
+    answers_json,
+    details,
+    intervals_json,
+    perplexity,
+    to_json,
+    write_first_choices,
+    write_scores,
+)
 from limbeck.evaluate.speed import measure_speed
 from limbeck.rundir import atomic_write
 
@@ -39,7 +47,8 @@ def run_evaluate(
     """Evaluate `students` ("student" and, where trained, "twin") against the teacher on held-out rows; without a
     teacher in this process, against its words.
 
-    Writes RUN/evaluate/scores.parquet (sums per row and model), details.json (what the report draws) and answers.json.
+    Writes RUN/evaluate/scores.parquet (sums per row and model), first_choices.parquet (the teacher's), details.json
+    (what the report draws) and answers.json.
     Returns the models' part of the summary, its verdict and its warnings. Raises what `evaluate_models` raises.
     """
     settings, folder = recipe.evaluate, run.path / "evaluate"
@@ -52,6 +61,7 @@ def run_evaluate(
     kl, agreement = (_bootstrap(found, metric, settings.bootstrap, recipe.seed) for metric in ("kl", "agreement"))
     warnings = [*found.notes, *_warnings(found)]
     write_scores(folder / "scores.parquet", found)
+    write_first_choices(folder / "first_choices.parquet", found)
     summed_up = details(found, speeds, answers, warnings, resamples=settings.bootstrap, seed=recipe.seed)
     atomic_write(folder / "details.json", to_json(summed_up))
     atomic_write(folder / "answers.json", to_json(answers_json(answers)))

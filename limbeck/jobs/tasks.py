@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from limbeck.evaluation import Tasks
     from limbeck.lms.hf import HfLM
     from limbeck.recipe import Recipe
-    from limbeck.types import OnProgress, Trace
+    from limbeck.types import LiveLM, OnProgress, Trace
     from limbeck.verifiers import Verifier
 
 
@@ -78,16 +78,21 @@ def task_files(recipe: Recipe) -> list[list[str]]:
 
 def choose_questions(recipe: Recipe, tasks: Tasks, lm: HfLM, rows: Sequence[Row | Trace]) -> list[Question]:
     """At most `tasks.limit` problems, a seeded sample: of the tasks' own source, or of the held-out rows."""
+    return questions_of(choose_rows(recipe, tasks, lm, rows), lm.tokenizer)
+
+
+def choose_rows(recipe: Recipe, tasks: Tasks, lm: LiveLM, rows: Sequence[Row | Trace]) -> list[Row]:
+    """The rows of those problems. Raises what reading the source raises."""
     sample = Sample(tasks.limit, recipe.seed)
     seen: set[str] = set()
     for row in rows if tasks.source is None else _read(recipe, tasks, lm):
         if isinstance(row, Row) and row.reference and row.id not in seen:
             seen.add(row.id)
             sample.add(row)
-    return questions_of(sample.rows(), lm.tokenizer)
+    return sample.rows()
 
 
-def _read(recipe: Recipe, tasks: Tasks, lm: HfLM) -> list[Row]:
+def _read(recipe: Recipe, tasks: Tasks, lm: LiveLM) -> list[Row]:
     """The prompts of a source, through the same door as those of training."""
     assert tasks.source is not None
     data = recipe.data
@@ -100,7 +105,7 @@ def _read(recipe: Recipe, tasks: Tasks, lm: HfLM) -> list[Row]:
         encoded = encoder.encode(example)
         id, reference = row_id(encoded.text), example.truth
         row = Row(id, "heldout", example.topic, encoded.text, encoded.ids, encoded.spans, example.source)
-        rows.append(replace(row, reference=reference))
+        rows.append(replace(row, reference=reference, messages=encoder.asked(example)))
     return rows
 
 

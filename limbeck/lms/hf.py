@@ -167,6 +167,16 @@ class HfLM:
         with torch.no_grad(), packed_attention(self.model):
             return packed_hidden(self.model, batch)
 
+    def logits(self, ids: np.ndarray) -> Tensor:
+        """logits_TV of one sequence, fp32 on the CPU, real tokens only: row t predicts token t + 1."""
+        ids_T = torch.from_numpy(ids.astype(np.int64)).to(self.device)
+        rows_T = torch.arange(len(ids), device=self.device)
+        hidden_TD = self.hidden(Batch(ids_T, rows_T, (len(ids),), rows_T, ids_T))
+        logits_TV = torch.empty(len(ids), self.vocab)
+        for part, logits_nV in iter_logits(hidden_TD, self.head):
+            logits_TV[part] = logits_nV.cpu()
+        return logits_TV
+
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
         """`sampling.n` replies to each prompt, as one batch; real tokens only. Deterministic given `sampling.seed` and
         the batch."""

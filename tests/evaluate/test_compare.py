@@ -71,6 +71,16 @@ def test_nothing_depends_on_the_size_of_batches_and_chunks(teacher, students, te
     np.testing.assert_array_equal(one.by_position.count_M, many.by_position.count_M)
 
 
+def test_first_choices_are_the_teachers_in_order(teacher, students, text_rows, chat_rows):
+    rows = [*text_rows[:7], *chat_rows]
+    found = evaluate_models(teacher, students, rows, settings=SMALL, on_progress=ignore)
+    for row, top in zip(rows, found.tops, strict=True):
+        positions = [index - 1 for start, end in row.spans for index in range(start, end)]
+        assert top.tolist() == teacher.logits(row.ids)[positions].argmax(-1).tolist()
+    words = evaluate_models(None, students, rows, settings=SMALL, on_progress=ignore)
+    assert words.tops[0].tolist() == rows[0].ids[1:].tolist()
+
+
 def test_bins_by_position_hold_every_position_once(teacher, students, text_rows, chat_rows):
     rows = [*text_rows, *chat_rows]
     found = evaluate_models(teacher, students, rows, settings=SMALL, on_progress=ignore)

@@ -1,0 +1,98 @@
+"""Whether an expert is what its card says: its files, its greedy answers, its scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from limbeck.experts.replay import differing, read_replays
+from limbeck.experts.scoring import REPRODUCED, read_heldout, score_rows, scores_of
+from limbeck.lms import open_lm
+from limbeck.types import Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from limbeck.experts.registry import Expert
+    from limbeck.types import LiveLM, OnProgress
+
+SLACK = 1e-3
+"""Relative: another machine rounds otherwise, and the interval of a single row has no width."""
+
+MOST_DIFFERING = 0.5
+"""Share of replayed answers that may differ."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A measure as the card has it and as it came out now; `holds` when it lies within the card's interval."""
+
+    metric: str
+    value: float
+    stated: float
+    low: float
+    high: float
+
+    @property
+    def holds(self) -> bool:
+        slack = SLACK * abs(self.stated)
+        return self.low - slack <= self.value <= self.high + slack
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`replayed` answers of which those with the ids `differing` were others now; `rows` scored again; `stated_only`
+    are measures of the card that were not measured again, for they need the teacher or its verifier."""
+
+    name: str
+    version: str
+    fingerprint_same: bool
+    replayed: int
+    differing: tuple[str, ...]
+    rows: int
+    scores: tuple[Rescored, ...]
+    stated_only: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether this is the model that the card names, scores lie within the card's intervals, and no more than
+        MOST_DIFFERING of the answers are others: a machine that rounds otherwise may settle a near tie otherwise. The
+        number of those is told in any case."""
+        answers = len(self.differing) <= MOST_DIFFERING * self.replayed
+        return self.fingerprint_same and answers and all(score.holds for score in self.scores)
+
+
+def verify_expert(expert: Expert, *, on_progress: OnProgress = lambda _: None) -> Verification:
+    """Open an expert (whose files the registry has hashed), replay its answers and score its held-out rows again.
+
+    Raises ExpertError for damaged files, and what `open_lm` raises."""
+    lm = open_expert(expert)
+    replays, rows = read_replays(expert.path), read_heldout(expert.path)
+    others = differing(lm, replays, counted(on_progress, "replay", len(replays), "answers"))
+    found = scores_of(score_rows(lm, rows, counted(on_progress, "score", len(rows), "rows"))) if rows else {}
+    stated = expert.card.scores.get("student", {})
+    scores = tuple(
+        Rescored(name, float(found[name]["value"]), *(float(stated[name][key]) for key in ("value", "low", "high")))
+        for name in REPRODUCED
+        if name in found and name in stated
+    )
+    return Verification(
+        name=expert.name,
+        version=expert.version,
+        fingerprint_same=expert.card.fingerprint in ("", lm.fingerprint),
+        replayed=len(replays),
+        differing=tuple(replay.id for replay in others),
+        rows=len(rows),
+        scores=scores,
+        stated_only=tuple(name for name in stated if name not in {score.metric for score in scores}),
+    )
+
+
+def open_expert(expert: Expert) -> LiveLM:
+    """The model of an expert, in the precision that its answers were written in. Raises what `open_lm` raises."""
+    return open_lm(expert.model_path, dtype=expert.card.dtype)
+
+
+def counted(on_progress: OnProgress, stage: str, total: int, unit: str) -> Callable[[int], None]:
+    """Progress by number, from 0."""
+    return lambda number: on_progress(Progress(stage, number + 1, total, unit, 0.0, 0.0))
