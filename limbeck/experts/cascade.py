@@ -13,6 +13,8 @@ from limbeck.experts.router_linear import fit_logistic, sigmoid
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    Numbers = Sequence[float] | np.ndarray
+
 MIN_REPLIES = 20
 
 
@@ -29,7 +31,9 @@ class Cascade:
     num: int
 
     @classmethod
-    def fit(cls, mean_logps: Sequence[float], right: Sequence[float], *, threshold: float = 0.5) -> Cascade:
+    def fit(
+        cls, mean_logps: Sequence[float] | np.ndarray, right: Sequence[float] | np.ndarray, *, threshold: float = 0.5
+    ) -> Cascade:
         """Platt's scaling (1999), with his targets for few examples. `right` is the quality of each reply, 0 to 1: 0 or
         1 where it was judged so, else a share.
 

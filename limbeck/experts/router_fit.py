@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from limbeck.experts.background import background_prompts
+from limbeck.experts.cascade import MIN_REPLIES, Cascade
 from limbeck.experts.frontier import Price, Problem, price_for
 from limbeck.experts.router import SCOPE, TEACHER, Router, Settings, Tensors
 from limbeck.experts.router_features import Hashing, Vector, rarity, weighted
@@ -63,9 +64,10 @@ class Fitted:
 
     router: Router
     parts: Parts
+    wish: Wish
     left_out: LeftOut
     price: Price | None
-    worst: float | None
+    worst: float
 
 
 def fit(cases: Iterable[PromptCase], wish: Wish) -> Fitted:
@@ -84,7 +86,7 @@ def fit(cases: Iterable[PromptCase], wish: Wish) -> Fitted:
     inside_N = router.in_scope(looks.scope_NF)
     router = _with(router, threshold=float(np.quantile(inside_N, 1 - wish.keep, method="lower")))
     if not _is_judged(parts.calibrate):
-        return Fitted(router, parts, left_out, None, None)
+        return Fitted(router, parts, wish, left_out, None, 0.0)
     return _judged(router, parts, wish, left_out)
 
 
@@ -237,21 +239,39 @@ def _judged(router: Router, parts: Parts, wish: Wish, left_out: LeftOut) -> Fitt
     weights_BM, words_NM = _words(router, part, kinds_NE)
     weights_BK = np.concatenate([router.tensors.weights_BK[:, :num], weights_BM], 1).astype(np.float32)
     router = replace(router, tensors=replace(router.tensors, weights_BK=weights_BK))
-    problem = Problem(
+    price = price_for(problem_of(router, part, worst, words_NM=words_NM), wish.target)
+    router = _with(router, price=price.price)
+    router = replace(router, cascades=cascades_of(router, part))
+    return Fitted(router, parts, wish, left_out, price, worst)
+
+
+def problem_of(router: Router, part: Part, worst: float, *, words_NM: np.ndarray | None = None) -> Problem:
+    """Judged prompts as the router sees them. Where an expert was not judged, `worst` counts; `words_NM` instead of
+    what the router would say of the words (where it learnt from these very prompts)."""
+    looks = look_at(router, part.prompts)
+    inside_N = router.in_scope(looks.scope_NF)
+    kinds_NE = router.kinds(looks.logits_NE, inside_N)
+    allowed_NM = np.repeat((inside_N >= router.settings.threshold)[:, None], len(router.models), axis=1)
+    allowed_NM[:, -1] = True
+    return Problem(
         np.where(np.isfinite(part.quality_NM), part.quality_NM, worst),
-        router.expected(kinds_NE, words_NM),
+        router.expected(kinds_NE, looks.words_NM if words_NM is None else words_NM),
         router.cost_M,
-        allowed(router, inside_N),
+        allowed_NM,
     )
-    price = price_for(problem, wish.target)
-    return Fitted(_with(router, price=price.price), parts, left_out, price, worst)
 
 
-def allowed(router: Router, inside_N: np.ndarray) -> np.ndarray:
-    """[N, M]: the teacher always, experts within scope."""
-    out = np.repeat((inside_N >= router.settings.threshold)[:, None], len(router.models), axis=1)
-    out[:, -1] = True
-    return out
+def cascades_of(router: Router, part: Part) -> dict[str, Cascade]:
+    """A cascade for every expert with enough replies whose log-probs are known. The teacher is asked where the reply is
+    worth less than the teacher's, after the router's price for its cost."""
+    found = {}
+    for kind, name in enumerate(router.experts):
+        rows = np.flatnonzero((part.kind_N == kind) & np.isfinite(part.logp_N))
+        if len(rows) >= MIN_REPLIES:
+            worth = part.quality_NM[rows, -1].mean() - router.settings.price * router.settings.costs[TEACHER]
+            threshold = float(np.clip(worth, 0.0, 1.0))
+            found[name] = Cascade.fit(part.logp_N[rows], part.quality_NM[rows, kind], threshold=threshold)
+    return found
 
 
 def _words(router: Router, part: Part, kinds_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

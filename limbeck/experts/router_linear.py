@@ -42,8 +42,8 @@ class Matrix:
         row_starts, column_starts = _starts(lengths), _starts(np.bincount(buckets, minlength=size))
         return cls(
             len(vectors),
-            tuple(map(torch.from_numpy, (buckets, row_starts, values))),
-            tuple(map(torch.from_numpy, (owners[order], column_starts, values[order]))),
+            _tensors(buckets, row_starts, values),
+            _tensors(owners[order], column_starts, values[order]),
         )
 
     def times(self, weights_BE: Tensor) -> Tensor:
@@ -72,6 +72,10 @@ class Matrix:
                 dense[indices[part], at] = values[part]
             blocks.append(self.times(torch.from_numpy(dense)).numpy())
         return np.concatenate(blocks, axis=1)
+
+
+def _tensors(indices: np.ndarray, starts: np.ndarray, values: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.from_numpy(indices), torch.from_numpy(starts), torch.from_numpy(values)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from limbeck.experts.router_features import BITS, plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-TEACHER, GENERALIST = "teacher", "generalist"
+TEACHER = "teacher"
 MIN_TRAIN, MIN_HELDOUT = 10, 8
 MOST_TRAIN = 20_000
 
@@ -28,23 +28,27 @@ MOST_TRAIN = 20_000
 @dataclass(frozen=True)
 class PromptCase:
     """One prompt of an expert's. `split` is "train" or "heldout". `quality`, of held-out prompts: how well models do on
-    it, 0 to 1, by the name of an expert, "teacher" or "generalist"."""
+    it, 0 to 1, by the name of an expert, "teacher", or of another model that is only compared. `logp`: the mean
+    log-prob of the own expert's reply, nats a token, None where it was not measured."""
 
     expert: str
     prompt: str
     split: str
     quality: Mapping[str, float] = field(default_factory=dict)
+    logp: float | None = None
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What a router is fitted for. `costs` of a prompt by model, the teacher's 1; `keep`: the share of held-out prompts
+    """What a router is fitted for. `costs` of a prompt by model, the teacher's 1; `compared` are models that take no
+    part but stand in the report (a generalist, a larger model), with a cost each; `keep`: the share of held-out prompts
     in scope that may not be refused. `counter` are prompts by expert that are not its own; `background` prompts of no
     expert's kind (None: those of `background.py`)."""
 
     costs: Mapping[str, float]
     target: Target = field(default_factory=lambda: Target("quality", 0.95))
     keep: float = 0.95
+    compared: tuple[str, ...] = ()
     counter: Mapping[str, Sequence[str]] = field(default_factory=dict)
     background: Sequence[str] | None = None
     seed: int = 0
@@ -53,13 +57,14 @@ class Wish:
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the prompts. `kind_N` are numbers of experts; `quality_NM` and `generalist_N` are NaN where not
-    judged."""
+    """Some of the prompts. `kind_N` are numbers of experts. NaN where it was not judged: `quality_NM`, `others_NG` of
+    the compared models, `logp_N` of the own expert's reply."""
 
     prompts: list[str]
     kind_N: np.ndarray
     quality_NM: np.ndarray
-    generalist_N: np.ndarray
+    others_NG: np.ndarray
+    logp_N: np.ndarray
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -67,7 +72,7 @@ class Part:
     def take(self, rows: Sequence[int] | np.ndarray) -> Part:
         rows = np.asarray(rows, dtype=np.int64)
         prompts = [self.prompts[row] for row in rows]
-        return Part(prompts, self.kind_N[rows], self.quality_NM[rows], self.generalist_N[rows])
+        return Part(prompts, self.kind_N[rows], self.quality_NM[rows], self.others_NG[rows], self.logp_N[rows])
 
 
 @dataclass(frozen=True)
@@ -112,17 +117,21 @@ def part_cases(cases: Iterable[PromptCase], wish: Wish) -> tuple[list[str], Part
         parts[0].extend(taught[name][text] for text in train[:MOST_TRAIN])
         parts[1].extend(held[name][text] for text in rest[::2])
         parts[2].extend(held[name][text] for text in rest[1::2])
-    return names, Parts(*(_part(part, names) for part in parts), notes)
+    train, calibrate, test = (_part(part, names, wish.compared) for part in parts)
+    return names, Parts(train, calibrate, test, notes)
 
 
-def _part(cases: list[PromptCase], names: list[str]) -> Part:
-    models = [*names, TEACHER]
-    quality = [[case.quality.get(model, np.nan) for model in models] for case in cases]
+def _part(cases: list[PromptCase], names: list[str], compared: tuple[str, ...]) -> Part:
+    def judged(models: Sequence[str]) -> np.ndarray:
+        found = [[case.quality.get(model, np.nan) for model in models] for case in cases]
+        return np.array(found, np.float64).reshape(len(cases), len(models))
+
     return Part(
         [case.prompt for case in cases],
         np.array([names.index(case.expert) for case in cases], np.int64),
-        np.array(quality, np.float64).reshape(len(cases), len(models)),
-        np.array([case.quality.get(GENERALIST, np.nan) for case in cases], np.float64),
+        judged([*names, TEACHER]),
+        judged(compared),
+        np.array([np.nan if case.logp is None else case.logp for case in cases], np.float64),
     )
 
 
@@ -139,15 +148,17 @@ def _check_quality(case: PromptCase) -> None:
 def _check_wish(names: list[str], wish: Wish) -> None:
     if not names:
         raise DataError("there are no experts to route to. Add one: limbeck experts add.")
-    if TEACHER in names or GENERALIST in names:
-        raise DataError(f"an expert cannot be named {TEACHER} or {GENERALIST} here; add it under another name.")
-    for name in (*names, TEACHER):
+    if TEACHER in names:
+        raise DataError(f"an expert cannot be named {TEACHER} here; add it under another name.")
+    if both := sorted({*names} & {*wish.compared}):
+        raise DataError(f"{both[0]} is an expert that is routed to, and to be compared with; it cannot be both.")
+    for name in (*names, TEACHER, *wish.compared):
         cost = wish.costs.get(name)
         if cost is None:
             raise DataError(f"the cost of {name} is not known. Say it, with the teacher's as 1: --cost {name}=0.2")
         if not (math.isfinite(cost) and cost >= 0):
             raise DataError(f"the cost of {name} is {cost}; it must be 0 or more, with the teacher's as 1.")
-    for name in sorted({*wish.costs} - {*names, TEACHER, GENERALIST}):
+    for name in sorted({*wish.costs} - {*names, TEACHER, *wish.compared}):
         raise DataError(f"there is a cost of {name}, which is no expert here; they are: {', '.join(names)}.")
     if wish.costs[TEACHER] <= 0:
         raise DataError("the teacher's cost is 0; all costs are shares of it. Say --cost teacher=1.")

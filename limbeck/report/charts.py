@@ -77,7 +77,7 @@ STYLE: Any = {  # matplotlib names its keys in a type of its own
 
 
 @contextlib.contextmanager
-def _drawing(width: float = WIDTH, height: float = HEIGHT) -> Iterator[Figure]:
+def drawing(width: float = WIDTH, height: float = HEIGHT) -> Iterator[Figure]:
     """A figure of the given size in CSS pixels, under our style and no one else's."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def _drawing(width: float = WIDTH, height: float = HEIGHT) -> Iterator[Figure]:
         yield Figure(figsize=(width / 72, height / 72), dpi=72, layout="constrained")
 
 
-def _svg(figure: Figure, title: str) -> Markup:
+def svg(figure: Figure, title: str) -> Markup:
     """The figure as an element of a page, named for those who cannot see it."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
@@ -116,7 +116,7 @@ def training(curves: Mapping[str, Curve], name: str, label: str, marks: Mapping[
     drawn = {role: points for role, points in drawn.items() if points[0]}
     if not drawn:
         return None
-    with _drawing() as figure:
+    with drawing() as figure:
         axes = figure.add_subplot()
         means = {role: smooth(values) for role, (_, values) in drawn.items()}
         for role, (steps, values) in drawn.items():
@@ -127,7 +127,7 @@ def training(curves: Mapping[str, Curve], name: str, label: str, marks: Mapping[
         _marks(axes, marks)
         axes.set_xlabel("step")
         _whole_steps(axes)
-        return _svg(figure, f"{label} by training step")
+        return svg(figure, f"{label} by training step")
 
 
 def _marks(axes: Axes, marks: Mapping[str, float]) -> None:
@@ -194,7 +194,7 @@ def intervals(parts: Mapping[str, Sequence[float]], title: str, *, as_percent: b
     if not rows:
         return None
     show = percent if as_percent else "{:.3f}".format
-    with _drawing(WIDTH, 34.0 + 30.0 * len(rows)) as figure:
+    with drawing(WIDTH, 34.0 + 30.0 * len(rows)) as figure:
         axes = figure.add_subplot()
         axes.grid(visible=False)
         for place, (role, (mean, low, high)) in enumerate(rows):
@@ -208,7 +208,7 @@ def intervals(parts: Mapping[str, Sequence[float]], title: str, *, as_percent: b
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=11.0)
         axes.margins(x=0.12)
         _few_ticks(axes, show=show if as_percent else None)
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def _few_ticks(axes: Axes, *, show: Any = None) -> None:
@@ -226,7 +226,7 @@ def by_position(edges: Sequence[float], values: Mapping[str, Sequence[float]], l
     roles = [role for role in ("student", "twin") if len(values.get(role, ())) == len(edges) - 1 > 0]
     if not roles or min(edges) < 1:
         return None
-    with _drawing() as figure:
+    with drawing() as figure:
         axes = figure.add_subplot()
         axes.set_xscale("log", base=2)
         centres = [math.sqrt(low * max(high - 1, low)) for low, high in itertools.pairwise(edges)]
@@ -238,7 +238,7 @@ def by_position(edges: Sequence[float], values: Mapping[str, Sequence[float]], l
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: f"{place:,.0f}"))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND))
-        return _svg(figure, f"{label} by place in the text")
+        return svg(figure, f"{label} by place in the text")
 
 
 def reliability(models: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup | None:
@@ -247,7 +247,7 @@ def reliability(models: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup |
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
-    with _drawing() as figure:
+    with drawing() as figure:
         axes = figure.add_subplot()
         axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1.0, dashes=(2, 3))
         for name, points in lines.items():
@@ -260,7 +260,7 @@ def reliability(models: Mapping[str, Mapping[str, Sequence[float]]]) -> Markup |
         axes.set_ylim(0, 1)
         axes.set_xlabel("confidence")
         _percent_axes(axes)
-        return _svg(figure, "Accuracy by confidence")
+        return svg(figure, "Accuracy by confidence")
 
 
 def _percent_axes(axes: Axes) -> None:
@@ -285,7 +285,7 @@ def topics(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     if not shown:
         return None
     shown.sort(key=lambda row: _triple(row, "student")[0])
-    with _drawing(WIDTH, max(46.0 + 24.0 * len(shown), 130.0)) as figure:
+    with drawing(WIDTH, max(46.0 + 24.0 * len(shown), 130.0)) as figure:
         axes = figure.add_subplot()
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
@@ -300,7 +300,7 @@ def topics(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"])
         axes.set_ylim(-0.6, len(shown) - 0.4)
         _few_ticks(axes, show=percent)
-        return _svg(figure, "Agreement with the teacher by topic")
+        return svg(figure, "Agreement with the teacher by topic")
 
 
 def _triple(row: Mapping[str, Any], role: str) -> tuple[float, ...]:
@@ -314,7 +314,7 @@ def scores(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Ma
     if not found:
         return None
     lines = [(name, role) for name, models in found.items() for role in models]
-    with _drawing(WIDTH, 44.0 + 20.0 * len(lines) + 10.0 * len(found)) as figure:
+    with drawing(WIDTH, 44.0 + 20.0 * len(lines) + 10.0 * len(found)) as figure:
         axes = figure.add_subplot()
         axes.grid(visible=True, axis="x")
         axes.grid(visible=False, axis="y")
@@ -331,7 +331,7 @@ def scores(found: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Ma
         axes.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
         axes.tick_params(axis="y", labelcolor=COLOURS["ink"], labelsize=11.0)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0%", "25%", "50%", "75%", "100%"])
-        return _svg(figure, title)
+        return svg(figure, title)
 
 
 def triple(value: Any) -> tuple[float, ...]:
