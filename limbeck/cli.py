@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from limbeck import __version__, cli_experts, cli_serve
+from limbeck import __version__, cli_route
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
@@ -40,6 +41,7 @@ app = typer.Typer(
 show_app = typer.Typer(help="Look into a run: what the teacher said, and what was done.", no_args_is_help=True)
 app.add_typer(show_app, name="show", rich_help_panel="Look")
 app.add_typer(cli_experts.app, name="experts", rich_help_panel="Experts")
+app.add_typer(cli_route.app, name="route", rich_help_panel="Experts")
 
 
 def main() -> None:

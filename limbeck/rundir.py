@@ -138,8 +138,9 @@ def sweep(folder: Path, name: str) -> None:
         shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
 
-def verify_dir(path: Path) -> str | None:
-    """None when every file of an atomic folder is as it was written; else a sentence naming what is wrong."""
+def verify_dir(path: Path, *, only: tuple[str, ...] | None = None) -> str | None:
+    """None when every file of an atomic folder (or those of `only`) is as it was written; else a sentence naming what
+    is wrong."""
     manifest_path = path / "MANIFEST.json"
     if not manifest_path.exists():
         return f"{path} has no MANIFEST.json (its writing was cut short)"
@@ -147,7 +148,11 @@ def verify_dir(path: Path) -> str | None:
         manifest = json.loads(manifest_path.read_text())
     except ValueError:
         return f"{manifest_path} is not readable JSON"
+    if not isinstance(manifest, dict) or (only and not set(only) <= set(manifest)):
+        return f"{manifest_path} does not name {', '.join(only or ('any file',))}"
     for name, entry in manifest.items():
+        if only and name not in only:
+            continue
         file = path / name
         if not file.exists():
             return f"{file} is missing"

@@ -79,12 +79,12 @@ def prices(problem: Problem) -> np.ndarray:
 
 def curve(problem: Problem) -> list[Point]:
     """What the router reaches at every price, by rising cost."""
-    found = prices(problem)
-    found = found[np.unique(np.linspace(0, len(found) - 1, POINTS).astype(int))]
-    points = [
-        problem.point(choose(problem.expected_NM, problem.cost_M, problem.allowed_NM, price), price) for price in found
-    ]
-    return sorted(points)
+    points = {}
+    for price in prices(problem):
+        point = problem.point(choose(problem.expected_NM, problem.cost_M, problem.allowed_NM, price), float(price))
+        points[point[:3]] = point  # of prices that choose alike, the highest
+    found = sorted(points.values())
+    return [found[at] for at in np.unique(np.linspace(0, len(found) - 1, POINTS).astype(int))]
 
 
 def oracle(problem: Problem) -> list[Point]:

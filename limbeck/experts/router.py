@@ -225,7 +225,7 @@ def load(folder: Path, expect: str | None = None) -> Router:
     """See `Router.open`."""
     if not (folder / JSON_FILE).is_file():
         raise StoreError(f"{folder} holds no router (no {JSON_FILE}). Run `limbeck route fit REGISTRY` to make one.")
-    if problem := verify_dir(folder):
+    if problem := verify_dir(folder, only=(JSON_FILE, TENSOR_FILE)):
         raise StoreError(f"{problem}. {AGAIN}")
     try:
         values = json.loads((folder / JSON_FILE).read_text(encoding="utf-8"))
