@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck import __version__, cli_experts, cli_serve
-from limbeck import __version__, cli_route
+from limbeck import __version__, cli_experts, cli_route, cli_serve
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder

@@ -56,10 +56,10 @@ class Routing(Section):
     )
     cascade: bool = Field(
         default=False,
-        description="the expert answers first, and the upstream is asked where the expert's own confidence is too low",
+        description="the expert writes its reply first, whole, and the upstream is asked where it is probably wrong",
     )
     cascade_threshold: Fraction | None = Field(
-        default=None, description="least mean probability of the expert's tokens; null: as the router was fitted"
+        default=None, description="least probability that the expert's reply is right; null: as the router was fitted"
     )
 
 

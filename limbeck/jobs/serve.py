@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limbeck.errors import MissingExtra, RecipeError
+from limbeck.errors import MissingExtra, RecipeError, StoreError
 from limbeck.experts import Registry
+from limbeck.experts.router import JSON_FILE, Router, experts_fingerprint
 from limbeck.serve.catalogue import Catalogue
 from limbeck.serve.limits import Keys, Rates
 from limbeck.serve.logs import Log
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from limbeck.serve.app import House
     from limbeck.serve.gate import Gate
     from limbeck.serve.opening import Opened
-    from limbeck.serve.routing import Decider
     from limbeck.serving import Serving
 
 
@@ -70,7 +70,8 @@ def build(
     catalogue.look()
     backends = {name: Remote(name, url, name) for name, url in settings.backends.items()}
     upstream = None if settings.upstream is None else Remote.of(settings.upstream)
-    routes = Routes(settings.routing, catalogue, metrics, _router(registry), upstream, backends)
+    router, no_router = _router(registry, catalogue, log)
+    routes = Routes(settings.routing, catalogue, metrics, router, upstream, backends, no_router)
     _refuse_unfitting(settings, routes)
     pool = Pool((open_with or opener)(settings), settings.budget_bytes or _half_of_memory(), metrics, log)
     house = House(settings, catalogue, pool, routes, Remotes(metrics), metrics)
@@ -80,8 +81,20 @@ def build(
     return Built(house, gate, log)
 
 
-def _router(registry: Path) -> Decider | None:
-    return None
+def _router(registry: Path, catalogue: Catalogue, log: Log) -> tuple[Router | None, str]:
+    """The registry's router, or None and why it cannot be used ("" where there is none). Experts serve without it."""
+    folder = registry / "router"
+    if not (folder / JSON_FILE).exists():
+        return None, ""
+    try:
+        router = Router.open(folder)
+    except StoreError as error:
+        log.event("router_damaged", "error", reason=str(error))
+        return None, str(error)
+    now = {name: expert.version for name, expert in catalogue.newest.items()}
+    if router.settings.fingerprint != experts_fingerprint(now):
+        log.event("router_old", "warning", fitted_on=router.settings.fitted_on, experts=now)
+    return router, ""
 
 
 def _refuse_unfitting(settings: Serving, routes: Routes) -> None:
@@ -96,9 +109,14 @@ def _refuse_unfitting(settings: Serving, routes: Routes) -> None:
             f"upstream.model is {routes.upstream.name!r}, and so is an expert. Two models cannot have one name; rename "
             "the expert."
         )
-    if settings.routing != type(settings.routing)() and routes.router is None:
+    if settings.routing != type(settings.routing)() and routes.router is None and not routes.no_router:
         raise RecipeError(
             "`routing` has no effect: this registry has no router. Fit one (limbeck route fit), or remove the settings."
+        )
+    if settings.routing.cascade and routes.router is not None and not routes.router.cascades:
+        raise RecipeError(
+            "routing.cascade has no effect: the router was fitted without the experts' own replies, so it cannot say "
+            "when one is probably wrong. Fit it again with judged replies, or remove the setting."
         )
 
 

@@ -17,7 +17,7 @@ from limbeck.errors import EngineError, EngineFull
 from limbeck.serve.refusals import ApiError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from starlette.types import Receive, Scope, Send
 
@@ -126,7 +126,13 @@ class TextLogprobs:
 # ---- replies under way -----------------------------------------------------------------------------------------------
 
 
-async def merged(writings: Sequence[Writing], call: Call) -> AsyncIterator[tuple[int, Written]]:
+async def again(heard: Sequence[tuple[int, Written]]) -> AsyncGenerator[tuple[int, Written]]:
+    """Tokens that were kept back, as if they came now."""
+    for one in heard:
+        yield one
+
+
+async def merged(writings: Sequence[Writing], call: Call) -> AsyncGenerator[tuple[int, Written]]:
     """Tokens of several replies, each with its reply's index, as they come. Raises ApiError when an engine fails."""
     try:
         if len(writings) == 1:

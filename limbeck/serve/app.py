@@ -160,7 +160,7 @@ def _add_writing(app: FastAPI, house: House) -> None:
         chosen = await _chosen(house, call, body.model, said)
         if chosen.remote is not None:
             return await _passed_on(house, call, chosen, "/chat/completions", body)
-        return await writing.chat(await _work(house, call, chosen, "chat.completion"), body)
+        return await _chat(house, call, chosen, body)
 
     @app.post("/v1/completions", response_model=schemas.Completion, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -182,6 +182,27 @@ def _add_writing(app: FastAPI, house: House) -> None:
         return await writing.completions(await _work(house, call, chosen, "text_completion"), body)
 
 
+async def _chat(house: House, call: Call, chosen: Chosen, body: ChatRequest) -> Response:
+    """The expert's answer, or the upstream's where the expert's own does not stand."""
+    work, judge = await _work(house, call, chosen, "chat.completion"), house.routes.judge(chosen)
+    instead: list[Chosen] = []
+
+    def judged(mean_logp: float) -> bool:
+        assert judge is not None
+        found = house.routes.doubted(chosen, judge, mean_logp)
+        instead.extend([found] if found else [])
+        return found is None
+
+    answer = await writing.chat(work, body, judged if judge else None)
+    if answer is not None:
+        return answer
+    for kind, tokens in (("prompt", call.prompt_tokens), ("completion", call.completion_tokens)):
+        house.metrics.count("limbeck_tokens_total", tokens, model=chosen.model, kind=kind)
+    call.prompt_tokens = call.completion_tokens = 0
+    _note_route(house, call, instead[0])
+    return await _passed_on(house, call, instead[0], "/chat/completions", body)
+
+
 def _check_options(body: schemas.Asked) -> None:
     if body.stream_options is not None and not body.stream:
         raise bad("stream_options needs stream: true.", "stream_options")
@@ -200,9 +221,13 @@ def _noted(call: Call, body: schemas.Asked, prompt: Any) -> Call:
 async def _chosen(house: House, call: Call, model: str, turns: list[str]) -> Chosen:
     chosen = house.routes.choose(model, turns)
     call.model = model if model in house.routes.names() else chosen.model
+    _note_route(house, call, chosen)
+    return chosen
+
+
+def _note_route(house: House, call: Call, chosen: Chosen) -> None:
     call.expert, call.route = chosen.model, chosen.route
     house.metrics.count("limbeck_routes_total", model=chosen.model, route=chosen.route)
-    return chosen
 
 
 async def _work(house: House, call: Call, chosen: Chosen, kind: str) -> writing.Work:

@@ -14,6 +14,8 @@ from limbeck.serve.refusals import ApiError, bad, no_model
 from limbeck.serving import AUTO
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from limbeck.experts import Expert
     from limbeck.serve.catalogue import Catalogue
     from limbeck.serve.metrics import Metrics
@@ -34,9 +36,19 @@ class Decision(Protocol):
     def reason(self) -> str: ...
 
 
+class Judge(Protocol):
+    """How an expert's reply is judged by how sure it was of its words: `right` is the probability that it is right."""
+
+    @property
+    def threshold(self) -> float: ...
+    def right(self, mean_logp: float) -> float: ...
+
+
 class Decider(Protocol):
     """A fitted router."""
 
+    @property
+    def cascades(self) -> Mapping[str, Judge]: ...
     def decide(self, prompt: str) -> Decision: ...
 
 
@@ -81,7 +93,8 @@ def plain(text: str) -> str:
 
 @dataclass
 class Routes:
-    """`router` is None where none was fitted; `remotes` are backends by name, `upstream` the teacher."""
+    """`router` is None where none was fitted; `no_router` says why where there is one that cannot be used. `backends` are
+    by name, `upstream` is the teacher."""
 
     settings: Routing
     catalogue: Catalogue
@@ -89,6 +102,7 @@ class Routes:
     router: Decider | None
     upstream: Remote | None
     backends: dict[str, Remote]
+    no_router: str = ""
 
     def names(self) -> list[str]:
         """What a client may ask for."""
@@ -110,6 +124,8 @@ class Routes:
         raise no_model(model, self.names())
 
     def _auto(self, turns: list[str]) -> Chosen:
+        if self.router is None and self.no_router:
+            raise ApiError(503, f"The router cannot be used: {self.no_router}", param="model", code="router_damaged")
         if self.router is None:
             raise ApiError(
                 404,
@@ -148,6 +164,21 @@ class Routes:
         if expert is None:
             return self._fallback(f"{reason}; the expert {decision.expert} is not here", confidence)
         return Chosen("auto", reason, expert=expert, confidence=confidence)
+
+    def judge(self, chosen: Chosen) -> Judge | None:
+        """Who says whether the expert's reply stands; None where it always does."""
+        if not self.settings.cascade or chosen.route != "auto" or chosen.expert is None or self.router is None:
+            return None
+        return self.router.cascades.get(chosen.expert.name)
+
+    def doubted(self, chosen: Chosen, judge: Judge, mean_logp: float) -> Chosen | None:
+        """Who is asked instead of the expert, whose reply is there; None where it stands."""
+        right = judge.right(mean_logp)
+        least = judge.threshold if self.settings.cascade_threshold is None else self.settings.cascade_threshold
+        if right >= least:
+            return None
+        reason = f"{chosen.model} answered, {right:.0%} sure to be right; at least {least:.0%} is wanted"
+        return Chosen("cascade", reason, remote=self.upstream, confidence=round(right, 4))
 
     def _fallback(self, reason: str, confidence: float, error: ApiError | None = None) -> Chosen:
         if self.upstream is not None and self.settings.fallback != "refuse":

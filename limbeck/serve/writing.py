@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from limbeck.serve.schemas import ChatRequest, CompletionRequest
     from limbeck.serving import Limits
     from limbeck.types import Written
+
+Judged = Callable[[float], bool]
 
 DEFAULT_TOKENS = 16
 """Of a completion without `max_tokens`, as OpenAI's API has it."""
@@ -71,8 +74,9 @@ class Work:
 # ---- chat ------------------------------------------------------------------------------------------------------------
 
 
-async def chat(work: Work, body: ChatRequest) -> Response:
-    """Raises ApiError."""
+async def chat(work: Work, body: ChatRequest, judged: Judged | None = None) -> Response | None:
+    """The answer; None where `judged`, which is told how sure the model was of its whole reply, lets it not stand.
+    Raises ApiError."""
     ids = await chat_ids(work.opened, body)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     most = room(work.opened, len(ids), wanted, work.limits.max_tokens)
@@ -80,18 +84,33 @@ async def chat(work: Work, body: ChatRequest) -> Response:
     top = (body.top_logprobs or 0) if body.logprobs else 0
     writings = work.begin([Ask(ids, sampling, index, top) for index in range(body.n or 1)])
     work.call.prompt_tokens = len(ids)
+    tokens = answers.merged(writings, work.call)
+    if judged is not None:
+        heard = await _heard(work, tokens)
+        if not judged(sum(written.logp for _, written in heard) / len(heard)):
+            return None
+        tokens = answers.again(heard)
     if body.stream:
-        return EventStream(_chat_events(work, body, writings), work.call, work.headers)
-    return await _chat_whole(work, body, writings)
+        return EventStream(_chat_events(work, body, tokens), work.call, work.headers)
+    return await _chat_whole(work, body, tokens)
 
 
-async def _chat_whole(work: Work, body: ChatRequest, writings: list[Writing]) -> Response:
-    texts: list[list[str]] = [[] for _ in writings]
-    logprobs: list[list[dict[str, Any]]] = [[] for _ in writings]
-    reasons = ["length"] * len(writings)
+async def _heard(work: Work, tokens: AsyncGenerator[tuple[int, Written]]) -> list[tuple[int, Written]]:
     try:
         async with asyncio.timeout_at(work.call.deadline):
-            async for index, written in answers.merged(writings, work.call):
+            return [one async for one in tokens]
+    except TimeoutError:
+        raise answers.timed_out() from None
+
+
+async def _chat_whole(work: Work, body: ChatRequest, tokens: AsyncGenerator[tuple[int, Written]]) -> Response:
+    num = body.n or 1
+    texts: list[list[str]] = [[] for _ in range(num)]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in range(num)]
+    reasons = ["length"] * num
+    try:
+        async with asyncio.timeout_at(work.call.deadline):
+            async for index, written in tokens:
                 texts[index].append(written.text)
                 if body.logprobs and not work.ended(written):
                     logprobs[index].append(answers.chat_logprob(work.opened, written))
@@ -111,13 +130,15 @@ async def _chat_whole(work: Work, body: ChatRequest, writings: list[Writing]) ->
     return work.answer(choices)
 
 
-async def _chat_events(work: Work, body: ChatRequest, writings: list[Writing]) -> AsyncGenerator[bytes]:
+async def _chat_events(
+    work: Work, body: ChatRequest, tokens: AsyncGenerator[tuple[int, Written]]
+) -> AsyncGenerator[bytes]:
     head, usage = work.head, {"usage": None} if body.include_usage else {}
-    texts: list[list[str]] = [[] for _ in writings]
-    for index in range(len(writings)):
+    texts: list[list[str]] = [[] for _ in range(body.n or 1)]
+    for index in range(len(texts)):
         choice = _delta(index, {"role": "assistant", "content": ""})
         yield head.chunk([choice], limbeck=head.limbeck, **usage)
-    async for index, written in answers.merged(writings, work.call):
+    async for index, written in tokens:
         texts[index].append(written.text)
         shown = body.logprobs and not work.ended(written)
         if written.text or shown:

@@ -71,6 +71,7 @@ class Router:
 
     always: Decided | None = None
     by: dict[str, Decided] = field(default_factory=dict)
+    cascades: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
 
     def decide(self, prompt: str) -> Decided:

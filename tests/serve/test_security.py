@@ -266,8 +266,7 @@ def test_a_client_that_goes_away_cancels(server: Running) -> None:
 
 
 def test_a_request_that_takes_too_long_ends(experts_folder: Path) -> None:
-    with running(experts_folder, "limits.request_seconds=0.4") as server:
-        server.chat()  # opened
+    with running(experts_folder, "limits.request_seconds=0.06", "preload=[code]") as server:
         found = server.chat(n=8, max_tokens=100)
         assert found.status_code == 503 and found.json()["error"]["code"] == "timeout"
         events = server.chat(n=8, max_tokens=100, stream=True).text.split("\n\n")
