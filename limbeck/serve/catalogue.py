@@ -30,8 +30,13 @@ class Catalogue:
         newest = {}
         for expert in every:  # newest first
             newest.setdefault(expert.name, expert)
-        self.newest, self.damaged = newest, damaged
+        self.newest = newest
+        self.damaged = {name: self._shown(reason) for name, reason in damaged.items()}
         self.versions = {f"{expert.name}@{expert.version}": expert for expert in every}
+
+    def _shown(self, reason: str) -> str:
+        """What a client may know: what is wrong, but not where on this machine, nor what its owner should do."""
+        return reason.partition(" It is not used.")[0].replace(str(self.registry.path), "REGISTRY")
 
     async def keep_looking(self, seconds: float, log: Log) -> None:
         """Renew until cancelled; what was known stays when the registry cannot be read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from limbeck.chat import ChatTemplate
 from limbeck.errors import TeacherError
@@ -59,13 +59,14 @@ def opener(settings: Serving) -> Callable[[Expert], Opened]:
     """What opens an expert, in a thread: its model, and the engine that fits its kind."""
 
     def open_expert(expert: Expert) -> Opened:
-        lm: Any = open_lm(expert.model_path, dtype=settings.dtype)
+        lm = cast("LiveLM", open_lm(expert.model_path, dtype=settings.dtype))
         return Opened(lm, _engine(lm, settings))
 
     return open_expert
 
 
-def _engine(lm: Any, settings: Serving) -> Engine:
+def _engine(lm: LiveLM, settings: Serving) -> Engine:
     """Models of transformers are written in batches; all others have sessions, which take turns."""
-    kind = BatchEngine if isinstance(lm, HfLM) else SerialEngine
-    return kind(lm, slots=settings.slots, waiting=settings.waiting)
+    if isinstance(lm, HfLM):
+        return BatchEngine(lm, slots=settings.slots, waiting=settings.waiting)
+    return SerialEngine(lm, slots=settings.slots, waiting=settings.waiting)

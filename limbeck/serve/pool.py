@@ -112,10 +112,11 @@ class Pool:
                 place.num_bytes = max(place.num_bytes, self.measure() - before)
         except LimbeckError as error:
             self._drop(place)
-            self._failed[place.name] = (time.monotonic() + FAILED_SECONDS, str(error))
+            shown = str(error).replace(str(place.expert.path), place.name)  # clients need not know where it lies
+            self._failed[place.name] = (time.monotonic() + FAILED_SECONDS, shown)
             self.metrics.count("limbeck_loads_total", model=place.expert.name, result="failed")
             self.log.event("expert_failed", "error", expert=place.name, reason=str(error))
-            raise _cannot_open(place.name, str(error), FAILED_SECONDS) from error
+            raise _cannot_open(place.name, shown, FAILED_SECONDS) from error
         except BaseException:
             self._drop(place)
             raise

@@ -93,8 +93,8 @@ def plain(text: str) -> str:
 
 @dataclass
 class Routes:
-    """`router` is None where none was fitted; `no_router` says why where there is one that cannot be used. `backends` are
-    by name, `upstream` is the teacher."""
+    """`router` is None where none was fitted; `no_router` says why one that is there cannot be used. `backends` are by
+    name, `upstream` is the teacher."""
 
     settings: Routing
     catalogue: Catalogue

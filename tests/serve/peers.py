@@ -24,9 +24,11 @@ class Teacher:
 
 
 @contextlib.contextmanager
-def teacher(*, redirect: str = "", trouble: str = "", pause: float = 0.0) -> Iterator[Teacher]:
+def teacher(
+    *, redirect: str = "", trouble: str = "", pause: float = 0.0, says: list[str] | None = None
+) -> Iterator[Teacher]:
     """`trouble`: quote (a refusal that quotes the key), broken (a 500 with the key), cut, html, nan, slow, 429."""
-    found = Teacher()
+    found, words = Teacher(), says or WORDS
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -53,7 +55,7 @@ def teacher(*, redirect: str = "", trouble: str = "", pause: float = 0.0) -> Ite
                 self._say(200, self._answer(found.bodies[-1]))
 
         def _answer(self, body: dict[str, Any]) -> dict[str, Any]:
-            text = "".join(WORDS)
+            text = "".join(words)
             chat = {"message": {"role": "assistant", "content": text}, "logprobs": None}
             said = chat if "messages" in body else {"text": text, "logprobs": None}
             return {
@@ -71,7 +73,7 @@ def teacher(*, redirect: str = "", trouble: str = "", pause: float = 0.0) -> Ite
             self.send_header("content-type", "text/event-stream")
             self.end_headers()
             common = {"id": "theirs", "object": "chat.completion.chunk", "created": 1, "model": "their-own-name"}
-            for index, word in enumerate(WORDS):
+            for index, word in enumerate(words):
                 delta = {"content": word} if index else {"role": "assistant", "content": word}
                 self._event({**common, "choices": [{"index": 0, "delta": delta, "finish_reason": None}]})
                 time.sleep(pause)
