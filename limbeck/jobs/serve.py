@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from limbeck.serve.app import House
     from limbeck.serve.gate import Gate
     from limbeck.serve.opening import Opened
+    from limbeck.serve.routing import Decider
     from limbeck.serving import Serving
 
 
@@ -58,8 +59,10 @@ def build(
     *,
     on_message: Callable[[str], None],
     open_with: Callable[[Serving], Callable[[Expert], Opened]] | None = None,
+    router: Decider | None = None,
 ) -> Built:
-    """All parts of the server, put together; `open_with` stands in for what opens experts. Raises as `run_serve`."""
+    """All parts of the server, put together; `open_with` and `router` stand in for what
+    opens experts and for the registry's router. Raises as `run_serve`."""
     try:
         from limbeck.serve.app import House, make_app
         from limbeck.serve.gate import Gate
@@ -70,7 +73,9 @@ def build(
     catalogue.look()
     backends = {name: Remote(name, url, name) for name, url in settings.backends.items()}
     upstream = None if settings.upstream is None else Remote.of(settings.upstream)
-    router, no_router = _router(registry, catalogue, log)
+    no_router = ""
+    if router is None:
+        router, no_router = _router(registry, catalogue, log)
     routes = Routes(settings.routing, catalogue, metrics, router, upstream, backends, no_router)
     _refuse_unfitting(settings, routes)
     pool = Pool((open_with or opener)(settings), settings.budget_bytes or _half_of_memory(), metrics, log)

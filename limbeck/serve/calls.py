@@ -40,6 +40,7 @@ class Call:
     reply: Any = None
     user: str | None = None
     cancelled: bool = False
+    cut: bool = False
 
     def wrote(self) -> None:
         """A token is there: the first one is timed."""

@@ -60,7 +60,8 @@ class Gate:
 
     def cut(self) -> None:
         """End all calls under way."""
-        for task in self.busy.values():
+        for call, task in self.busy.items():
+            call.cut = True
             task.cancel()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -85,6 +86,10 @@ class Gate:
             await sender.refuse(error)
         except asyncio.CancelledError:
             call.cancelled = True
+            if call.cut:
+                asyncio.current_task().uncancel()  # type: ignore[union-attr]
+                await sender.refuse(stopping())
+                return  # what was begun ends here, and its connection with it
             if not asyncio.current_task().cancelling():  # type: ignore[union-attr]
                 return  # the client went away, and its request with it
             raise
@@ -105,7 +110,7 @@ class Gate:
             call.key = who
         body = await self._body(headers, receive)
         if self.draining and path not in (*OPEN, "/metrics"):
-            raise ApiError(503, "The server is stopping.", code="draining", retry_after=DRAIN_RETRY)
+            raise stopping()
         if path in WRITING and scope["method"] == "POST":
             self.rates.admit(call.key)
             if len(self.writing) > self.limits.max_in_flight:
@@ -160,6 +165,10 @@ class Gate:
             self.metrics.count("limbeck_tokens_total", call.completion_tokens, model=call.expert, kind="completion")
         self.rates.used(call.key, call.prompt_tokens + call.completion_tokens)
         self.log.request(call, seconds)
+
+
+def stopping() -> ApiError:
+    return ApiError(503, "The server is stopping.", code="draining", retry_after=DRAIN_RETRY)
 
 
 def endpoint_of(path: str) -> str:

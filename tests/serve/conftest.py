@@ -84,9 +84,7 @@ def running(registry: Path, *overrides: str, router: Any = None, **told: Any) ->
     """A server until the block ends, which drains it. `router` stands in for a fitted one."""
     lines: list[str] = []
     settings = load_serving(None, ["port=0", "drain_seconds=2", "dtype=float32", *overrides])
-    built = serve.build(registry, settings, on_message=lines.append, **told)
-    if router is not None:
-        built.house.routes.router = router
+    built = serve.build(registry, settings, on_message=lines.append, router=router, **told)
     at: list[str] = []
     ready, loop, asked = threading.Event(), asyncio.new_event_loop(), asyncio.Event()
 
