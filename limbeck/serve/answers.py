@@ -9,6 +9,7 @@ import math
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from starlette.responses import Response
@@ -50,6 +51,16 @@ class Head:
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         kind = f"{self.kind}.chunk" if self.kind.startswith("chat") else self.kind
         return event({**self._values(kind), "choices": choices, **more})
+
+    def content(self, index: int, text: str, *, usage: bool) -> bytes:
+        """A chunk of a chat that is text alone: most chunks are, so only the text is encoded anew."""
+        rest = ',"usage":null}' if usage else "}"
+        choice = f'{{"index":{index},"delta":{{"content":{json.dumps(text)}}},"logprobs":null,"finish_reason":null}}'
+        return f'{self._begin},"choices":[{choice}]{rest}\n\n'.encode()
+
+    @cached_property
+    def _begin(self) -> str:
+        return "data: " + json.dumps(self._values(f"{self.kind}.chunk"), separators=(",", ":"))[:-1]
 
     def _values(self, kind: str) -> dict[str, Any]:
         prefix = "chatcmpl" if self.kind.startswith("chat") else "cmpl"

@@ -141,11 +141,11 @@ async def _chat_events(
     async for index, written in tokens:
         texts[index].append(written.text)
         shown = body.logprobs and not work.ended(written)
-        if written.text or shown:
-            choice = _delta(index, {"content": written.text})
-            if shown:
-                choice["logprobs"] = {"content": [answers.chat_logprob(work.opened, written)]}
-            yield head.chunk([choice], **usage)
+        if shown:
+            logprobs = {"content": [answers.chat_logprob(work.opened, written)]}
+            yield head.chunk([{**_delta(index, {"content": written.text}), "logprobs": logprobs}], **usage)
+        elif written.text:
+            yield head.content(index, written.text, usage=body.include_usage)
         if written.finish_reason:
             yield head.chunk([{**_delta(index, {}), "finish_reason": written.finish_reason}], **usage)
     work.call.reply = ["".join(text) for text in texts]
