@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from limbeck import __version__, cli_experts, cli_export, cli_route
+from limbeck import __version__, cli_experts, cli_export, cli_route, cli_serve
 from limbeck import options as opt
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
@@ -311,6 +311,7 @@ def capture(
 
 
 app.command(rich_help_panel="Experts")(cli_export.export)
+app.command(rich_help_panel="Experts")(cli_serve.serve)
 
 
 # ---- looking ---------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model
 BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)i?[bB]?")
 
 
-def _key_value(overrides: list[str] | None) -> list[str]:
+def key_values(overrides: list[str] | None) -> list[str]:
     for text in overrides or []:
         if "=" not in text:
             raise typer.BadParameter(f"{text!r} is not KEY=VALUE, such as train.optimizer.lr=1e-4")
@@ -47,7 +47,7 @@ RunFolder = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="keys of the recipe to set", show_default=False, callback=_key_value),
+    typer.Argument(metavar="KEY=VALUE", help="keys of the recipe to set", show_default=False, callback=key_values),
 ]
 RunDirOption = Annotated[Path | None, typer.Option("--run-dir", help="folder of the run (default: runs/NAME)")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]

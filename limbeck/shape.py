@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import types
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,6 +24,7 @@ class Section(BaseModel):
     """Base of every part of the tree: frozen; unknown keys, infinities and NaN are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    called: ClassVar[str] = "a recipe"  # as a whole, in error messages
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Site:
 
     @property
     def name(self) -> str:
-        return ".".join(self.keys) or "a recipe"
+        return ".".join(self.keys) or getattr(self.top, "called", "a recipe")
 
 
 def parts_of(annotation: Any) -> tuple[Any, ...]:

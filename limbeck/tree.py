@@ -144,6 +144,8 @@ def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _P
             node = _child(node, key)
             continue
         union = bool(kinds_of(info))
+        if not sections_of(info):  # an entry of a map: the map is shown whole
+            break
         if union and (not parts or part not in kinds_of(info)):
             break
         site = site.into(key, part if union else None)

@@ -1,0 +1,216 @@
+"""Experts in memory: opened when they are first asked, one engine each, closed when they are idle or room is needed.
+
+Opening runs in a thread, one at a time; whoever asks meanwhile waits for that one. What is in use is never closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from limbeck.errors import LimbeckError
+from limbeck.serve.refusals import ApiError
+from limbeck.units import size
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from limbeck.experts import Expert
+    from limbeck.serve.logs import Log
+    from limbeck.serve.metrics import Metrics
+    from limbeck.serve.opening import Opened
+
+FAILED_SECONDS = 15.0
+"""An expert that could not be opened is not tried again for so long."""
+RETRY = 2.0
+
+
+@dataclass(eq=False)
+class _Place:
+    """One expert, open or opening. `users` hold it; `num_bytes` is what it is counted with."""
+
+    expert: Expert
+    num_bytes: int
+    opening: asyncio.Task[Opened] | None = None
+    users: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def name(self) -> str:
+        return f"{self.expert.name}@{self.expert.version}"
+
+    @property
+    def opened(self) -> Opened | None:
+        done = self.opening is not None and self.opening.done() and not self.opening.cancelled()
+        return self.opening.result() if self.opening and done and not self.opening.exception() else None
+
+
+@dataclass
+class Pool:
+    """`open_expert` opens an expert with its engine, in a thread; it may raise LimbeckError. `budget` is in bytes, None
+    without limit; `measure` gives the bytes that this process takes."""
+
+    open_expert: Callable[[Expert], Opened]
+    budget: int | None
+    metrics: Metrics
+    log: Log
+    measure: Callable[[], int] = lambda: resident_bytes()
+
+    def __post_init__(self) -> None:
+        self.places: dict[str, _Place] = {}
+        self._failed: dict[str, tuple[float, str]] = {}
+        self._one_at_a_time = asyncio.Lock()
+        self._freed = asyncio.Event()
+
+    @property
+    def used(self) -> int:
+        return sum(place.num_bytes for place in self.places.values())
+
+    @contextlib.asynccontextmanager
+    async def use(self, expert: Expert) -> AsyncIterator[Opened]:
+        """The expert, open for as long as the block runs. Raises ApiError 503 when it cannot be opened, or when what is
+        in use leaves no room for it."""
+        place = self._place(expert)
+        place.users += 1
+        try:
+            assert place.opening is not None
+            yield await asyncio.shield(place.opening)
+        finally:
+            place.users -= 1
+            place.since = time.monotonic()
+            self._freed.set()
+
+    def _place(self, expert: Expert) -> _Place:
+        name = f"{expert.name}@{expert.version}"
+        place = self.places.get(name)
+        if place is not None and place.opened is not None and place.opened.engine.stats.dead:
+            self.log.event("engine_dead", "error", expert=name, reason=place.opened.engine.stats.dead)
+            self._forget(place, "dead")
+            place = None
+        if place is None:
+            until, reason = self._failed.get(name, (0.0, ""))
+            if (wait := until - time.monotonic()) > 0:
+                raise _cannot_open(name, reason, wait)
+            place = self.places[name] = _Place(expert, 0)
+            place.opening = asyncio.create_task(self._open(place))
+            place.opening.add_done_callback(_seen)
+        return place
+
+    async def _open(self, place: _Place) -> Opened:
+        """Make room, open, and measure what it took."""
+        card = place.expert.card
+        try:
+            async with self._one_at_a_time:
+                await self._make_room(place, card.memory_bytes or card.bytes)
+                begun, before = time.monotonic(), self.measure()
+                place.num_bytes = card.memory_bytes or card.bytes
+                opened = await asyncio.to_thread(self.open_expert, place.expert)
+                place.num_bytes = max(place.num_bytes, self.measure() - before)
+        except LimbeckError as error:
+            self._drop(place)
+            shown = str(error).replace(str(place.expert.path), place.name)  # clients need not know where it lies
+            self._failed[place.name] = (time.monotonic() + FAILED_SECONDS, shown)
+            self.metrics.count("limbeck_loads_total", model=place.expert.name, result="failed")
+            self.log.event("expert_failed", "error", expert=place.name, reason=str(error))
+            raise _cannot_open(place.name, shown, FAILED_SECONDS) from error
+        except BaseException:
+            self._drop(place)
+            raise
+        seconds = time.monotonic() - begun
+        self.metrics.count("limbeck_loads_total", model=place.expert.name, result="opened")
+        self.metrics.observe("limbeck_load_seconds", seconds, model=place.expert.name)
+        self.log.event("expert_opened", expert=place.name, seconds=round(seconds, 3), bytes=place.num_bytes)
+        return opened
+
+    async def _make_room(self, place: _Place, need: int) -> None:
+        """Close idle experts, those first that were idle longest, until `need` bytes fit."""
+        if self.budget is None:
+            return
+        if need > self.budget:
+            raise ApiError(
+                503,
+                f"The expert {place.name} needs {size(need)}, and memory_budget is {size(self.budget)}.",
+                param="model",
+                code="over_memory_budget",
+            )
+        while self.used + need > self.budget:
+            idle = sorted((one for one in self.places.values() if _is_idle(one)), key=lambda one: one.since)
+            if idle:
+                await self._close(idle[0], "room")
+                continue
+            self._freed.clear()
+            try:
+                await asyncio.wait_for(self._freed.wait(), RETRY)
+            except TimeoutError:
+                raise ApiError(
+                    503,
+                    f"There is no room for the expert {place.name}: those in memory are in use.",
+                    param="model",
+                    code="no_memory",
+                    retry_after=RETRY,
+                ) from None
+
+    async def keep_tidy(self, ttl: float | None) -> None:
+        """Close experts that were idle for `ttl` seconds, until cancelled."""
+        while ttl is not None:
+            await asyncio.sleep(min(ttl / 4, 5.0))
+            for place in list(self.places.values()):
+                if _is_idle(place) and time.monotonic() - place.since >= ttl:
+                    await self._close(place, "idle")
+
+    async def _close(self, place: _Place, why: str) -> None:
+        opened = self._forget(place, why)
+        if opened is not None:
+            await asyncio.to_thread(opened.engine.close)
+            del opened
+            place.opening = None
+            gc.collect()
+
+    def _forget(self, place: _Place, why: str) -> Opened | None:
+        """Take it out, so that nobody new gets it."""
+        opened = place.opened
+        self._drop(place)
+        self.metrics.count("limbeck_unloads_total", model=place.expert.name, why=why)
+        self.log.event("expert_closed", expert=place.name, why=why)
+        return opened
+
+    def _drop(self, place: _Place) -> None:
+        if self.places.get(place.name) is place:
+            del self.places[place.name]
+
+    async def close(self) -> None:
+        """Close all of them; replies under way end with an error."""
+        for place in list(self.places.values()):
+            if place.opening is not None and not place.opening.done():
+                with contextlib.suppress(ApiError, LimbeckError):
+                    await place.opening
+            await self._close(place, "stopping")
+
+
+def _is_idle(place: _Place) -> bool:
+    return place.users == 0 and place.opened is not None
+
+
+def _cannot_open(name: str, reason: str, wait: float) -> ApiError:
+    return ApiError(
+        503, f"The expert {name} cannot be opened: {reason}", param="model", code="expert_damaged", retry_after=wait
+    )
+
+
+def _seen(task: asyncio.Task[Opened]) -> None:
+    """Its error is told to those who wait; when nobody does, it is in the log."""
+    if not task.cancelled():
+        task.exception()
+
+
+def resident_bytes() -> int:
+    """Memory of this process (Linux); 0 elsewhere."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+    except OSError:
+        return 0

@@ -1,0 +1,233 @@
+"""Other servers: the teacher that requests fall back to, and vLLM or llama.cpp servers that run an expert.
+
+Where requests go is in the settings alone, never in a request. Redirects are not followed and proxies of the
+environment not used, so that prompts and the key go to no other host. What another server says of itself is not
+passed on: its errors become ours, without its key, its headers or its address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import MissingExtra, RecipeError
+from limbeck.lms.openai import redact
+from limbeck.serve.answers import Head, event
+from limbeck.serve.refusals import ApiError, bad
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator
+
+    from limbeck.serve.calls import Call
+    from limbeck.serve.metrics import Metrics
+    from limbeck.serving import Prices, Upstream
+
+MOST_BYTES = 16 * 2**20
+"""Of an answer, and of one event of a stream."""
+SHOWN = 300
+"""Characters of another server's own words in an error of ours."""
+PASSED = frozenset(
+    {
+        *("messages", "prompt", "n", "seed", "temperature", "top_p", "stop", "max_tokens", "max_completion_tokens"),
+        *("logprobs", "top_logprobs", "echo"),
+    }
+)
+"""What is passed on: nothing that says who asks."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One model of another server. `name` is what it is called here, `model` there."""
+
+    name: str
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+    connect_seconds: float = 5.0
+    read_seconds: float = 120.0
+    prices: Prices | None = None
+
+    @classmethod
+    def of(cls, settings: Upstream) -> Remote:
+        """The teacher. Raises RecipeError where its key is not in the environment."""
+        key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
+        if settings.api_key_env and not (key and key.isascii() and key.isprintable()):
+            raise RecipeError(
+                f"the environment variable {settings.api_key_env} holds no key, and upstream.api_key_env names it. Set "
+                "it, or set upstream.api_key_env=null where no key is needed."
+            )
+        return cls(
+            settings.model,
+            settings.url,
+            settings.model,
+            key,
+            settings.connect_seconds,
+            settings.read_seconds,
+            settings.prices,
+        )
+
+    def cost(self, usage: dict[str, Any]) -> float:
+        if self.prices is None:
+            return 0.0
+        tokens = (_whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens")))
+        return (tokens[0] * self.prices.input + tokens[1] * self.prices.output) / 1e6
+
+
+@dataclass
+class Remotes:
+    """The connections to all of them. Use within one event loop, and close."""
+
+    metrics: Metrics
+    _client: Any = None
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            try:
+                import httpx2
+            except ImportError as error:
+                raise MissingExtra("httpx2", "serve", "asking another server") from error
+            self._client = httpx2.AsyncClient(follow_redirects=False, trust_env=False)
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.aclose()
+
+    @contextlib.asynccontextmanager
+    async def _sent(self, remote: Remote, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
+        """The response, once its head says that all is well. Raises ApiError."""
+        import httpx2
+
+        timeout = httpx2.Timeout(remote.read_seconds, connect=remote.connect_seconds)
+        headers = {"accept-encoding": "identity", **({"authorization": f"Bearer {remote.key}"} if remote.key else {})}
+        try:
+            url = f"{remote.url.rstrip('/')}{path}"
+            async with self.client.stream("POST", url, json=body, headers=headers, timeout=timeout) as response:
+                if response.status_code != 200:
+                    raise _refusal(remote, response.status_code, response.headers, await _read(response))
+                yield response
+        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+            self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result="unreachable")
+            raise ApiError(
+                503,
+                f"The server of {remote.name} did not answer ({type(error).__name__}).",
+                code="upstream_unavailable",
+                retry_after=5.0,
+            ) from error
+        except ApiError as error:
+            self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result=str(error.status))
+            raise
+
+    async def whole(self, remote: Remote, path: str, sent: dict[str, Any], head: Head, call: Call) -> dict[str, Any]:
+        """A whole answer, under our name and with our reason. Raises ApiError."""
+        body = {**_passed(sent), "model": remote.model}
+        async with self._sent(remote, path, body) as response:
+            found = _object(await _read(response), remote)
+        if not isinstance(found.get("choices"), list):
+            raise _malformed(remote)
+        call.wrote()
+        self._account(remote, found.get("usage"), call)
+        return {**found, "model": head.model, "limbeck": head.limbeck}
+
+    async def events(
+        self, remote: Remote, path: str, sent: dict[str, Any], head: Head, call: Call
+    ) -> AsyncGenerator[bytes]:
+        """The events of a streamed answer, each read and written anew, without the last `[DONE]`. Raises ApiError."""
+        wants_usage = bool((sent.get("stream_options") or {}).get("include_usage"))
+        body = {**_passed(sent), "model": remote.model, "stream": True, "stream_options": {"include_usage": True}}
+        usage: Any = None
+        first: dict[str, Any] = {"limbeck": head.limbeck}
+        async with self._sent(remote, path, body) as response:
+            async for data in _data(response, remote):
+                if data == "[DONE]":
+                    break
+                found = _object(data.encode(), remote)
+                if "error" in found:
+                    raise _malformed(remote)
+                usage = found.get("usage") or usage
+                if not found.get("choices"):
+                    if not wants_usage:
+                        continue
+                else:
+                    call.wrote()
+                if not wants_usage:
+                    found.pop("usage", None)
+                yield event({**found, "model": head.model, **first})
+                first = {}
+            else:
+                raise ApiError(503, f"The answer of {remote.name} was cut off.", code="upstream_unavailable")
+        self._account(remote, usage, call)
+
+    def _account(self, remote: Remote, usage: Any, call: Call) -> None:
+        usage = usage if isinstance(usage, dict) else {}
+        call.prompt_tokens += _whole(usage.get("prompt_tokens"))
+        call.completion_tokens += _whole(usage.get("completion_tokens"))
+        self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result="answered")
+        if remote.prices is not None:
+            self.metrics.count("limbeck_upstream_cost_total", remote.cost(usage), model=remote.name)
+
+
+def _passed(sent: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sent.items() if key in PASSED and value is not None}
+
+
+async def _read(response: Any) -> bytes:
+    found = bytearray()
+    async for part in response.aiter_bytes():
+        found += part
+        if len(found) > MOST_BYTES:
+            raise ApiError(503, "The answer of the other server is too long.", code="upstream_malformed")
+    return bytes(found)
+
+
+async def _data(response: Any, remote: Remote) -> AsyncIterator[str]:
+    """The data of each event."""
+    rest = b""
+    async for part in response.aiter_bytes():
+        *lines, rest = (rest + part).replace(b"\r\n", b"\n").split(b"\n")
+        if len(rest) > MOST_BYTES:
+            raise _malformed(remote)
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip().decode("utf-8", "replace")
+
+
+def _object(text: bytes, remote: Remote) -> dict[str, Any]:
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        raise _malformed(remote) from None
+    if not isinstance(found, dict):
+        raise _malformed(remote)
+    return found
+
+
+def _malformed(remote: Remote) -> ApiError:
+    return ApiError(503, f"The server of {remote.name} sent no answer that can be read.", code="upstream_malformed")
+
+
+def _refusal(remote: Remote, status: int, headers: Any, body: bytes) -> ApiError:
+    """Its refusal as ours: a wrong request is the client's affair, a wrong key or a redirect is not."""
+    said = ""
+    with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):
+        said = str(json.loads(body)["error"]["message"])[:SHOWN]
+    said = redact(said, remote.key) if remote.key else said
+    if status in (400, 413, 422):
+        return bad(f"The server of {remote.name} refuses this request: {said or status}", code="upstream_refused")
+    if status == 429:
+        after = headers.get("retry-after", "")
+        wait = min(float(after), 3600.0) if after.isascii() and after.isdecimal() else 5.0
+        return ApiError(
+            429, f"The server of {remote.name} is asked too often.", code="rate_limit_exceeded", retry_after=wait
+        )
+    return ApiError(
+        503, f"The server of {remote.name} refuses to answer ({status}).", code="upstream_unavailable", retry_after=5.0
+    )
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0

@@ -1,0 +1,144 @@
+"""Experts in memory: opened once, closed when room is needed or nobody asks, refused alone."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from limbeck.errors import RecipeError, StoreError
+from limbeck.experts import Registry
+from limbeck.jobs import serve
+from limbeck.serve.opening import opener
+from limbeck.serving import load_serving
+from tests.serve.conftest import expert_card, running
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class Opener:
+    """Opens for real, counts, and can be slow or fail."""
+
+    def __init__(self, pause: float = 0.0, broken: str = "") -> None:
+        self.opened: list[str] = []
+        self.threads: set[int] = set()
+        self.pause, self.broken = pause, broken
+
+    def __call__(self, settings: Any) -> Any:
+        def open_expert(expert: Any) -> Any:
+            self.opened.append(expert.name)
+            self.threads.add(threading.get_ident())
+            time.sleep(self.pause)
+            if expert.name == self.broken:
+                raise StoreError(f"{expert.path} has a broken tensor")
+            return opener(settings)(expert)
+
+        return open_expert
+
+
+def test_concurrent_first_requests_open_once_and_the_loop_stays_free(experts_folder: Path) -> None:
+    opened = Opener(pause=0.4)
+    with running(experts_folder, open_with=opened) as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(server.chat, max_tokens=2) for _ in range(6)]
+        time.sleep(0.15)
+        begun = time.perf_counter()
+        assert server.client.get("/health").status_code == 200
+        assert time.perf_counter() - begun < 0.2
+        assert [one.result().status_code for one in asked] == [200] * 6
+        assert opened.opened == ["code"]
+        assert server.events("expert_opened")[0]["bytes"] >= 2**20
+
+
+def test_room_is_made_by_closing_what_was_idle_longest(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opener()
+    with running(experts_folder, "memory_budget=1.5M", open_with=opened) as server:
+        monkeypatch.setattr(server.built.house.pool, "measure", lambda: 0)
+        for name in ("code", "weather", "code"):
+            assert server.chat(model=name, max_tokens=2).status_code == 200
+        assert opened.opened == ["code", "weather", "code"]
+        assert list(server.built.house.pool.places) == ["code@1.0.0"]
+        assert [one["expert"] for one in server.events("expert_closed")] == ["code@1.0.0", "weather@1.0.0"]
+        text = server.client.get("/metrics").text
+        assert 'limbeck_unloads_total{model="code",why="room"} 1' in text
+        assert 'limbeck_model_bytes{model="code@1.0.0"} 1048576' in text
+
+
+def test_what_is_in_use_is_never_closed(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.serve import pool as pool_module
+
+    monkeypatch.setattr(pool_module, "RETRY", 0.2)
+    with running(experts_folder, "memory_budget=1.5M", "preload=[code]") as server:
+        pool = server.built.house.pool
+        monkeypatch.setattr(pool, "measure", lambda: 0)
+        place = pool.places["code@1.0.0"]
+        place.num_bytes, place.users = 2**20, place.users + 1
+        found = server.chat(model="weather")
+        assert found.status_code == 503 and found.json()["error"]["code"] == "no_memory"
+        assert found.headers["retry-after"] and list(pool.places) == ["code@1.0.0"]
+        place.users -= 1
+        assert server.chat(model="weather").status_code == 200
+
+
+def test_an_expert_that_never_fits_is_refused(experts_folder: Path) -> None:
+    with running(experts_folder, "memory_budget=0.5M") as server:
+        found = server.chat()
+        assert found.status_code == 503 and found.json()["error"]["code"] == "over_memory_budget"
+        assert "1.0 MiB" in found.json()["error"]["message"]
+
+
+def test_an_expert_that_cannot_be_opened_is_refused_alone(experts_folder: Path) -> None:
+    opened = Opener(broken="code")
+    with running(experts_folder, "preload=[code]", open_with=opened) as server:
+        for _ in range(3):
+            found = server.chat()
+            assert found.status_code == 503 and found.json()["error"]["code"] == "expert_damaged"
+            assert "broken tensor" in found.text and str(experts_folder) not in found.text
+        assert server.chat(model="weather").status_code == 200
+        assert opened.opened.count("code") == 1  # not tried again for a while
+
+
+def test_idle_experts_are_closed(experts_folder: Path) -> None:
+    with running(experts_folder, "ttl_seconds=0.2") as server:
+        assert server.chat(max_tokens=2).status_code == 200
+        assert server.events("expert_closed", 1)[0]["why"] == "idle"
+        assert server.chat(max_tokens=2).status_code == 200
+
+
+def test_the_registry_is_looked_at_again(experts_folder: Path, tmp_path: Path, tiny_llama: Path) -> None:
+    registry = Registry(tmp_path)
+    registry.add("code", "1.0.0", expert_card("code"), tiny_llama)
+    with running(tmp_path, "rescan_seconds=0.1") as server:
+        assert server.chat("hi", model="code").headers["x-limbeck-expert"] == "code@1.0.0"
+        registry.add("code", "1.1.0", expert_card("code"), tiny_llama)
+        assert server.events("expert_added", 1)[0]["expert"] == "code@1.1.0"
+        assert server.chat("hi", model="code").headers["x-limbeck-expert"] == "code@1.1.0"
+        assert server.chat("hi", model="code@1.0.0").headers["x-limbeck-expert"] == "code@1.0.0"
+        (tmp_path / "experts" / "code" / "1.1.0" / "expert.json").write_text("{}")
+        assert server.events("expert_damaged", 1)[0]["expert"] == "code/1.1.0"
+        assert server.chat("hi", model="code").headers["x-limbeck-expert"] == "code@1.0.0"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["preload=[nobody]"], "nobody"),
+        (["upstream.url=http://x", "upstream.model=code"], "two models|Two models"),
+        (["routing.fallback=refuse"], "no router"),
+        (["upstream.url=http://x", "upstream.model=t", "upstream.api_key_env=NOT_SET_ANYWHERE"], "NOT_SET_ANYWHERE"),
+    ],
+)
+def test_settings_that_do_not_fit_the_registry(experts_folder: Path, overrides: list[str], match: str) -> None:
+    with pytest.raises(RecipeError, match=match):
+        serve.build(experts_folder, load_serving(None, overrides), on_message=lambda _: None)
+
+
+def test_a_port_in_use_is_told(server: Any, experts_folder: Path) -> None:
+    port = server.url.rpartition(":")[2]
+    built = serve.build(experts_folder, load_serving(None, [f"port={port}"]), on_message=lambda _: None)
+    with pytest.raises(RecipeError, match=port):
+        asyncio.run(serve.serve_until(asyncio.Event(), built, lambda *_: None))
