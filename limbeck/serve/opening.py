@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from limbeck.chat import ChatTemplate
 from limbeck.errors import TeacherError
@@ -59,7 +59,8 @@ def opener(settings: Serving) -> Callable[[Expert], Opened]:
     """What opens an expert, in a thread: its model, and the engine that fits its kind."""
 
     def open_expert(expert: Expert) -> Opened:
-        lm = cast("LiveLM", open_lm(expert.model_path, dtype=settings.dtype))
+        fixed = expert.card.format != "safetensors"  # the precision of other formats is their own
+        lm = open_lm(expert.model_path, dtype="auto" if fixed else settings.dtype)
         return Opened(lm, _engine(lm, settings))
 
     return open_expert
