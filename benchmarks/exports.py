@@ -20,7 +20,9 @@ import torch
 from common import interleave, machine, stdlib_rows, teacher
 
 from limbeck.export.gguf import write_gguf
+from limbeck.export.onnx import write_onnx
 from limbeck.lms.llamacpp import LlamaLM
+from limbeck.lms.onnx import OnnxLM
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ WRITERS: dict[str, tuple[Callable[..., None], Callable[[Path], LiveLM], tuple[st
 
 if find_spec("gguf") and find_spec("cyllama"):
     WRITERS["gguf"] = (write_gguf, LlamaLM.open, ("f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"))
+if find_spec("onnx") and find_spec("onnxscript") and find_spec("onnxruntime"):
+    WRITERS["onnx"] = (write_onnx, OnnxLM.open, ("fp32", "int8", "int4"))
 
 PROMPTS = [
     f"Once upon a time, in a small village by the {place}, there lived a baker who"
