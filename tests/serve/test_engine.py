@@ -275,6 +275,7 @@ def test_logits_that_are_no_numbers_end_their_own_request_only(kind, failing):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_closing_ends_what_is_under_way(kind, engines):
+    before = set(threading.enumerate())  # engines of other tests' servers
     engine = engines(kind, slots=1)
 
     async def main():
@@ -288,7 +289,8 @@ def test_closing_ends_what_is_under_way(kind, engines):
             engine.write(Ask(prompt(5), GREEDY))
 
     asyncio.run(main())
-    assert not any(thread.name.startswith("engine of") and thread.is_alive() for thread in threading.enumerate())
+    fresh = set(threading.enumerate()) - before
+    assert not any(thread.name.startswith("engine of") and thread.is_alive() for thread in fresh)
 
 
 @pytest.mark.parametrize("kind", KINDS)
