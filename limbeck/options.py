@@ -23,6 +23,10 @@ EXAMPLES = """\
 
   limbeck export runs/my --to gguf --quant q8_0
 
+  limbeck experts add runs/my registry --name my
+
+  limbeck serve registry
+
   limbeck selftest --teacher smollm2-135m --student runs/my/train/student/artifact
 
 Every KEY=VALUE sets that key of the recipe. Running a command again resumes it and skips what is done.
