@@ -62,7 +62,8 @@ def test_summary_and_files(tmp_path, models, rows):
     assert json.loads(json.dumps(summary)) == summary
 
     folder = tmp_path / "evaluate"
-    assert sorted(path.name for path in folder.iterdir()) == ["answers.json", "details.json", "scores.parquet"]
+    files = ["answers.json", "details.json", "first_choices.parquet", "scores.parquet"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     table = pq.read_table(folder / "scores.parquet", page_checksum_verification=True).to_pylist()
     assert len(table) == 3 * len(rows) and set(METRICS) < set(table[0])
     student = [line for line in table if line["model"] == "student"]
