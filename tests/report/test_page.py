@@ -248,7 +248,7 @@ JUNK = (None, True, -1, 0, 1e308, 10**400, float("nan"), "", "text", [], [1], [N
 @pytest.mark.parametrize("seed", range(24))
 def test_any_value_may_be_junk(files, monkeypatch, seed):
     """Whatever stands at whatever place of the files, there is a page. (Drawn, but not written out: that is slow.)"""
-    monkeypatch.setattr(charts, "_svg", lambda _figure, title: Markup(f"<svg>{escape(title)}</svg>"))
+    monkeypatch.setattr(charts, "svg", lambda _figure, title: Markup(f"<svg>{escape(title)}</svg>"))
     draw, changed = random.Random(seed), copy.deepcopy(files)
     for _ in range(8):
         root = draw.choice([changed.summary, changed.details, changed.answers, changed.recipe])
