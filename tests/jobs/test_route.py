@@ -5,13 +5,13 @@ import xml.dom.minidom
 from dataclasses import replace
 
 import pytest
-from limbeck.experts.card import ExpertCard, PromptRow, Scope
-from limbeck.experts.registry import Registry
 from typer.testing import CliRunner
 
 from limbeck import cli
 from limbeck.errors import DataError, StoreError
+from limbeck.experts.card import ExpertCard, PromptRow, Scope
 from limbeck.experts.frontier import Target
+from limbeck.experts.registry import Registry
 from limbeck.experts.router import Router
 from limbeck.jobs.route import RouteChoice, ask_router, fit_router
 from tests.experts.routing import cases, prompts
