@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -95,4 +96,10 @@ def open_expert(expert: Expert) -> LiveLM:
 
 def counted(on_progress: OnProgress, stage: str, total: int, unit: str) -> Callable[[int], None]:
     """Progress by number, from 0."""
-    return lambda number: on_progress(Progress(stage, number + 1, total, unit, 0.0, 0.0))
+    begun = time.monotonic()
+
+    def tell(number: int) -> None:
+        rate = (number + 1) / max(time.monotonic() - begun, 1e-9)
+        on_progress(Progress(stage, number + 1, total, unit, rate, (total - number - 1) / rate))
+
+    return tell
