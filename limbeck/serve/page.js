@@ -58,12 +58,14 @@ function track(score) {
 function scores(expert) {
   const metrics = [...new Set(ROLES.flatMap(([role]) => Object.keys(expert.scores[role] ?? {})))];
   return metrics.slice(0, 4).map((metric) => {
-    const rows = ROLES.filter(([role]) => expert.scores[role]?.[metric]).map(([role, name]) => {
+    const told = ROLES.filter(([role]) => expert.scores[role]?.[metric]);
+    const isShare = metric !== "kl" && told.every(([role]) => within(expert.scores[role][metric]));
+    const rows = told.map(([role, name]) => {
       const score = expert.scores[role][metric];
       const range = score.low === null ? "" : ` (${shown({ ...score, value: score.low })} to ${shown({ ...score, value: score.high })})`;
       const number = make("td", { kind: "number", text: shown(score) }, make("span", { kind: "note", text: range }));
       const head = make("th", { scope: "row" }, make("span", { kind: `model ${role}` }, make("i"), name));
-      return make("tr", { kind: role }, head, make("td", { kind: "track" }, ...(within(score) ? [track(score)] : [])), number);
+      return make("tr", { kind: role }, head, make("td", { kind: "track" }, ...(isShare ? [track(score)] : [])), number);
     });
     const n = expert.scores.student?.[metric]?.n;
     return make("table", { kind: "scores" }, make("caption", { text: n ? `${metric}, ${count(n)} rows` : metric }), make("tbody", {}, ...rows));
