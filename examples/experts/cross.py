@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+from transformers.utils import logging
+
 from limbeck.data import read_rows
 from limbeck.evaluate.compare import TEACHER, evaluate_models
 from limbeck.lms import open_hf
@@ -31,6 +33,7 @@ def cross_evaluate(out: Path, domains: Sequence[str], mixed: Sequence[str]) -> l
     if path.exists():
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = {domain: held_out(out / domain) for domain in domains}
+    logging.disable_progress_bar()
     teacher = open_hf("smollm2-135m")
     roles = [(domain, role) for domain in domains for role in ("student", "twin")]
     artifacts = {f"{domain} {role}": out / domain / "train" / role for domain, role in roles}

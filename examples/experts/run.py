@@ -52,10 +52,10 @@ def distil(out: Path) -> None:
 
 
 def register(out: Path, registry: Path) -> None:
-    """Each domain's student as an expert."""
-    for domain in DOMAINS:
-        if not (registry / "experts" / domain).exists():
-            words = ["experts", "add", str(out / domain), str(registry), "--name", domain, "--domain", domain]
+    """Each domain's student as an expert, and the two for everything, which the router only compares with."""
+    for name in (*DOMAINS, *MIXED):
+        if not (registry / "experts" / name).exists():
+            words = ["experts", "add", str(out / name), str(registry), "--name", name, "--domain", name]
             limbeck(*words, "--languages", "en")
 
 

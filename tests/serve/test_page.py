@@ -98,7 +98,8 @@ class TestInABrowser:
         assert reason == f"auto: code@1.0.0 (93 %). {EVIL}"
         assert tab.js("document.querySelectorAll('.expert')[1].querySelector('p').textContent").startswith(EVIL)
         totals = tab.js("[...document.querySelectorAll('#totals dd')].map((one) => one.textContent)")
-        assert totals[:3] == ["20", "5", f"{(10 * 1000 + 5 * 2000) / 1e6:.6f}"] and float(totals[3]) > 0
+        assert 1 <= int(totals[0]) <= 20  # the expert may end its reply
+        assert totals[1:3] == ["5", f"{(10 * 1000 + 5 * 2000) / 1e6:.6f}"] and float(totals[3]) > 0
         assert "tokens/s" in tab.js("document.querySelector('.answer .note').textContent")
         assert [one for one in tab.console if "401" not in one] == []
 
