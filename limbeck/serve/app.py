@@ -294,4 +294,6 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _broken(request: Request, error: Exception) -> Response:
-    return await _refused(request, ApiError(500, "The server failed. Its log says more.", code="internal_error"))
+    response = await _refused(request, ApiError(500, "The server failed. Its log says more.", code="internal_error"))
+    response.headers["connection"] = "close"  # uvicorn closes it: clients must not send the next request on it
+    return response

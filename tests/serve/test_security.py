@@ -479,6 +479,7 @@ def test_an_exception_is_logged_without_what_it_says(server: Running, monkeypatc
     monkeypatch.setattr(server.built.house.routes, "choose", broken)
     found = server.chat()
     assert found.status_code == 500 and found.json()["error"]["code"] == "internal_error"
+    assert found.headers["connection"] == "close"
     until = time.monotonic() + 5
     while not (told := [one for one in server.events("server") if one.get("exception") == "RuntimeError"]):
         assert time.monotonic() < until
