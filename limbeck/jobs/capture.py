@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from typing import TYPE_CHECKING, Any
 
 from limbeck.capture.proxy import GRACE_SECONDS, serve
 from limbeck.capture.settings import is_loopback
+from limbeck.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +31,7 @@ def run_capture(settings: CaptureSettings, *, on_message: Callable[[str], None])
 
 async def _run(settings: CaptureSettings, on_message: Callable[[str], None]) -> dict[str, Any]:
     asked = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def ask() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        asked.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask)
+    stop_on_signals(asked)
     async with serve(settings) as proxy:
         on_message(_beginning(proxy))
         await _watch(proxy, asked, on_message)

@@ -22,6 +22,7 @@ from limbeck.serve.refusals import ApiError
 from limbeck.serve.routing import Routes
 from limbeck.serve.upstream import Remote, Remotes
 from limbeck.serving import is_loopback
+from limbeck.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,8 +134,6 @@ def _half_of_memory() -> int | None:
 
 
 async def _until_signalled(built: Built, on_message: Callable[[str], None]) -> None:
-    from limbeck.serve.listening import stop_on_signals
-
     asked = asyncio.Event()
     stop_on_signals(asked)
     await serve_until(asked, built, lambda host, port: on_message(_beginning(built, host, port)))

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import signal
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -186,17 +185,3 @@ async def drained(gate: Gate, seconds: float, log: Log) -> None:
     if gate.writing:
         log.event("cut", "warning", under_way=len(gate.writing))
         gate.cut()
-
-
-def stop_on_signals(asked: asyncio.Event) -> None:
-    """The first SIGTERM or Ctrl-C asks, the second ends the process at once."""
-    loop = asyncio.get_running_loop()
-
-    def ask() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        asked.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask)

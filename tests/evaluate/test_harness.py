@@ -20,6 +20,8 @@ from tests import tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from limbeck.types import LiveLM
+
 CHOICES = """\
 task: tiny_choices
 dataset_path: json
@@ -51,8 +53,13 @@ def lm() -> HfLM:
 
 @pytest.fixture(scope="module")
 def folder(lm: HfLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve questions with three choices each, and what the model itself would write, wrong in every third."""
     path = tmp_path_factory.mktemp("harness tasks")
+    write_tasks(path, lm)
+    return path
+
+
+def write_tasks(path: Path, lm: LiveLM) -> None:
+    """Twelve questions with three choices each, and what the model itself would write, wrong in every third."""
     docs = []
     for number, row in enumerate(tiny.rows()[:12]):
         words = row["text"].split()
@@ -65,7 +72,6 @@ def folder(lm: HfLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (path / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
     for name, text in (("choices", CHOICES), ("written", WRITTEN)):
         (path / f"{name}.yaml").write_text(text.replace("DATA", json.dumps(str(path / "data.jsonl"))))
-    return path
 
 
 def _docs(folder: Path) -> list[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
 import os
 import shutil
 import signal
@@ -16,7 +15,6 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-import numpy as np
 import pytest
 
 from limbeck.evaluate.harness import run_harness, task_manager
@@ -24,9 +22,7 @@ from limbeck.evaluation import Harness
 from limbeck.experts import Registry
 from limbeck.lms import open_lm
 from limbeck.rundir import verify_dir
-from limbeck.types import Sampling
-from tests import tiny
-from tests.evaluate.test_harness import CHOICES, WRITTEN
+from tests.evaluate.test_harness import write_tasks
 from tests.lms.servers import free_port
 from tests.serve.conftest import KEY, expert_card, running
 
@@ -95,18 +91,7 @@ def test_the_harness_finds_the_same_scores(
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     lm = open_lm(tiny_llama, dtype="float32")
-    docs = []
-    for number, row in enumerate(tiny.rows()[:12]):
-        words = row["text"].split()
-        question = " ".join(words[:4])
-        ids = np.asarray(lm.tokenizer(question)["input_ids"], dtype=np.int32)
-        reply = lm.generate([ids], Sampling(temperature=0.0, max_tokens=6, stop=("\n",)))[0][0]
-        written = reply.text.split("\n")[0] if number % 3 else "something else"
-        choices = [f" {words[-1]}", " seven", " old stones"]
-        docs.append({"question": question, "choices": choices, "label": number % 3, "written": written})
-    (tmp_path / "data.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
-    for name, text in (("choices", CHOICES), ("written", WRITTEN)):
-        (tmp_path / f"{name}.yaml").write_text(text.replace("DATA", json.dumps(str(tmp_path / "data.jsonl"))))
+    write_tasks(tmp_path, lm)
     settings = Harness(tasks=("tiny_choices", "tiny_written"), include_path=str(tmp_path), batch_size=4)
     own = run_harness({"model": lm}, settings, seed=0, chat=False)["model"]
 
