@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from limbeck.capture.redact import make_redactor
 from limbeck.errors import CaptureError
+from limbeck.serving import is_loopback
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,12 +88,3 @@ def parse_upstream(url: str) -> Upstream:
     path = parts.path.rstrip("/").removesuffix("/v1")
     tls = parts.scheme == "https"
     return Upstream(tls, parts.hostname, port or (443 if tls else 80), path.encode(), authority)
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

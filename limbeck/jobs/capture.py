@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from limbeck.capture.proxy import GRACE_SECONDS, serve
-from limbeck.capture.settings import is_loopback
+from limbeck.serving import is_loopback
 from limbeck.signals import stop_on_signals
 
 if TYPE_CHECKING:
