@@ -217,7 +217,8 @@ def main() -> None:
     if args.stub:
         asyncio.run(run_stub())
     elif args.proxy:
-        asyncio.run(run_proxy(*args.proxy, args.sample))
+        upstream, store = args.proxy
+        asyncio.run(run_proxy(upstream, store, args.sample))
     else:
         print(f"# Python {sys.version.split()[0]}, {len(os.sched_getaffinity(0))} cores, all processes on them")
         with tempfile.TemporaryDirectory() as folder, started("--stub") as (_, direct):

@@ -19,14 +19,14 @@ from limbeck.text import Encoder
 from limbeck.types import Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from transformers import PreTrainedModel
 
 TEACHER = "smollm2-135m"
 
 
-def interleave(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+def interleave(work: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median seconds of each, run A B C A B C after one warm-up, with the load of other processes noted. Work that
     returns a float has looked at the clock itself."""
     for each in work.values():

@@ -27,8 +27,8 @@ def draw(points: list[tuple[str, float, float, float]]) -> str:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         figure = Figure(figsize=(960 / 72, 400 / 72), dpi=72, layout="constrained")
-        for column, (axes, label) in enumerate(zip(figure.subplots(1, 2), ("dL/dh", "dL/dW"), strict=True), 2):
-            _panel(axes, [(point[0], point[1], max(1 - point[column], 1e-5)) for point in points], label)
+        for column, (axes, label) in enumerate(zip(figure.subplots(1, 2), ("dL/dh", "dL/dW"), strict=True)):
+            _panel(axes, [(name, at, max(1 - cosines[column], 1e-5)) for name, at, *cosines in points], label)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return dressed(buffer.getvalue())
@@ -63,7 +63,9 @@ def _panel(axes: Axes, points: list[tuple[str, float, float]], label: str) -> No
 
 def _label(axes: Axes, points: list[tuple[str, float, float]]) -> None:
     """A name beside each point, moved down while it would stand on another."""
-    axes.figure.draw_without_rendering()  # the layout is made, so that distances are known
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout is made, so that distances are known
     placed: list[tuple[float, float, float]] = []
     for name, x, y in sorted(points, key=lambda point: (point[2], point[1])):
         left, middle = axes.transData.transform((x, y))

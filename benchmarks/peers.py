@@ -3,6 +3,9 @@
 Each loss is a mean in nats per position. ImportError where a library is not installed (`make peers` installs them).
 """
 
+# pyright: reportMissingImports=false
+# (they are installed in .venv-peers only)
+
 from __future__ import annotations
 
 import importlib.util

@@ -112,11 +112,10 @@ class Work:
                 out = model(next_B1, past_key_values=out.past_key_values, use_cache=True)
             out.logits[:, -1].argmax(-1).tolist()
 
-    def engine_(self, lengths: list[int], **sampling: float) -> None:
-        asyncio.run(self._replies(self.prompts(lengths), sampling))
+    def engine_(self, lengths: list[int], *, temperature: float = 0.0, top_p: float = 1.0) -> None:
+        asyncio.run(self._replies(self.prompts(lengths), Sampling(temperature, top_p, max_tokens=self.tokens)))
 
-    async def _replies(self, prompts: list[np.ndarray], sampling: dict[str, float]) -> None:
-        wanted = Sampling(**{"temperature": 0.0, **sampling}, max_tokens=self.tokens)
+    async def _replies(self, prompts: list[np.ndarray], wanted: Sampling) -> None:
         counts = await asyncio.gather(*(self._reply(ids, wanted) for ids in prompts))
         assert counts == [self.tokens] * len(prompts)
 

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from limbeck.lms.hf import packed_hidden
 from limbeck.losses import Terms
 from limbeck.meter import measure
 from limbeck.packing import labels_of, pack
-from limbeck.recipe import Optimizer, Sampled
+from limbeck.recipe import Optimizer, Sampled, TraceSection
 from limbeck.train.distiller import Distiller
 from limbeck.train.optim import build_optimizer
 from limbeck.types import Dist, LiveTarget, Row
@@ -103,6 +103,7 @@ def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], 
     rows = [Row(f"{n:016x}", "train", "", "", ids, ((1, 256),), "") for n, ids in enumerate(tokens)]
     batch, vocab = pack(rows), lm.vocab
     model = small(lm.model.config.vocab_size) if args.student == "small" else student(lm)
+    head: Any = model.get_output_embeddings()
     dtype = getattr(torch, args.precision)
     optimizer = build_optimizer(model, Optimizer())
     fetch = {"live": lambda: replace(batch, target=LiveTarget.of(lm.hidden(batch), lm.head))}
@@ -117,7 +118,7 @@ def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], 
         optimizer.zero_grad()
         if kind == PLAIN:
             with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-                logits_NV = model.get_output_embeddings()(packed_hidden(model, batch))
+                logits_NV = head(packed_hidden(model, batch))
             torch.nn.functional.cross_entropy(logits_NV.float(), batch.labels_N).backward()
         else:
             fetched = fetch.get(kind.split()[0].rstrip(","), lambda: batch)()
@@ -147,7 +148,7 @@ def tokens_of(lm: HfLM) -> np.ndarray:
 
 def reader(lm: HfLM, rows: list[Row]) -> Callable[[], Dist]:
     """What a stored target of the default kind takes at each step: bytes to tensors."""
-    codec, spec = codec_of(Sampled(), lm.vocab), support_spec(Sampled())
+    codec, spec = codec_of(TraceSection(), lm.vocab), support_spec(Sampled())
     supports = score(lm, rows, spec, 1.0, torch.Generator().manual_seed(0))
     rounding = np.random.default_rng(0)
     records = [

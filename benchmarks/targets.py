@@ -25,12 +25,12 @@ import torch
 from common import encoded_rows, machine, stdlib_rows, teacher
 from frontier import draw
 
-from limbeck.jobs.label import BLOCK_BYTES, codec_of, support_spec
+from limbeck.jobs.label import codec_of, support_spec
 from limbeck.lms.hf import head_layer, packed_attention, packed_hidden
 from limbeck.losses import fused_distill_loss, iter_logits
 from limbeck.losses.support import SupportSpec, join, select, split
 from limbeck.packing import labels_of, pack, plan_batches
-from limbeck.recipe import Hybrid, Sampled, TopK
+from limbeck.recipe import Hybrid, Sampled, TopK, TraceSection
 from limbeck.sources import FileSource
 from limbeck.students.prune import prune_layers
 from limbeck.types import Dist, Head, LiveTarget
@@ -165,7 +165,11 @@ def compare(own, full) -> tuple[float, float, float, float]:
 
 def stored(text: Text, head: Head, target, vocab: int) -> tuple[Dist, float, float]:
     """What comes back from a store's records, their bytes per position, and positions decoded per second."""
-    codec, generator, rounding = codec_of(target, vocab), torch.Generator().manual_seed(0), np.random.default_rng(0)
+    codec, generator, rounding = (
+        codec_of(TraceSection(target=target), vocab),
+        torch.Generator().manual_seed(0),
+        np.random.default_rng(0),
+    )
     kept = choose(text.teacher_ND, head, support_spec(target), generator)
     parts = split(kept, [row.num_supervised for row in text.rows])
     labels = [labels_of(row) for row in text.rows]
@@ -183,8 +187,7 @@ def stored(text: Text, head: Head, target, vocab: int) -> tuple[Dist, float, flo
 
 
 def choose(hidden_ND: torch.Tensor, head: Head, spec: SupportSpec, generator: torch.Generator):
-    rows = BLOCK_BYTES // (4 * head.weight_VD.shape[0])
-    return join([select(z, spec, 1.0, generator) for _, z in iter_logits(hidden_ND, head, rows=rows)])
+    return join([select(z, spec, 1.0, generator) for _, z in iter_logits(hidden_ND, head)])
 
 
 def truncated(hidden_ND: torch.Tensor, head: Head, k: int, rest: str) -> Dist:

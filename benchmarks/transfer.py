@@ -63,6 +63,7 @@ def make_untrained(folder: Path) -> None:
     if (folder / "config.json").exists():
         return
     tokenizer = character_tokenizer()
+    vocab = tokenizer.get_vocab()
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -73,8 +74,8 @@ def make_untrained(folder: Path) -> None:
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=vocab[END],
+        pad_token_id=vocab[PAD],
     )
     with torch.random.fork_rng():
         torch.manual_seed(0)

@@ -198,7 +198,7 @@ def label_rows(
 
 
 def score(
-    teacher: HfLM, traces: Sequence[Trace], spec: SupportSpec, temperature: float, generator: torch.Generator
+    teacher: HfLM, traces: Sequence[Row | Trace], spec: SupportSpec, temperature: float, generator: torch.Generator
 ) -> list[Support]:
     """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
     raw: before temperature of sampling, top-p or penalties."""
