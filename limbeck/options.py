@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from limbeck.units import num_bytes
 
 EXAMPLES = """\
 [bold]Examples[/bold]
@@ -34,8 +35,6 @@ Every KEY=VALUE sets that key of the recipe. Running a command again resumes it 
 Exit codes: 0 done, 1 a statement of selftest failed, 2 usage, 3 recipe, 4 model, 5 memory or disk, 6 data, \
 7 store, 8 run folder, 9 not finite, 10 missing package, 11 sandbox, 12 export, \
 13 engine, 14 expert, 75 stopped (run it again)."""
-
-BYTES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kKmMgGtT]?)i?[bB]?")
 
 
 def key_values(overrides: list[str] | None) -> list[str]:
@@ -72,11 +71,10 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="run 
 
 
 def _size(text: str | int) -> int:
-    """Bytes of `500M`, `2GiB`, `1000`."""
-    found = BYTES.fullmatch(str(text).strip())
-    if not found:
-        raise typer.BadParameter(f"{text!r} is no size, such as 500M or 2G")
-    return round(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
+    try:
+        return num_bytes(str(text))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def tag_pairs(tags: list[str]) -> dict[str, str]:

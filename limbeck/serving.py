@@ -4,6 +4,7 @@ YAML file."""
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -14,6 +15,7 @@ from limbeck.errors import RecipeError
 from limbeck.overrides import apply_overrides
 from limbeck.shape import Fraction, Positive, Section
 from limbeck.tree import validate
+from limbeck.units import num_bytes, size
 from limbeck.yaml_nodes import Node, read_yaml
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 Seconds = Annotated[float, Field(gt=0.0)]
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s?#@\\]+(/[^\s?#@\\]*)?$")]
-Bytes = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?[KMGT]$")]
+Bytes = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?\s*[kmgtKMGT]?(i?[bB])?$")]  # units.num_bytes
 
+SEQUENCES = 2**30  # bytes of keys and values where the machine's memory is not known
 AUTO = "auto"
 """The model name that lets the router choose."""
 
@@ -96,6 +99,11 @@ class Serving(Section):
     memory_budget: Bytes | None = Field(
         default=None, description="memory of all open experts, such as 4G; null: half of the machine's"
     )
+    sequence_memory: Bytes | None = Field(
+        default=None,
+        description="of that, most for the keys and values of one expert's replies, and contexts are cut to what fits; "
+        "null: an eighth",
+    )
     ttl_seconds: Seconds | None = Field(
         default=1800.0, description="idle experts are closed after so long; null: never"
     )
@@ -117,12 +125,22 @@ class Serving(Section):
 
     @property
     def budget_bytes(self) -> int | None:
-        return None if self.memory_budget is None else num_bytes(self.memory_budget)
+        """Of all open experts; None on a machine that does not say what it has."""
+        return half_of_memory() if self.memory_budget is None else num_bytes(self.memory_budget)
+
+    @property
+    def sequence_bytes(self) -> int:
+        """Of one expert's replies."""
+        if self.sequence_memory is not None:
+            return num_bytes(self.sequence_memory)
+        return SEQUENCES if (budget := self.budget_bytes) is None else budget // 8
 
 
-def num_bytes(text: str) -> int:
-    """Bytes of "1M", "4G", "0.5G" (powers of 1024)."""
-    return round(float(text[:-1]) * 1024 ** (" KMGT".index(text[-1])))
+def half_of_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError):  # a system that does not say
+        return None
 
 
 def load_serving(path: str | Path | None, overrides: Sequence[str] = ()) -> Serving:
@@ -147,6 +165,11 @@ def contradictions(settings: Serving) -> list[str]:
         )
     if bad := [name for name in settings.keys if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name)]:
         found.append(f"keys has the name {bad[0]!r}; a name is 1 to 64 letters, digits, dots, dashes and underscores.")
+    if (budget := settings.budget_bytes) is not None and settings.sequence_bytes >= budget:
+        found.append(
+            f"sequence_memory is {settings.sequence_memory}, which leaves no room for an expert within a memory_budget "
+            f"of {size(budget)}. Lower the one or raise the other."
+        )
     routing = settings.routing
     if settings.upstream is None and (routing.fallback == "upstream" or routing.cascade):
         key = "routing.cascade" if routing.cascade else "routing.fallback"

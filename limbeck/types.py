@@ -298,6 +298,11 @@ class Session(Protocol):
         """Append `ids` (at least one) and return logits_V for the token that follows: fp32, CPU, real tokens only."""
         ...
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of keys and values that a token takes, measured on those that were fed: at least one."""
+        ...
+
     def close(self) -> None:
         """Give its memory back."""
         ...

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+
 
 def duration(seconds: float) -> str:
     """ "0.4 s", "3 min 05 s", "2 h 10 min"."""
@@ -11,13 +15,21 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def size(num_bytes: float) -> str:
+def size(value: float) -> str:
     """Bytes in powers of 1024."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if num_bytes < 1023.5:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" or num_bytes >= 99.5 else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TiB"
+        if value < 1023.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def num_bytes(text: str) -> int:
+    """Bytes of "500M", "2GiB", "1.5G", "1000" (powers of 1024). Raises ValueError for what is no size."""
+    found = SIZE.fullmatch(text.strip())
+    if not found:
+        raise ValueError(f"{text!r} is no size, such as 500M or 2G")
+    return round(float(found[1]) * 1024 ** " kmgt".index(found[2].lower() or " "))
 
 
 def count(value: float) -> str:

@@ -68,18 +68,16 @@ def route(out: Path, registry: Path, entries: Sequence[dict[str, Any]]) -> None:
     lines = []
     for entry in entries:
         quality = {name: value for name, value in entry["quality"].items() if name in keep}
-        lines.append({"prompt": entry["prompt"], "domain": entry["domain"], "quality": quality})
+        lines.append({**{key: entry[key] for key in ("prompt", "domain", "logp")}, "quality": quality})
     atomic_write(cross, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    costs = {name: cost_of(out / name) for name in (*DOMAINS, *MIXED)}
-    words = [word for name, cost in costs.items() for word in ("--cost", f"{name}={cost:.4f}")]
-    words += [word for name in MIXED for word in ("--generalist", name)]
+    words = [word for name in MIXED for word in ("--generalist", name)]
     # as much as the larger model costs, which is then what the experts and the teacher together have to beat
-    words += ["--cost", "teacher=1", "--max-cost", f"{costs['midsize']:.4f}"]
+    words += ["--max-cost", f"{cost_of(out / 'midsize'):.4f}"]
     limbeck("route", "fit", str(registry), *words, "--out-of-scope", str(out / "data" / "out_of_scope.jsonl"))
 
 
 def cost_of(run: Path) -> float:
-    """A token's cost as a share of the teacher's: parameters, all of which every token passes."""
+    """A token's cost as a share of the teacher's: parameters, as the router takes it, all of which a token passes."""
     summary = json.loads((run / "summary.json").read_text())
     return summary["student"]["parameters"] / summary["teacher"]["parameters"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +58,7 @@ def build(
     settings: Serving,
     *,
     on_message: Callable[[str], None],
-    open_with: Callable[[Serving], Callable[[Expert], Opened]] | None = None,
+    open_with: Callable[[Serving], Callable[[Expert, int], Opened]] | None = None,
     router: Decider | None = None,
 ) -> Built:
     """All parts of the server, put together; `open_with` and `router` stand in for what
@@ -79,7 +78,7 @@ def build(
         router, no_router = _router(registry, catalogue, log)
     routes = Routes(settings.routing, catalogue, metrics, router, upstream, backends, no_router)
     _refuse_unfitting(settings, routes)
-    pool = Pool((open_with or opener)(settings), settings.budget_bytes or _half_of_memory(), metrics, log)
+    pool = Pool((open_with or opener)(settings), settings.budget_bytes, settings.sequence_bytes, metrics, log)
     house = House(settings, catalogue, pool, routes, Remotes(metrics), metrics)
     limits = settings.limits
     rates = Rates(limits.requests_per_minute, limits.tokens_per_minute)
@@ -124,13 +123,6 @@ def _refuse_unfitting(settings: Serving, routes: Routes) -> None:
             "routing.cascade has no effect: the router was fitted without the experts' own replies, so it cannot say "
             "when one is probably wrong. Fit it again with judged replies, or remove the setting."
         )
-
-
-def _half_of_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError):  # a system that does not say
-        return None
 
 
 async def _until_signalled(built: Built, on_message: Callable[[str], None]) -> None:

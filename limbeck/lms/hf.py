@@ -263,14 +263,23 @@ class HfSession:
         names = inspect.signature(self._forward.forward).parameters
         self._name = "cache" if "cache" in names else "past_key_values"  # the newer name, and the older
         self._cache: DynamicCache | None = DynamicCache(config=lm.model.config)
+        self._fed = 0
 
     def feed(self, ids: np.ndarray) -> Tensor:
         """Append `ids` (at least one) and return logits_V for the token that follows."""
         ids_T = torch.from_numpy(ids.astype(np.int64)).to(self._lm.device)
         with torch.no_grad():
             out = self._forward(input_ids=ids_T[None], use_cache=True, **{self._name: self._cache})
+            self._fed += len(ids)
             last_1D = out.last_hidden_state[0, -1:]
             return next(logits_1V[0].clone() for _, logits_1V in iter_logits(last_1D, self._head)).cpu()
+
+    @property
+    def token_bytes(self) -> int:
+        layers = self._cache.layers if self._cache else []
+        tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+        held = sum(tensor.nbytes for tensor in tensors if tensor is not None)
+        return -(-held // self._fed)
 
     def close(self) -> None:
         """Give the cache back."""

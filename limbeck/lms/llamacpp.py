@@ -200,6 +200,10 @@ class LlamaSession:
                 logits_TV[start + row] = self._row(row)
         return logits_TV
 
+    @property
+    def token_bytes(self) -> int:
+        return -(-len(self._context.get_state_seq_data(0)) // self.num)
+
     def close(self) -> None:
         """Give its memory back."""
         if self._context is not None:

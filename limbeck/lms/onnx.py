@@ -129,6 +129,11 @@ class OnnxSession:
         self.length = total
         return torch.from_numpy(outputs)[0, :, : lm.vocab]
 
+    @property
+    def token_bytes(self) -> int:
+        decoder = self._lm.decoder
+        return 2 * decoder.layers * decoder.heads * decoder.size * 4  # float32: others are refused
+
     def close(self) -> None:
         self._cache, self._room = [], -1
 

@@ -160,7 +160,7 @@ def _add_writing(app: FastAPI, house: House) -> None:
         chosen = await _chosen(house, call, body.model, said)
         if chosen.remote is not None:
             return await _passed_on(house, call, chosen, "/chat/completions", body)
-        return await _chat(house, call, chosen, body)
+        return await _written(house, call, chosen, "/chat/completions", body)
 
     @app.post("/v1/completions", response_model=schemas.Completion, responses=STREAM)
     async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -179,12 +179,14 @@ def _add_writing(app: FastAPI, house: House) -> None:
         chosen = await _chosen(house, call, body.model, said)  # type: ignore[arg-type]
         if chosen.remote is not None:
             return await _passed_on(house, call, chosen, "/completions", body)
-        return await writing.completions(await _work(house, call, chosen, "text_completion"), body)
+        return await _written(house, call, chosen, "/completions", body)
 
 
-async def _chat(house: House, call: Call, chosen: Chosen, body: ChatRequest) -> Response:
+async def _written(
+    house: House, call: Call, chosen: Chosen, path: str, body: ChatRequest | CompletionRequest
+) -> Response:
     """The expert's answer, or the upstream's where the expert's own does not stand."""
-    work, judge = await _work(house, call, chosen, "chat.completion"), house.routes.judge(chosen)
+    work, judge = await _work(house, call, chosen, path), house.routes.judge(chosen)
     instead: list[Chosen] = []
 
     def judged(mean_logp: float) -> bool:
@@ -193,14 +195,15 @@ async def _chat(house: House, call: Call, chosen: Chosen, body: ChatRequest) -> 
         instead.extend([found] if found else [])
         return found is None
 
-    answer = await writing.chat(work, body, judged if judge else None)
+    write: Any = writing.chat if isinstance(body, ChatRequest) else writing.completions
+    answer: Response | None = await write(work, body, judged if judge else None)
     if answer is not None:
         return answer
     for kind, tokens in (("prompt", call.prompt_tokens), ("completion", call.completion_tokens)):
         house.metrics.count("limbeck_tokens_total", tokens, model=chosen.model, kind=kind)
     call.prompt_tokens = call.completion_tokens = 0
     _note_route(house, call, instead[0])
-    return await _passed_on(house, call, instead[0], "/chat/completions", body)
+    return await _passed_on(house, call, instead[0], path, body)
 
 
 def _check_options(body: schemas.Asked) -> None:
@@ -230,21 +233,21 @@ def _note_route(house: House, call: Call, chosen: Chosen) -> None:
     house.metrics.count("limbeck_routes_total", model=chosen.model, route=chosen.route)
 
 
-async def _work(house: House, call: Call, chosen: Chosen, kind: str) -> writing.Work:
+async def _work(house: House, call: Call, chosen: Chosen, path: str) -> writing.Work:
     assert chosen.expert is not None
     try:
         async with asyncio.timeout_at(call.deadline):
             opened = await call.held.enter_async_context(house.pool.use(chosen.expert))
     except TimeoutError:
         raise timed_out() from None
-    head = Head(kind, chosen.model, opened.lm.fingerprint, chosen.field)
+    head = Head(_kind(path), chosen.model, opened.lm.fingerprint, chosen.field)
     return writing.Work(call, opened, head, chosen.headers, house.settings.limits)
 
 
 async def _passed_on(house: House, call: Call, chosen: Chosen, path: str, body: schemas.Asked) -> Response:
     """The answer of another server."""
     assert chosen.remote is not None
-    head = Head("chat.completion" if "chat" in path else "text_completion", chosen.model, None, chosen.field)
+    head = Head(_kind(path), chosen.model, None, chosen.field)
     sent = body.model_dump(exclude_unset=True)
     try:
         async with asyncio.timeout_at(call.deadline):
@@ -257,6 +260,11 @@ async def _passed_on(house: House, call: Call, chosen: Chosen, path: str, body: 
     except TimeoutError:
         raise timed_out() from None
     return EventStream(_again(first, events), call, chosen.headers)
+
+
+def _kind(path: str) -> str:
+    """`object` of an answer."""
+    return "chat.completion" if "chat" in path else "text_completion"
 
 
 async def _again(first: bytes | None, rest: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:

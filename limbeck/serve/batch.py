@@ -23,9 +23,9 @@ from limbeck.lms.hf import attending
 from limbeck.lms.writing import write_rows
 from limbeck.losses.chunked import iter_logits
 from limbeck.serve import slots as slot_memory
-from limbeck.serve.desk import Desk, Event, Job
+from limbeck.serve.desk import MEMORY, Desk, Event, Job, context_within
 from limbeck.serve.engine import Scored
-from limbeck.serve.families import context_of, prove
+from limbeck.serve.families import own_context, prove
 from limbeck.serve.slots import Piece, Plan, SlotMemory, forward
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ STALL_SECONDS = 0.1  # what pieces of prompts may add to a step in which replies
 ALONE_SECONDS = 0.5  # what a step of prompts alone may take: so long does a newcomer wait for his turn
 LEAST, SURE, MOST = 32, 128, 512  # tokens of prompts in a step; as many tell how fast they are read
 REUSE = 16  # tokens of a beginning that are worth a copy
-MEMORY = 2 * 2**30
 
 
 class BatchEngine(Desk):
@@ -60,7 +59,7 @@ class BatchEngine(Desk):
         memory_bytes: int = MEMORY,
     ) -> None:
         token_bytes = prove(lm)
-        most = context_of(lm, max_context, memory_bytes // (slots * token_bytes))
+        most = context_within(lm.name, max_context, own_context(lm), memory_bytes // (slots * token_bytes))
         worker = BatchWorker(lm, slots, most, token_bytes)
         super().__init__(lm, worker, slots=slots, max_context=most, most_waiting=waiting)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from limbeck.errors import DataError, EngineError, EngineFull, LongRow
+from limbeck.errors import DataError, EngineError, EngineFull, LongRow, TeacherError
 from limbeck.lms.writing import Writer
 from limbeck.serve.engine import Ask, Scored, Stats
 from limbeck.types import Written
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from limbeck.types import LiveLM
 
 Event = Written | Scored | Exception
+MEMORY = 2 * 2**30  # bytes of keys and values
+FALLBACK_CONTEXT = 2048  # for models that do not say
 RATE_SECONDS = 5.0
 DRAIN_SECONDS = 0.02  # between two looks whether all are done
 
@@ -274,6 +276,21 @@ class Desk:
             self._waiting.clear()
         self._hand_out((job, why) for job in jobs)
         self._worker.close()
+
+
+def context_within(name: str, asked: int | None, own: int, fits: int) -> int:
+    """Tokens of the longest sequence: as asked, or what the model can (`own`) and memory has room for (`fits`).
+
+    Raises TeacherError where what is asked is more than is possible.
+    """
+    most = min(own, fits)
+    if most < 2 or (asked is not None and not 2 <= asked <= most):
+        what = "the context" if asked is None else f"a context of {asked:,} tokens"
+        raise TeacherError(
+            f"{what} is not possible for {name}: here it can have 2 to {own:,} tokens, and memory for keys and values "
+            f"has room for {fits:,} in each slot. Ask for a shorter context, fewer slots, or more memory."
+        )
+    return asked or most
 
 
 def _deliver(items: list[tuple[Inbox, Event]]) -> None:

@@ -11,6 +11,7 @@ from limbeck.errors import TeacherError
 from limbeck.lms.hf import attending
 from limbeck.losses.chunked import iter_logits
 from limbeck.serve import slots
+from limbeck.serve.desk import FALLBACK_CONTEXT
 from limbeck.serve.slots import Piece, Plan, SlotMemory, forward
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from limbeck.lms.hf import HfLM
 
-FALLBACK_CONTEXT = 2048  # for models that do not say
 LENGTHS, TURN = (7, 12), 5
 
 
@@ -68,25 +68,9 @@ def _next(slot: int, at: int, length: int) -> Piece:
     return Piece(slot, at, at + max(min(TURN, length - 2 - at), 1))
 
 
-def context_of(lm: HfLM, asked: int | None, fits: int) -> int:
-    """Tokens of the longest sequence: as asked, or what the model was made for and memory has room for (`fits`).
-
-    Raises TeacherError where what is asked is more than is possible.
-    """
-    own = min(lm.max_context or FALLBACK_CONTEXT, _steady(lm))
-    most = min(own, fits)
-    if most < 2 or (asked is not None and not 2 <= asked <= most):
-        what = "the context" if asked is None else f"a context of {asked:,} tokens"
-        raise TeacherError(
-            f"{what} is not possible for {lm.name}: in a batch it can have 2 to {own:,} tokens, and memory for keys "
-            f"and values has room for {fits:,} in each slot. Ask for a shorter context, fewer slots, or more memory."
-        )
-    return asked or most
-
-
-def _steady(lm: HfLM) -> int:
-    """Tokens up to which the position of each means the same in any batch. Some families (Phi-3's longrope, dynamic
-    NTK) turn all sequences of a forward otherwise as soon as one is long."""
+def own_context(lm: HfLM) -> int:
+    """Tokens that the model was made for, and up to which the position of each means the same in any batch. Some
+    families (Phi-3's longrope, dynamic NTK) turn all sequences of a forward otherwise as soon as one is long."""
     config: Any = lm.model.config.get_text_config()
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
@@ -95,7 +79,7 @@ def _steady(lm: HfLM) -> int:
         for kind in kinds
         if kind.get("rope_type") == "longrope" or "dynamic" in str(kind.get("rope_type"))
     ]
-    return min(bounds, default=2**31)
+    return min([lm.max_context or FALLBACK_CONTEXT, *bounds])
 
 
 def _unsupported(lm: HfLM, why: str) -> str:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from limbeck.serve import calls
 from limbeck.serve.limits import Keys, Rates, json_depth
 from limbeck.serve.refusals import ApiError
-from limbeck.serving import is_loopback, num_bytes
+from limbeck.serving import is_loopback
+from limbeck.units import num_bytes
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

@@ -55,19 +55,19 @@ class Opened:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in value)
 
 
-def opener(settings: Serving) -> Callable[[Expert], Opened]:
-    """What opens an expert, in a thread: its model, and the engine that fits its kind."""
+def opener(settings: Serving) -> Callable[[Expert, int], Opened]:
+    """What opens an expert, in a thread: its model, and the engine that fits its kind. The other number are the bytes
+    that keys and values may take."""
 
-    def open_expert(expert: Expert) -> Opened:
+    def open_expert(expert: Expert, sequence_bytes: int) -> Opened:
         fixed = expert.card.format != "safetensors"  # the precision of other formats is their own
         lm = open_lm(expert.model_path, dtype="auto" if fixed else settings.dtype)
-        return Opened(lm, _engine(lm, settings))
+        return Opened(lm, _engine(lm, settings, sequence_bytes))
 
     return open_expert
 
 
-def _engine(lm: LiveLM, settings: Serving) -> Engine:
+def _engine(lm: LiveLM, settings: Serving, sequence_bytes: int) -> Engine:
     """Models of transformers are written in batches; all others have sessions, which take turns."""
-    if isinstance(lm, HfLM):
-        return BatchEngine(lm, slots=settings.slots, waiting=settings.waiting)
-    return SerialEngine(lm, slots=settings.slots, waiting=settings.waiting)
+    kind = BatchEngine if isinstance(lm, HfLM) else SerialEngine
+    return kind(lm, slots=settings.slots, waiting=settings.waiting, memory_bytes=sequence_bytes)  # type: ignore[arg-type]

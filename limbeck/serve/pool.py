@@ -51,11 +51,13 @@ class _Place:
 
 @dataclass
 class Pool:
-    """`open_expert` opens an expert with its engine, in a thread; it may raise LimbeckError. `budget` is in bytes, None
-    without limit; `measure` gives the bytes that this process takes."""
+    """`open_expert` opens an expert with its engine, in a thread, within the bytes for keys and values that it is
+    given; it may raise LimbeckError. `budget` is in bytes, None without limit: of weights, and of the most that keys
+    and values can come to, at most `sequence_bytes` of each. `measure` gives the bytes that this process takes."""
 
-    open_expert: Callable[[Expert], Opened]
+    open_expert: Callable[[Expert, int], Opened]
     budget: int | None
+    sequence_bytes: int
     metrics: Metrics
     log: Log
     measure: Callable[[], int] = lambda: resident_bytes()
@@ -102,14 +104,15 @@ class Pool:
 
     async def _open(self, place: _Place) -> Opened:
         """Make room, open, and measure what it took."""
-        card = place.expert.card
+        weights = place.expert.card.memory_bytes or place.expert.card.bytes
         try:
             async with self._one_at_a_time:
-                await self._make_room(place, card.memory_bytes or card.bytes)
+                sequences = self._sequences(place, weights)
+                await self._make_room(place, weights + sequences)
                 begun, before = time.monotonic(), self.measure()
-                place.num_bytes = card.memory_bytes or card.bytes
-                opened = await asyncio.to_thread(self.open_expert, place.expert)
-                place.num_bytes = max(place.num_bytes, self.measure() - before)
+                place.num_bytes = weights + sequences
+                opened = await asyncio.to_thread(self.open_expert, place.expert, sequences)
+                place.num_bytes = max(weights, self.measure() - before) + opened.engine.stats.most_memory_bytes
         except LimbeckError as error:
             self._drop(place)
             shown = str(error).replace(str(place.expert.path), place.name)  # clients need not know where it lies
@@ -126,17 +129,21 @@ class Pool:
         self.log.event("expert_opened", expert=place.name, seconds=round(seconds, 3), bytes=place.num_bytes)
         return opened
 
+    def _sequences(self, place: _Place, weights: int) -> int:
+        """Bytes that its keys and values may take. Raises ApiError for an expert that can never fit."""
+        if self.budget is not None and weights > self.budget:
+            raise ApiError(
+                503,
+                f"The expert {place.name} needs {size(weights)}, and memory_budget is {size(self.budget)}.",
+                param="model",
+                code="over_memory_budget",
+            )
+        return self.sequence_bytes if self.budget is None else min(self.sequence_bytes, self.budget - weights)
+
     async def _make_room(self, place: _Place, need: int) -> None:
         """Close idle experts, those first that were idle longest, until `need` bytes fit."""
         if self.budget is None:
             return
-        if need > self.budget:
-            raise ApiError(
-                503,
-                f"The expert {place.name} needs {size(need)}, and memory_budget is {size(self.budget)}.",
-                param="model",
-                code="over_memory_budget",
-            )
         while self.used + need > self.budget:
             idle = sorted((one for one in self.places.values() if _is_idle(one)), key=lambda one: one.since)
             if idle:

@@ -6,6 +6,7 @@ batching gives is missing here: eight replies take eight times as long as one.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from limbeck.errors import EngineError, LimbeckError, TeacherError
-from limbeck.serve.desk import Desk, Event, Job
+from limbeck.errors import EngineError, LimbeckError
+from limbeck.serve.desk import FALLBACK_CONTEXT, MEMORY, Desk, Event, Job, context_within
 from limbeck.serve.engine import Scored
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from limbeck.types import LiveLM, Session
 
 PIECE = 128  # tokens of a prompt that are read in one turn
-FALLBACK_CONTEXT = 2048  # for models that do not say
+PROBE = 8  # tokens that tell what one of them takes
 
 
 class SerialEngine(Desk):
@@ -31,35 +32,46 @@ class SerialEngine(Desk):
     Raises TeacherError for models without. What a session refuses ends its own request, and no other.
     """
 
-    def __init__(self, lm: LiveLM, *, slots: int = 4, max_context: int | None = None, waiting: int = 64) -> None:
-        lm.session().close()
+    def __init__(
+        self,
+        lm: LiveLM,
+        *,
+        slots: int = 4,
+        max_context: int | None = None,
+        waiting: int = 64,
+        memory_bytes: int = MEMORY,
+    ) -> None:
+        with contextlib.closing(lm.session()) as session:
+            session.feed(np.arange(min(PROBE, lm.vocab), dtype=np.int32))
+            token_bytes = max(session.token_bytes, 1)  # none where there is a state instead
         own = lm.max_context or max_context or FALLBACK_CONTEXT
-        if max_context is not None and not 2 <= max_context <= own:
-            raise TeacherError(
-                f"a context of {max_context:,} tokens is not possible for {lm.name}: it has 2 to {own:,}."
-            )
-        super().__init__(lm, SerialWorker(lm), slots=slots, max_context=max_context or own, most_waiting=waiting)
+        most = context_within(lm.name, max_context, own, memory_bytes // (slots * token_bytes))
+        worker = SerialWorker(lm, slots * most, token_bytes)
+        super().__init__(lm, worker, slots=slots, max_context=most, most_waiting=waiting)
 
 
 @dataclass(eq=False)
 class _Turn:
-    """A job and its session, once it was fed. `unread` are the tokens that were not fed yet."""
+    """A job and its session, once it was `fed` some tokens. `unread` are those that were not fed yet."""
 
     job: Job
     unread: np.ndarray
     session: Session | None = None
+    fed: int = 0
 
 
 class SerialWorker:
     """The model's side of it. Used by one thread only."""
 
-    def __init__(self, lm: LiveLM) -> None:
-        self._lm = lm
+    def __init__(self, lm: LiveLM, most_tokens: int, token_bytes: int) -> None:
+        self._lm, self._most_bytes, self._token_bytes = lm, most_tokens * token_bytes, token_bytes
         self._turns: deque[_Turn] = deque()
+        self._held = 0  # tokens in sessions: a number that other threads may read
 
     @property
     def memory(self) -> tuple[int, int]:
-        return 0, 0  # sessions do not say
+        """What is held now is counted by tokens; what a library sets aside for the next ones comes on top."""
+        return self._held * self._token_bytes, self._most_bytes
 
     def admit(self, job: Job) -> None:
         self._turns.append(_Turn(job, job.ids))
@@ -69,6 +81,7 @@ class SerialWorker:
             self._turns.remove(turn)
             if turn.session is not None:
                 turn.session.close()
+                self._held -= turn.fed
 
     def close(self) -> None:
         for turn in list(self._turns):
@@ -92,6 +105,7 @@ class SerialWorker:
             turn.session = self._lm.session()
         piece, turn.unread = turn.unread[:PIECE], turn.unread[PIECE:]
         logits_V = turn.session.feed(piece)
+        turn.fed, self._held = turn.fed + len(piece), self._held + len(piece)
         if len(turn.unread):
             return None
         if not bool(logits_V.amax().isfinite()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +19,6 @@ from limbeck.serve.engine import Ask
 from limbeck.serve.refusals import bad
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from starlette.responses import Response
 
     from limbeck.serve.calls import Call
@@ -31,6 +29,10 @@ if TYPE_CHECKING:
     from limbeck.types import Written
 
 Judged = Callable[[float], bool]
+"""Whether a reply stands, by its mean log-prob."""
+
+Tokens = AsyncGenerator[tuple[int, "Written"]]
+"""Of all replies to one request, each with its reply's number."""
 
 DEFAULT_TOKENS = 16
 """Of a completion without `max_tokens`, as OpenAI's API has it."""
@@ -84,26 +86,28 @@ async def chat(work: Work, body: ChatRequest, judged: Judged | None = None) -> R
     top = (body.top_logprobs or 0) if body.logprobs else 0
     writings = work.begin([Ask(ids, sampling, index, top) for index in range(body.n or 1)])
     work.call.prompt_tokens = len(ids)
-    tokens = answers.merged(writings, work.call)
-    if judged is not None:
-        heard = await _heard(work, tokens)
-        if not judged(sum(written.logp for _, written in heard) / len(heard)):
-            return None
-        tokens = answers.again(heard)
+    tokens = await _standing(work, answers.merged(writings, work.call), judged)
+    if tokens is None:
+        return None
     if body.stream:
         return EventStream(_chat_events(work, body, tokens), work.call, work.headers)
     return await _chat_whole(work, body, tokens)
 
 
-async def _heard(work: Work, tokens: AsyncGenerator[tuple[int, Written]]) -> list[tuple[int, Written]]:
+async def _standing(work: Work, tokens: Tokens, judged: Judged | None) -> Tokens | None:
+    """The tokens, as they come where there is no judge; all at once where he lets them stand, None where not."""
+    if judged is None:
+        return tokens
     try:
         async with asyncio.timeout_at(work.call.deadline):
-            return [one async for one in tokens]
+            heard = [one async for one in tokens]
     except TimeoutError:
         raise answers.timed_out() from None
+    stands = judged(sum(written.logp for _, written in heard) / len(heard))
+    return answers.again(heard) if stands else None
 
 
-async def _chat_whole(work: Work, body: ChatRequest, tokens: AsyncGenerator[tuple[int, Written]]) -> Response:
+async def _chat_whole(work: Work, body: ChatRequest, tokens: Tokens) -> Response:
     num = body.n or 1
     texts: list[list[str]] = [[] for _ in range(num)]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in range(num)]
@@ -130,9 +134,7 @@ async def _chat_whole(work: Work, body: ChatRequest, tokens: AsyncGenerator[tupl
     return work.answer(choices)
 
 
-async def _chat_events(
-    work: Work, body: ChatRequest, tokens: AsyncGenerator[tuple[int, Written]]
-) -> AsyncGenerator[bytes]:
+async def _chat_events(work: Work, body: ChatRequest, tokens: Tokens) -> AsyncGenerator[bytes]:
     head, usage = work.head, {"usage": None} if body.include_usage else {}
     texts: list[list[str]] = [[] for _ in range(body.n or 1)]
     for index in range(len(texts)):
@@ -169,16 +171,19 @@ class _Plain:
     logprobs: TextLogprobs | None
 
 
-async def completions(work: Work, body: CompletionRequest) -> Response:
-    """Raises ApiError."""
+async def completions(work: Work, body: CompletionRequest, judged: Judged | None = None) -> Response | None:
+    """As `chat`; where nothing is to be written, there is nothing to judge. Raises ApiError."""
     plains, writings = await _plains(work, body)
+    tokens = await _standing(work, answers.merged(writings, work.call), judged if writings else None)
+    if tokens is None:
+        return None
     if body.stream:
-        return EventStream(_completion_events(work, body, plains, writings), work.call, work.headers)
+        return EventStream(_completion_events(work, body, plains, tokens), work.call, work.headers)
     texts = [[plain.echo] for plain in plains]
     reasons = ["length"] * len(plains)
     try:
         async with asyncio.timeout_at(work.call.deadline):
-            async for index, written in answers.merged(writings, work.call):
+            async for index, written in tokens:
                 texts[index].append(written.text)
                 _note(work, plains[index], written)
                 reasons[index] = written.finish_reason or reasons[index]
@@ -198,15 +203,16 @@ async def completions(work: Work, body: CompletionRequest) -> Response:
 
 
 async def _completion_events(
-    work: Work, body: CompletionRequest, plains: list[_Plain], writings: list[Writing]
+    work: Work, body: CompletionRequest, plains: list[_Plain], tokens: Tokens
 ) -> AsyncGenerator[bytes]:
     head, usage = work.head, {"usage": None} if body.include_usage else {}
     first: dict[str, Any] = {"limbeck": head.limbeck}
+    nothing = body.max_tokens == 0
     for index, plain in enumerate(plains):
-        if plain.echo or not writings:
-            yield head.chunk([_piece(index, plain, plain.echo, None if writings else "length")], **usage, **first)
+        if plain.echo or nothing:
+            yield head.chunk([_piece(index, plain, plain.echo, "length" if nothing else None)], **usage, **first)
             first = {}
-    async for index, written in answers.merged(writings, work.call):
+    async for index, written in tokens:
         _note(work, plains[index], written)
         if written.text or written.finish_reason or plains[index].logprobs:
             yield head.chunk([_piece(index, plains[index], written.text, written.finish_reason)], **usage, **first)

@@ -56,12 +56,15 @@ def test_it_is_a_live_model(lm: LlamaLM, source: HfLM, folder: Path) -> None:
     assert live.fingerprint == LlamaLM.open(folder / "model.gguf").fingerprint != source.fingerprint
 
 
-def test_a_session_gives_the_logits_of_the_whole_in_pieces(lm: LlamaLM) -> None:
+def test_a_session_gives_the_logits_of_the_whole_in_pieces(lm: LlamaLM, source: HfLM) -> None:
     whole_TV, session = lm.logits(IDS), lm.session()
     for start, end in ((0, 1), (1, 40), (40, 41), (41, 100)):
         logits_V = session.feed(IDS[start:end])
         assert logits_V.dtype == torch.float32 and logits_V.shape == (tiny.VOCAB,)
         torch.testing.assert_close(logits_V, whole_TV[end - 1], rtol=0, atol=0.02)
+    config = source.model.config
+    plain = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 2  # keys, values; 16 bits
+    assert plain <= session.token_bytes <= plain + 100  # and where it stands
     session.close()
     session.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -88,6 +89,9 @@ def test_a_session_reads_what_it_is_fed_in_any_portions(source, lm):
             found = session.feed(ids[at : at + size])
             at += size
             assert found.shape == (lm.vocab,) and divergence(whole[at - 1], found) <= 1e-9
+        with contextlib.closing(source.session()) as same:
+            same.feed(ids)
+            assert session.token_bytes == same.token_bytes > 0
         session.close()
 
 

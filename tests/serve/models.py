@@ -85,6 +85,10 @@ class Sessions:
                 read.extend(int(token) for token in ids)
                 return outer.logits(np.array(read))[-1]
 
+            @property
+            def token_bytes(self) -> int:
+                return 100
+
             def close(self) -> None:
                 outer.counts["closed"] += 1
 

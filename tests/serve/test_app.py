@@ -383,8 +383,8 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     def open_with(settings: Any) -> Any:
         from limbeck.serve.opening import Opened, opener
 
-        def open_expert(expert: Any) -> Any:
-            found = opener(settings)(expert)
+        def open_expert(expert: Any, sequence_bytes: int) -> Any:
+            found = opener(settings)(expert, sequence_bytes)
             made.append(found)
             return Opened(found.lm, Failing(found.engine)) if len(made) == 1 else found  # type: ignore[arg-type]
 

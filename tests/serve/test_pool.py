@@ -30,13 +30,13 @@ class Opener:
         self.pause, self.broken = pause, broken
 
     def __call__(self, settings: Any) -> Any:
-        def open_expert(expert: Any) -> Any:
+        def open_expert(expert: Any, sequence_bytes: int) -> Any:
             self.opened.append(expert.name)
             self.threads.add(threading.get_ident())
             time.sleep(self.pause)
             if expert.name == self.broken:
                 raise StoreError(f"{expert.path} has a broken tensor")
-            return opener(settings)(expert)
+            return opener(settings)(expert, sequence_bytes)
 
         return open_expert
 
@@ -65,14 +65,33 @@ def test_room_is_made_by_closing_what_was_idle_longest(experts_folder: Path, mon
         assert [one["expert"] for one in server.events("expert_closed")] == ["code@1.0.0", "weather@1.0.0"]
         text = server.client.get("/metrics").text
         assert 'limbeck_unloads_total{model="code",why="room"} 1' in text
-        assert 'limbeck_model_bytes{model="code@1.0.0"} 1048576' in text
+        engine = server.built.house.pool.places["code@1.0.0"].opened.engine
+        taken = 2**20 + engine.stats.most_memory_bytes  # of the card, and what keys and values can come to
+        assert f'limbeck_model_bytes{{model="code@1.0.0"}} {taken}' in text
+
+
+def test_keys_and_values_count_and_stay_within_the_budget(
+    experts_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two experts of 1 MiB and their sequences: three MiB hold both with half a MiB each, and one with a whole."""
+    for memory, together in (("0.4M", ["code@1.0.0", "weather@1.0.0"]), ("1M", ["weather@1.0.0"])):
+        with running(experts_folder, "memory_budget=3M", f"sequence_memory={memory}") as server:
+            pool = server.built.house.pool
+            monkeypatch.setattr(pool, "measure", lambda: 0)
+            for name in ("code", "weather"):
+                assert server.chat(model=name, max_tokens=2).status_code == 200
+            assert sorted(pool.places) == together
+            for place in pool.places.values():
+                most = place.opened.engine.stats.most_memory_bytes
+                assert 0 < most <= float(memory[:-1]) * 2**20 and place.num_bytes == 2**20 + most
+            assert pool.used <= pool.budget
 
 
 def test_what_is_in_use_is_never_closed(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from limbeck.serve import pool as pool_module
 
     monkeypatch.setattr(pool_module, "RETRY", 0.2)
-    with running(experts_folder, "memory_budget=1.5M", "preload=[code]") as server:
+    with running(experts_folder, "memory_budget=1.5M", "sequence_memory=0.4M", "preload=[code]") as server:
         pool = server.built.house.pool
         monkeypatch.setattr(pool, "measure", lambda: 0)
         place = pool.places["code@1.0.0"]

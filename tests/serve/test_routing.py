@@ -169,6 +169,23 @@ def test_the_cascade_asks_the_teacher_where_the_expert_is_unsure(experts_folder:
             assert found.json()["choices"][0]["message"]["content"] == plain
 
 
+def test_the_cascade_judges_completions_too(experts_folder: Path) -> None:
+    router = Router(Decided("code"), cascades={"code": Doubt(0.3)})
+    with teacher() as peer, running(experts_folder, *upstream(peer, "routing.cascade=true"), router=router) as server:
+        plain = server.complete().json()["choices"]
+        found = server.complete(model="auto")
+        assert found.json()["choices"][0]["text"] == "The teacher says so." and len(peer.bodies) == 1
+        assert found.headers["x-limbeck-route"].startswith("cascade; confidence=0.300")
+        asked = {"model": "auto", "max_tokens": 0, "echo": True, "logprobs": 1}
+        nothing = server.complete(**asked)  # a prompt that is scored: there is no reply to doubt
+        assert nothing.headers["x-limbeck-expert"] == "code@1.0.0" and len(peer.bodies) == 1
+        router.cascades["code"] = Doubt(0.9)
+        assert server.complete(model="auto").json()["choices"] == plain
+        streamed = server.complete(model="auto", stream=True).text.split("\n\n")
+        events = [json.loads(line.removeprefix("data: ")) for line in streamed if line.startswith("data: {")]
+        assert "".join(event["choices"][0]["text"] for event in events) == plain[0]["text"] and len(peer.bodies) == 1
+
+
 def test_settings_of_routing_contradict_one_another() -> None:
     for overrides in (["routing.fallback=upstream"], ["routing.cascade=true"], ["routing.cascade_threshold=0.5"]):
         with pytest.raises(RecipeError, match=r"routing\."):

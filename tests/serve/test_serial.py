@@ -37,7 +37,7 @@ def test_turns_are_equal_to_each_reply_alone(lm):
 
 
 def test_one_token_each_in_turns(lm):
-    desk = SerialWorker(Sessions.of(lm))
+    desk = SerialWorker(Sessions.of(lm), 100, 1)
     jobs = [job(lm, prompt(3, seed)) for seed in range(3)]
     for each in jobs:
         desk.admit(each)
@@ -49,7 +49,7 @@ def test_one_token_each_in_turns(lm):
 def test_a_long_prompt_is_read_in_pieces_between_the_others_tokens(lm, monkeypatch):
     monkeypatch.setattr(serial, "PIECE", 20)
     model = Sessions.of(lm)
-    desk = SerialWorker(model)
+    desk = SerialWorker(model, 100, 1)
     short, long = job(lm, prompt(3)), job(lm, prompt(70))
     desk.admit(short)
     desk.turn()
@@ -101,7 +101,7 @@ def test_what_a_session_refuses_ends_its_own_request(lm, monkeypatch):
 
 
 def test_a_model_without_sessions_or_room_is_refused(lm, monkeypatch):
-    with pytest.raises(TeacherError, match=r"500 tokens is not possible for gpt2: it has 2 to 128"):
+    with pytest.raises(TeacherError, match=r"500 tokens is not possible for gpt2: here it can have 2 to 128"):
         SerialEngine(Sessions.of(lm), max_context=500)
 
     def refuse(self):
@@ -110,3 +110,24 @@ def test_a_model_without_sessions_or_room_is_refused(lm, monkeypatch):
     monkeypatch.setattr(Sessions, "session", refuse)
     with pytest.raises(TeacherError, match="token by token"):
         SerialEngine(Sessions.of(lm))
+
+
+def test_memory_is_bounded_and_counted(lm):
+    """100 bytes a token, two slots: 5,000 bytes hold 25 tokens of each."""
+    engine = SerialEngine(Sessions.of(lm), slots=2, memory_bytes=5_000)
+    assert engine.max_context == 25 and engine.stats.most_memory_bytes == 5_000
+    assert len(asyncio.run(reply(engine, prompt(20), replace(GREEDY, max_tokens=100)))) == 5
+    engine.close()
+    worker = SerialWorker(Sessions.of(lm), 50, 100)
+    first, second = job(lm, prompt(6)), job(lm, prompt(3))
+    for each in (first, second):
+        worker.admit(each)
+    for _ in range(4):
+        worker.turn()
+    assert worker.memory == ((6 + 3 + 2) * 100, 5_000)
+    worker.drop(first)
+    assert worker.memory == (4 * 100, 5_000)
+    worker.close()
+    assert worker.memory[0] == 0
+    with pytest.raises(TeacherError, match=r"room for 1 in each slot. Ask for a shorter context, fewer slots, or more"):
+        SerialEngine(Sessions.of(lm), slots=2, memory_bytes=200)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.errors import RecipeError, Stopped
 from limbeck.export.card import make_card
+from limbeck.export.gguf import write_gguf
 from limbeck.export.safetensors import save_artifact
 from limbeck.jobs.check import check_recipe
 from limbeck.jobs.train import recompute_activations, run_train
@@ -29,6 +30,7 @@ from limbeck.train.parallel import Ranks
 from limbeck.train.qad import ENDS, on_grid, plain_products, quantize_products, round_to_grid, settle, stored_weights
 from limbeck.types import LiveTarget
 from tests import tiny
+from tests.export import gguf_models as small
 from tests.recipes import tiny_recipe
 from tests.train import two_ranks
 
@@ -326,6 +328,17 @@ def test_what_is_saved_is_what_was_trained(recipe, teacher, tiny_llama, tmp_path
         values = stored.module.weight.detach().numpy()
         np.testing.assert_array_equal(by_gguf(values, stored.grid), values)
     assert head_of(again).weight_VD is again.get_input_embeddings().weight  # still tied
+
+
+@pytest.mark.parametrize("quant", ["q4_0", "q8_0"])
+def test_the_export_holds_the_weights_that_were_trained(tmp_path, quant):
+    """Written as GGUF and read back by transformers: every weight is the student's, to the bit."""
+    student = small.build("llama", hidden_size=64, intermediate_size=96)
+    settle(student.model, Qad(quant=quant))
+    write_gguf(tmp_path, student, quant=quant)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
+    for (name, ours), theirs in zip(student.model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 def test_checkpoints_hold_master_weights(recipe, teacher, tiny_llama, tmp_path):
