@@ -49,7 +49,8 @@ class ExpertCard:
     `quality` names the measure that `prompts.jsonl` holds per prompt: "agreement" (with the teacher's first choice) or
     "correct". `tokens_per_second` are tokens written greedily on `machine`, one reply at a time; `memory_bytes` what
     the open model added to the process there, at its peak. `dtype` is the precision that the model is opened in ("auto"
-    where its format decides). `teacher` is its name in the recipe, `base_model` its hub id where it has one;
+    where its format decides). `teacher` is its name in the recipe, `teacher_parameters` its size (0 where it is not
+    known: it was behind an endpoint), `base_model` its hub id where it has one;
     `teacher_licence` and `licence` (of this expert: the same terms) are None where nothing states them. `role` is
     "student" or "twin". `parity` is what an export was judged to lose against its source, {} for the source itself.
     `notes` say what a reader of the scores must know.
@@ -67,6 +68,7 @@ class ExpertCard:
     tokens_per_second: float = 0.0
     machine: str = ""
     teacher: str = ""
+    teacher_parameters: int = 0
     base_model: str | None = None
     teacher_licence: str | None = None
     licence: str | None = None

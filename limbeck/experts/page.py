@@ -98,10 +98,14 @@ def plain(text: str) -> str:
 
 def _cost(card: ExpertCard) -> str:
     return (
-        f"{count(card.parameters)} parameters, {size(card.bytes)} on disk ({card.format}, "
+        f"{count(card.parameters)} parameters{_of_teacher(card)}, {size(card.bytes)} on disk ({card.format}, "
         f"{plain(card.quant) or 'as trained'}), {size(card.memory_bytes)} in memory, {card.tokens_per_second:.0f} "
         f"tokens per second, one reply at a time ({plain(card.machine) or 'machine not recorded'})."
     )
+
+
+def _of_teacher(card: ExpertCard) -> str:
+    return f" (the teacher has {count(card.teacher_parameters)})" if card.teacher_parameters else ""
 
 
 def _scope(card: ExpertCard) -> str:

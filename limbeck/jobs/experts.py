@@ -83,6 +83,7 @@ def add_expert(
         tokens_per_second=speed,
         machine=machine(),
         teacher=facts["teacher"],
+        teacher_parameters=int(finished.summary.get("teacher", {}).get("parameters", 0)),
         base_model=facts["base_model"],
         teacher_licence=facts["licence"],
         licence=facts["licence"],

@@ -22,6 +22,7 @@ from limbeck.experts.router_report import measure
 from limbeck.experts.router_rows import TEACHER, PromptCase, Wish
 from limbeck.report.routing import chart, page, standalone
 from limbeck.rundir import atomic_dir
+from limbeck.units import count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -192,8 +193,8 @@ def _refuse_unknown(choice: RouteChoice, models: set[str]) -> None:
 
 
 def _costs(experts: Sequence[Expert], choice: RouteChoice) -> tuple[dict[str, float], list[str]]:
-    """Costs as shares of the teacher's, and what was assumed. What is not said is taken as proportional to parameters,
-    the largest expert being half of the teacher: a registry does not know the teacher's size."""
+    """Costs as shares of the teacher's, and what was assumed. What is not said is taken as proportional to parameters;
+    where the teacher's are not known (it was behind an endpoint), the largest expert counts as half of it."""
     scale = choice.costs.get(TEACHER, 1.0)
     if not (math.isfinite(scale) and scale > 0):
         raise DataError(f"--cost teacher={scale}: it must be above 0; other costs are taken as shares of it.")
@@ -202,15 +203,17 @@ def _costs(experts: Sequence[Expert], choice: RouteChoice) -> tuple[dict[str, fl
     if not missing:
         return costs, []
     said = " ".join(f"--cost {expert.name}=..." for expert in missing)
-    if choice.target.kind == "cost":
+    teacher = max(expert.card.teacher_parameters for expert in experts)
+    known = teacher > 0 and all(expert.card.parameters for expert in missing)
+    if choice.target.kind == "cost" and not known:
         raise DataError(f"--max-cost needs to know what a prompt costs at each expert, the teacher's being 1: {said}")
     largest = max(expert.card.parameters for expert in experts) or 1
     for expert in missing:
-        costs[expert.name] = ASSUMED * (expert.card.parameters or largest) / largest
+        share = (expert.card.parameters or largest) / (teacher if known else largest)
+        costs[expert.name] = share if known else ASSUMED * share
     shares = ", ".join(f"{expert.name} {costs[expert.name]:.2f}" for expert in missing)
-    return costs, [
-        f"What a prompt costs was not said; taken by parameters, the largest expert as {ASSUMED}: {shares}. {said}"
-    ]
+    how = f"of the teacher's {count(teacher)}" if known else f"the largest expert as {ASSUMED}"
+    return costs, [f"What a prompt costs was not said; taken by parameters, {how}: {shares}. {said}"]
 
 
 def _outside(path: Path) -> list[str]:

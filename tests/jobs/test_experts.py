@@ -69,6 +69,7 @@ def test_the_card_says_what_was_measured(notes, added):
     assert card.recipe_fingerprint in (notes / "train/student/artifact/limbeck.json").read_text()
     assert "student:" in card.recipe_yaml and len(card.lineage) >= 2
     assert set(card.scores) == {"teacher", "student", "twin"} and card.quality == "agreement"
+    assert card.teacher_parameters > card.parameters > 0
     assert "kl" not in card.scores["teacher"]
     for who in ("student", "twin"):
         mine = scores_of(notes, who)

@@ -117,6 +117,16 @@ def test_costs(made):
         fit_router(registry.path, RouteChoice(costs=COSTS, out_of_scope=folder / "missing.txt"))
 
 
+def test_costs_by_parameters_where_the_teachers_are_known(made, tmp_path):
+    _, _, model, _, _ = made
+    registry, said = Registry(tmp_path), []
+    for name in ("code", "medical"):
+        add(registry, model, name, teacher_parameters=396)
+    report = fit_router(tmp_path, RouteChoice(Target("cost", 0.6)), on_message=said.append)
+    assert report["costs"] == {"teacher": 1.0, "code": 0.25, "medical": 0.25}
+    assert any("of the teacher's 396: code 0.25, medical 0.25" in line for line in said)
+
+
 @pytest.mark.parametrize(
     "words", [["--quality", "1", "--max-cost", "1"], ["--cost", "code"], ["--cost", "=1"], ["--cost", "code=x"]]
 )
