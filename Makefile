@@ -1,6 +1,6 @@
 # make demo    install, then distil a real language model and write its report (about 6 minutes after installing)
 # make setup   install only: .venv with everything pinned
-# make test    the fast suite
+# make test    the fast suite, one process a core
 # make lint    style, formatting, types, import contracts
 # make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/transfer.md)
 # make experts   three experts from one teacher, a router, one registry to serve (docs/experts-example.md)
@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 lint: style types contracts
 
