@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from limbeck.lms.hf import HfLM
     from limbeck.types import Progress, Row
 
-LONGEST = 96  # tokens of a reply that a cascade looks at
+LONGEST = 64  # tokens of a reply that a cascade looks at
 
 
 def cross_evaluate(out: Path, domains: Sequence[str], mixed: Sequence[str]) -> list[dict[str, Any]]:
