@@ -1,6 +1,7 @@
 """Serving: the batching engine against a bare loop of forwards, one stream and many, and the time to the first token.
 
     python benchmarks/serve.py engine [--streams 8] [--tokens 48] [--rounds 5] [--dtype auto]
+    python benchmarks/serve.py gguf [--quant q8_0]        # the same file in llama.cpp, in batches and in turns
     python benchmarks/serve.py memory [--requests 1000]
 
 "bare loop" is the least that a program could do by itself with transformers: one left-padded batch, prefilled once,
@@ -14,18 +15,22 @@ import asyncio
 import contextlib
 import resource
 import statistics
+import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, teacher
 
+from limbeck.export.gguf import write_gguf
 from limbeck.lms.hf import HfLM, attending
+from limbeck.lms.llamacpp import LlamaLM
 from limbeck.serve.batch import BatchEngine
 from limbeck.serve.engine import Ask
+from limbeck.serve.serial import SerialEngine
 from limbeck.types import Sampling
 
 PROMPT, LONG_PROMPT = 48, 384
@@ -34,14 +39,15 @@ DRAWN = {"temperature": 0.8, "top_p": 0.95}
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["engine", "memory"])
+    parser.add_argument("part", choices=PARTS)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=48, help="of each reply")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--quant", default="q8_0")
     args = parser.parse_args()
-    engine_part(args) if args.part == "engine" else memory_part(args)
+    PARTS[args.part](args)
 
 
 def engine_part(args) -> None:
@@ -70,6 +76,31 @@ def engine_part(args) -> None:
     report(args, lm, seconds)
 
 
+def gguf_part(args) -> None:
+    source = teacher("bfloat16")
+    ids = np.concatenate([row.ids for row in stdlib_rows(source, 80)])
+    with tempfile.TemporaryDirectory() as folder:
+        write_gguf(Path(folder), source, quant=args.quant)
+        lm = replace(LlamaLM.open(folder), end_ids=[])  # all replies are of one length
+        del source
+        engines = {"batches": BatchEngine(lm, max_context=1024), "turns": SerialEngine(lm, slots=8, max_context=1024)}
+        works = {name: Work(lm, engine, ids, args.tokens) for name, engine in engines.items()}
+        seconds = interleave(
+            {
+                f"{name}, {num} streams": lambda name=name, num=num: works[name].engine_([PROMPT] * num)
+                for num in (1, args.streams)
+                for name in works
+            },
+            args.rounds,
+        )
+        print(f"# {machine()}, GGUF {args.quant}, prompts of {PROMPT} tokens, replies of {args.tokens}")
+        for name, value in seconds.items():
+            num = int(name.split()[1])
+            print(f"{name:28}{value * 1e3:8.0f} ms{num * args.tokens / value:10.1f} tokens/s")
+        for engine in engines.values():
+            engine.close()
+
+
 def report(args, lm: HfLM, seconds: dict[str, float]) -> None:
     num, tokens = args.streams, args.tokens
     rate = {name: (num if str(num) in name else 1) * tokens / value for name, value in seconds.items()}
@@ -88,8 +119,8 @@ def report(args, lm: HfLM, seconds: dict[str, float]) -> None:
 
 @dataclass
 class Work:
-    lm: HfLM
-    engine: BatchEngine
+    lm: HfLM | LlamaLM
+    engine: BatchEngine | SerialEngine
     ids: np.ndarray
     tokens: int
     at: int = 0
@@ -173,6 +204,8 @@ def resident() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 
+
+PARTS = {"engine": engine_part, "gguf": gguf_part, "memory": memory_part}
 
 if __name__ == "__main__":
     main()

@@ -160,13 +160,27 @@ class LlamaLM:
         cpp = _bindings().cpp
         settings = cpp.LlamaContextParams()
         settings.n_ctx, settings.n_seq_max = room * num, num
-        settings.n_batch = settings.n_ubatch = min(STEP, room)
+        settings.n_batch = settings.n_ubatch = min(STEP + num - 1, room * num)
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
         settings.no_perf = True
         try:
             return cpp.LlamaContext(self.model, settings, verbose=False)
         except (ValueError, RuntimeError) as error:
             raise TeacherError(f"llama.cpp has no memory for {num} sequences of {room} tokens: {error}.") from error
+
+    def compute(self, context: Any, tokens: list[tuple[int, int, int, bool]]) -> None:
+        """Read tokens, each with its position, its sequence, and whether logits are wanted behind it: at most as many
+        as a context takes at once (`n_batch`)."""
+        batch = _bindings().cpp.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+        for token, position, sequence, wanted in tokens:
+            batch.add(token, position, [sequence], wanted)
+        context.decode(batch)
+
+    def row(self, context: Any, index: int) -> Tensor:
+        """logits_V (fp32) behind the token of that number in the last batch. The bindings hand out a list, and
+        torch.tensor is slow on those."""
+        values = context.get_logits_ith(index)
+        return torch.from_numpy(np.fromiter(values, np.float32, len(values))[: self.vocab])
 
     def give_back(self, context: Any) -> None:
         context.kv_cache_clear(False)
@@ -214,7 +228,7 @@ class LlamaSession:
         """Compute `ids`, keeping logits behind all of them or behind the last."""
         tokens = _checked(self.lm, ids, self.num)
         self._make_room(len(tokens))
-        _compute(self._context, tokens, self.num, every=every)
+        _read(self.lm, self._context, tokens, self.num, every=every)
         self.num += len(tokens)
 
     def _make_room(self, count: int) -> None:
@@ -231,7 +245,7 @@ class LlamaSession:
         self._context = larger
 
     def _row(self, index: int) -> Tensor:
-        return _logits(self._context, index, self.lm.vocab)
+        return self.lm.row(self._context, index)
 
 
 def _checked(lm: LlamaLM, ids: np.ndarray, num: int) -> list[int]:
@@ -247,21 +261,13 @@ def _checked(lm: LlamaLM, ids: np.ndarray, num: int) -> list[int]:
     return tokens
 
 
-def _compute(context: Any, tokens: list[int], num: int, *, every: bool = False, sequence: int = 0) -> None:
+def _read(lm: LlamaLM, context: Any, tokens: list[int], num: int, *, every: bool = False, sequence: int = 0) -> None:
     """Append `tokens` to a sequence of `num`, as many at once as the context takes. Logits stay of the last batch:
     behind every token, or behind the last."""
     for start in range(0, len(tokens), context.n_batch):
         part = tokens[start : start + context.n_batch]
-        batch = _bindings().cpp.LlamaBatch(n_tokens=len(part), embd=0, n_seq_max=1)
-        for offset, token in enumerate(part):
-            batch.add(token, num + start + offset, [sequence], every or start + offset == len(tokens) - 1)
-        context.decode(batch)
-
-
-def _logits(context: Any, index: int, vocab: int) -> Tensor:
-    """logits_V of one position of the last batch. The bindings hand out a list (torch.tensor is slow on those)."""
-    values = context.get_logits_ith(index)
-    return torch.from_numpy(np.fromiter(values, np.float32, len(values))[:vocab])
+        placed = enumerate(part, start=start)
+        lm.compute(context, [(token, num + at, sequence, every or at == len(tokens) - 1) for at, token in placed])
 
 
 def _write_together(lm: LlamaLM, jobs: list[tuple[np.ndarray, int]], sampling: Sampling) -> list[Reply]:
@@ -273,8 +279,8 @@ def _write_together(lm: LlamaLM, jobs: list[tuple[np.ndarray, int]], sampling: S
     with contextlib.closing(lm.make_context(min(room, lm.max_context or room), len(jobs))) as context:
         waiting: dict[int, Tensor] = {}
         for job, tokens in enumerate(prompts):
-            _compute(context, tokens, 0, sequence=job)
-            waiting[job] = _logits(context, -1, lm.vocab)
+            _read(lm, context, tokens, 0, sequence=job)
+            waiting[job] = lm.row(context, -1)
         while waiting:
             for job, logits_V in waiting.items():
                 written[job].append(writers[job].write(logits_V))
@@ -290,13 +296,13 @@ def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[Writ
     """Read the last token of each reply under way, all in one batch: the logits behind them."""
     if not going:
         return {}
-    batch = _bindings().cpp.LlamaBatch(n_tokens=len(going), embd=0, n_seq_max=1)
+    tokens = []
     for job, (prompt, ones) in going.items():
         place = len(prompt) + len(ones) - 1
         _checked(lm, np.array([ones[-1].id]), place)
-        batch.add(ones[-1].id, place, [job], True)
-    context.decode(batch)
-    return {job: _logits(context, index, lm.vocab) for index, job in enumerate(going)}
+        tokens.append((ones[-1].id, place, job, True))
+    lm.compute(context, tokens)
+    return {job: lm.row(context, index) for index, job in enumerate(going)}
 
 
 def _reason(ones: list[Written]) -> str:

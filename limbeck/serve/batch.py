@@ -12,24 +12,24 @@ where two tokens are as close as that, either may be chosen.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from limbeck.errors import EngineError
-from limbeck.lms.hf import attending
+from limbeck.lms.llamacpp import LlamaLM
 from limbeck.lms.writing import write_rows
-from limbeck.losses.chunked import iter_logits
-from limbeck.serve import slots as slot_memory
-from limbeck.serve.desk import MEMORY, Desk, Event, Job, context_within
+from limbeck.serve.desk import MEMORY, Desk, Event, Job
 from limbeck.serve.engine import Scored
-from limbeck.serve.families import own_context, prove
-from limbeck.serve.slots import Piece, Plan, SlotMemory, forward
+from limbeck.serve.llama_memory import LlamaMemory
+from limbeck.serve.torch_memory import TorchMemory
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from collections.abc import Iterable, Sequence
 
     from limbeck.lms.hf import HfLM
 
@@ -38,10 +38,53 @@ ALONE_SECONDS = 0.5  # what a step of prompts alone may take: so long does a new
 LEAST, SURE, MOST = 32, 128, 512  # tokens of prompts in a step; as many tell how fast they are read
 REUSE = 16  # tokens of a beginning that are worth a copy
 
+Logits = Callable[[slice], Iterator[tuple[slice, Tensor]]]
+"""Some of the rows that were asked for, in blocks: (where among those, logits_nV in fp32), reused for the next one."""
+
+
+class Part(NamedTuple):
+    """Tokens that follow the first `start` of the sequence in `slot`."""
+
+    slot: int
+    start: int
+    ids: list[int]
+
+
+class Memory(Protocol):
+    """A model and the sequences that it is reading, each in its slot: up to `most` tokens, `most_bytes` all together.
+    Used by one thread."""
+
+    @property
+    def copies(self) -> bool:
+        """Whether what stands in one slot can be had in another."""
+        ...
+
+    @property
+    def most(self) -> int: ...
+
+    @property
+    def most_bytes(self) -> int: ...
+
+    @property
+    def bytes(self) -> int:
+        """What it takes now: a number that other threads may read."""
+        ...
+
+    def keep(self, source: int, slot: int, tokens: int) -> int:
+        """A new sequence for the slot, which begins with the first tokens of `source`: how many of them it has."""
+        ...
+
+    def read(self, parts: Sequence[Part], num_single: int, rows: list[int]) -> Logits:
+        """Read all parts, of which the first `num_single` have one token, and make logits behind those tokens of theirs
+        that `rows` counts, in that order. They can be had until the next call."""
+        ...
+
+    def close(self) -> None: ...
+
 
 class BatchEngine(Desk):
-    """An engine for a model of transformers. `slots` replies are written at a time, `waiting` requests wait, and prompt
-    and reply have `max_context` tokens together: the model's own bound by default.
+    """An engine for a model of transformers or a GGUF file in llama.cpp. `slots` replies are written at a time,
+    `waiting` requests wait, and prompt and reply have `max_context` tokens together: the model's own bound by default.
 
     Keys and values take `memory_bytes` at most; where the default context would take more, it is cut to what fits.
     Memory grows with the longest sequence. While it lives the model is its own: nobody else can use it. Raises
@@ -51,17 +94,18 @@ class BatchEngine(Desk):
 
     def __init__(
         self,
-        lm: HfLM,
+        lm: HfLM | LlamaLM,
         *,
         slots: int = 8,
         max_context: int | None = None,
         waiting: int = 64,
         memory_bytes: int = MEMORY,
     ) -> None:
-        token_bytes = prove(lm)
-        most = context_within(lm.name, max_context, own_context(lm), memory_bytes // (slots * token_bytes))
-        worker = BatchWorker(lm, slots, most, token_bytes)
-        super().__init__(lm, worker, slots=slots, max_context=most, most_waiting=waiting)
+        if isinstance(lm, LlamaLM):
+            memory: Memory = LlamaMemory(lm, slots, max_context, memory_bytes)
+        else:
+            memory = TorchMemory(lm, slots, max_context, memory_bytes)
+        super().__init__(lm, BatchWorker(memory, slots), slots=slots, max_context=memory.most, most_waiting=waiting)
 
 
 @dataclass(eq=False)
@@ -89,24 +133,18 @@ class _Sequence:
 class BatchWorker:
     """The model's side of it. Used by one thread only."""
 
-    def __init__(self, lm: HfLM, slots: int, most: int, token_bytes: int) -> None:
-        slot_memory.register()
-        self._lm, self._decoder, self._head = lm, lm.model.get_decoder(), lm.head
-        self._memory = SlotMemory(slots, most)
-        self._most_bytes = slots * most * token_bytes
+    def __init__(self, memory: Memory, slots: int) -> None:
+        self._memory = memory
         self._held: list[list[int]] = [[] for _ in range(slots)]  # what stands in slots that nobody writes to
         self._sequences: dict[Job, _Sequence] = {}
         self._rate = LEAST / STALL_SECONDS  # tokens of prompts a second, as last seen
-        self._attention = attending(lm.model, slot_memory.NAME)
-        self._attention.__enter__()
 
     @property
     def memory(self) -> tuple[int, int]:
-        return self._memory.bytes, self._most_bytes
+        return self._memory.bytes, self._memory.most_bytes
 
     def close(self) -> None:
-        self._attention.__exit__(None, None, None)
-        self._memory = SlotMemory(len(self._held), self._memory.most)
+        self._memory.close()
 
     def admit(self, job: Job) -> None:
         ids = [int(token) for token in job.ids]
@@ -126,17 +164,16 @@ class BatchWorker:
         begun = [each for each in self._sequences.values() if each.begun]
         reused, source = 0, sequence.slot
         if not sequence.scores:  # which needs every row's logits
-            standing = {**dict(enumerate(self._held)), **{each.slot: each.ids[: each.fed] for each in begun}}
+            standing = {sequence.slot: self._held[sequence.slot]}
+            if self._memory.copies:
+                standing |= {**dict(enumerate(self._held)), **{each.slot: each.ids[: each.fed] for each in begun}}
             common = {slot: _common(sequence.ids, ids) for slot, ids in standing.items()}
             source = max(common, key=lambda slot: (common[slot], slot == sequence.slot))
             reused = min(common[source], len(sequence.ids) - 1)  # the last one is fed: its row predicts
-            coming = max((_common(sequence.ids[:-1], each.ids) for each in begun if each.left > 1), default=0)
-            if coming >= reused + REUSE:
+            reading = [each for each in begun if each.left > 1 and self._memory.copies]
+            if max((_common(sequence.ids[:-1], each.ids) for each in reading), default=0) >= reused + REUSE:
                 return False
-        if reused >= REUSE:
-            if source != sequence.slot:
-                self._memory.copy(source, sequence.slot, reused)
-            sequence.fed = reused
+        sequence.fed = self._memory.keep(source, sequence.slot, reused if reused >= REUSE else 0)
         sequence.begun = True
         self._held[sequence.slot] = []
         return True
@@ -145,8 +182,7 @@ class BatchWorker:
         begun = time.perf_counter()
         with torch.inference_mode():  # what it writes to memory was made in it, and can be changed in it only
             written, pieces = self._plan()
-            hidden_TD = self._forward(written, pieces)
-            events = [*self._score(hidden_TD, len(written), pieces), *self._write(hidden_TD, written, pieces)]
+            events = self._read(written, pieces)
         num = sum(num for _, num in pieces)
         if num >= LEAST:
             rate = num / (time.perf_counter() - begun)
@@ -171,33 +207,33 @@ class BatchWorker:
             pieces.append((sequence, num))
         return written, pieces
 
-    def _forward(self, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]) -> Tensor:
-        """Hidden rows of all new tokens, which stand in memory afterwards."""
+    def _read(self, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]) -> list[tuple[Job, Event]]:
+        """Everyone's next tokens are read; what that brought: tokens drawn, and log-probs of those that were given."""
         parts = [*((sequence, 1) for sequence in written), *pieces]
-        self._memory.grow(max(sequence.fed + num for sequence, num in parts))
-        ids = [token for sequence, num in parts for token in sequence.ids[sequence.fed : sequence.fed + num]]
-        places = [Piece(sequence.slot, sequence.fed, sequence.fed + num) for sequence, num in parts]
-        plan = Plan(self._memory, places[: len(written)], places[len(written) :], self._lm.device)
-        hidden_TD = forward(self._decoder, ids, plan)
+        drawing = {}  # who draws, and behind which of the tokens
+        scoring, at = [], 0  # who scores, how much of it, and behind which
+        for sequence, num in parts:
+            if sequence.scores:
+                scoring.append((sequence, num, range(at, at + min(num, sequence.left - 1))))  # what a token follows
+            elif sequence.left == num:
+                drawing[sequence] = at + num - 1
+            at += num
+        fed = [Part(one.slot, one.fed, one.ids[one.fed : one.fed + num]) for one, num in parts]
+        rows = [*drawing.values(), *(row for _, _, some in scoring for row in some)]
+        logits = self._memory.read(fed, len(written), rows)
         for sequence, num in parts:
             sequence.fed += num
-        return hidden_TD
+        events, at = self._written(list(drawing), logits), len(drawing)
+        for sequence, num, some in scoring:
+            events += self._scored(sequence, num, logits(slice(at, at + len(some))) if some else ())
+            at += len(some)
+        return events
 
-    def _write(
-        self, hidden_TD: Tensor, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]
-    ) -> list[tuple[Job, Event]]:
-        """The next token of every reply whose prompt is read."""
-        rows, sequences = list(range(len(written))), list(written)
-        end = len(written)
-        for sequence, num in pieces:
-            end += num
-            if sequence.left == 0 and not sequence.scores:
-                rows.append(end - 1)
-                sequences.append(sequence)
-        if not rows:
+    def _written(self, sequences: list[_Sequence], logits: Logits) -> list[tuple[Job, Event]]:
+        """The next token of every reply whose prompt is read; theirs are the first rows of logits."""
+        if not sequences:
             return []
-        hidden_ND = hidden_TD if len(rows) == len(hidden_TD) else hidden_TD[rows]
-        blocks = [logits_nV.clone() for _, logits_nV in iter_logits(hidden_ND, self._head)]
+        blocks = [logits_nV.clone() for _, logits_nV in logits(slice(0, len(sequences)))]
         logits_NV = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
         good = logits_NV.amax(-1).isfinite()
         if not bool(good.all()):
@@ -219,30 +255,19 @@ class BatchWorker:
         events = self._drawn([sequences[row] for row in whole], logits_NV[whole]) if whole else []
         return [*events, *((sequences[row].job, error) for row, is_good in enumerate(good) if not is_good)]
 
-    def _score(self, hidden_TD: Tensor, begin: int, pieces: list[tuple[_Sequence, int]]) -> list[tuple[Job, Event]]:
-        """Log-probs of the tokens that follow those just read, for requests that score."""
-        events: list[tuple[Job, Event]] = []
-        for sequence, num in pieces:
-            if sequence.scores:
-                following = sequence.ids[sequence.fed - num + 1 : sequence.fed + 1]
-                self._collect(sequence, hidden_TD[begin : begin + len(following)], following)
-                if sequence.left == 0:
-                    logp_T = np.array(sequence.logp, dtype=np.float32)
-                    events.append((sequence.job, Scored(logp_T, tuple(sequence.top))))
-            begin += num
-        return events
-
-    def _collect(self, sequence: _Sequence, hidden_ND: Tensor, following: list[int]) -> None:
-        """`following` are the tokens that really come after each row."""
-        if not following:
-            return
-        ids_N = torch.tensor(following, device=hidden_ND.device)
-        for part, logits_nV in iter_logits(hidden_ND, self._head):
+    def _scored(self, sequence: _Sequence, num: int, blocks: Iterable[tuple[slice, Tensor]]) -> list[tuple[Job, Event]]:
+        """Log-probs of the tokens that follow the `num` just read, for a request that scores."""
+        first = sequence.fed - num + 1
+        for part, logits_nV in blocks:
             logp_nV = logits_nV.log_softmax(-1)
-            sequence.logp += logp_nV.gather(1, ids_N[part, None])[:, 0].tolist()
+            ids_n = torch.tensor(sequence.ids[first + part.start : first + part.stop], device=logp_nV.device)
+            sequence.logp += logp_nV.gather(1, ids_n[:, None])[:, 0].tolist()
             best = logp_nV.topk(min(sequence.job.top, logp_nV.shape[1]))
             rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
             sequence.top += [tuple(zip(ids, values, strict=True)) for ids, values in rows]
+        if sequence.left:
+            return []
+        return [(sequence.job, Scored(np.array(sequence.logp, dtype=np.float32), tuple(sequence.top)))]
 
 
 def _common(left: list[int], right: list[int]) -> int:

@@ -85,5 +85,5 @@ def own_context(lm: HfLM) -> int:
 def _unsupported(lm: HfLM, why: str) -> str:
     return (
         f"the model family {lm.model.config.model_type!r} cannot be written in batches: keys and values in slots do "
-        f"not reproduce its own logits ({why}). Export it to GGUF or ONNX: those are served one sequence at a time."
+        f"not reproduce its own logits ({why}). Export it to GGUF or ONNX: other programs run those."
     )

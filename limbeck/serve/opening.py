@@ -10,6 +10,7 @@ from limbeck.chat import ChatTemplate
 from limbeck.errors import TeacherError
 from limbeck.lms import open_lm
 from limbeck.lms.hf import HfLM
+from limbeck.lms.llamacpp import LlamaLM
 from limbeck.serve.batch import BatchEngine
 from limbeck.serve.serial import SerialEngine
 from limbeck.token_bytes import TokenBytes
@@ -68,6 +69,7 @@ def opener(settings: Serving) -> Callable[[Expert, int], Opened]:
 
 
 def _engine(lm: LiveLM, settings: Serving, sequence_bytes: int) -> Engine:
-    """Models of transformers are written in batches; all others have sessions, which take turns."""
-    kind = BatchEngine if isinstance(lm, HfLM) else SerialEngine
-    return kind(lm, slots=settings.slots, waiting=settings.waiting, memory_bytes=sequence_bytes)  # type: ignore[arg-type]
+    """Models of transformers and llama.cpp are written in batches; all others have sessions, which take turns."""
+    if isinstance(lm, HfLM | LlamaLM):
+        return BatchEngine(lm, slots=settings.slots, waiting=settings.waiting, memory_bytes=sequence_bytes)
+    return SerialEngine(lm, slots=settings.slots, waiting=settings.waiting, memory_bytes=sequence_bytes)

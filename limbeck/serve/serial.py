@@ -1,4 +1,4 @@
-"""An engine for models that run one sequence at a time: llama.cpp, onnxruntime, whatever has sessions.
+"""An engine for models that run one sequence at a time: onnxruntime, whatever has sessions.
 
 Each reply under way has a session; they take turns, one token each, and prompts are read a piece per turn. What
 batching gives is missing here: eight replies take eight times as long as one.

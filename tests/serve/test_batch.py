@@ -20,11 +20,12 @@ from transformers import AutoModelForCausalLM, Phi3Config
 from limbeck.errors import TeacherError
 from limbeck.lms.hf import HfLM, attending
 from limbeck.lms.writing import Writer
-from limbeck.serve import batch, slots
+from limbeck.serve import slots, torch_memory
 from limbeck.serve.batch import BatchEngine, BatchWorker
 from limbeck.serve.engine import Scored
 from limbeck.serve.families import prove
 from limbeck.serve.slots import Piece, _split
+from limbeck.serve.torch_memory import TorchMemory
 from limbeck.types import Sampling
 from tests import tiny
 from tests.serve.models import GREEDY, TIE, assert_greedy, job, logits_TV, prompt, reply, tiny_lm
@@ -41,7 +42,7 @@ def pair(family):
 
 
 def worker(lm, slots=4, most=128):
-    return BatchWorker(lm, slots, most, prove(lm))
+    return BatchWorker(TorchMemory(lm, slots, most, 2**30), slots)
 
 
 def run(worker, jobs):
@@ -175,7 +176,7 @@ def fed(monkeypatch):
         sizes.append(len(ids))
         return slots.forward(decoder, ids, plan)
 
-    monkeypatch.setattr(batch, "forward", counted)
+    monkeypatch.setattr(torch_memory, "forward", counted)
     return sizes
 
 

@@ -41,5 +41,5 @@ def test_an_export_is_served(kind: str, quant: str, tiny_llama: Path, tmp_path: 
             assert choice["text"] == "".join(one.text for one in alone)
             assert choice["logprobs"]["token_logprobs"] == pytest.approx([one.logp for one in alone], abs=1e-4)
         stats = server.built.house.pool.places["code@1.0.0"].opened.engine.stats
-        assert stats.tokens == 36 and stats.memory_bytes == 0 < stats.most_memory_bytes
+        assert stats.tokens == 36 and 0 < stats.most_memory_bytes >= stats.memory_bytes
         assert server.chat("Read me note 1.").status_code == 200
