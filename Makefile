@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	@touch $@
 
 test: setup
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: style types contracts
 
