@@ -23,15 +23,16 @@ MISSING = "\u2013"
 
 
 def chart(routing: Mapping[str, Any]) -> Markup:
-    """Mean quality against mean cost: the router's curve and where it stands, the oracle, chance, the cascade, and each
-    model alone."""
+    """Mean quality against mean cost: the router's curve and where it stands, the oracle, chance, each model alone, and
+    the cascade as far as it is not dearer than the teacher."""
     with drawing(WIDE, HIGH) as figure:
         axes = figure.add_subplot()
         _line(axes, routing["random"], "twin", "random", dashes=(3, 3))
         _line(axes, routing["oracle"], "muted", "oracle", dashes=(1, 2))
-        if routing.get("cascade"):
-            _line(axes, routing["cascade"], "teacher", "cascade", dashes=(6, 2))
-        _line(axes, routing["curve"], "student", "router")
+        dearest = routing["points"][TEACHER][0]
+        if cascade := [point for point in routing.get("cascade") or () if point[0] <= dearest]:
+            _line(axes, cascade, "teacher", "cascade", dashes=(6, 2), below=True)
+        _line(axes, routing["curve"], "student", "router", below=True)
         for name, (cost, quality, *_) in routing["points"].items():
             own = name == ROUTER
             colour = COLOURS["student" if own else "teacher" if name == TEACHER else "ink"]
@@ -45,13 +46,23 @@ def chart(routing: Mapping[str, Any]) -> Markup:
         return svg(figure, "Quality against cost")
 
 
-def _line(axes: Axes, points: Sequence[Sequence[float]], colour: str, label: str, dashes: Any = (None, None)) -> None:
+def _line(
+    axes: Axes,
+    points: Sequence[Sequence[float]],
+    colour: str,
+    label: str,
+    *,
+    dashes: Any = (None, None),
+    below: bool = False,
+) -> None:
+    """A line with its name above it to the left, or `below` it, to the right and further on: two may be close."""
     costs, qualities = [point[0] for point in points], [point[1] for point in points]
     axes.plot(costs, qualities, color=COLOURS[colour], dashes=dashes)
-    middle = len(points) // 2
+    middle = len(points) * (3 if below else 2) // 4
     at = ((costs[0] + costs[-1]) / 2, (qualities[0] + qualities[-1]) / 2) if len(points) == 2 else None
-    place = at or (costs[middle], qualities[middle])
-    axes.annotate(label, place, (0, 6), textcoords="offset points", ha="right", color=COLOURS[colour], fontsize=10.5)
+    place, shift = at or (costs[middle], qualities[middle]), (6, -4) if below else (0, 6)
+    told = {"ha": "left", "va": "top"} if below else {"ha": "right"}
+    axes.annotate(label, place, shift, textcoords="offset points", color=COLOURS[colour], fontsize=10.5, **told)
 
 
 def standalone(drawn: Markup) -> str:

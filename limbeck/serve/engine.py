@@ -70,7 +70,8 @@ class Writing(Protocol):
 
 
 class Engine(Protocol):
-    """`BatchEngine` for HfLM and LlamaLM, `SerialEngine` for any LiveLM. Methods are called from event loops, in any thread."""
+    """`BatchEngine` for HfLM and LlamaLM, `SerialEngine` for any LiveLM. Methods are called from event loops, in any
+    thread."""
 
     @property
     def stats(self) -> Stats: ...
