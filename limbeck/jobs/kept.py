@@ -148,7 +148,7 @@ class Kept:
         recipe, choice = self.finished.recipe, self.choice
         train = [row.prompt for row in rows if row.split == "train"]
         examples = sample(train, EXAMPLES, recipe.seed + 1) if choice.prompts else []
-        counter = [line for text in choice.counter for line in _lines(text)] or self._of_others(registry)
+        counter = [line for text in choice.counter for line in _lines(text)] or self._of_others(registry, rows)
         return Scope(
             domain=choice.domain or recipe.name,
             description=self.redactor.text(choice.description or recipe.scope),
@@ -160,10 +160,12 @@ class Kept:
             chat=any(row.messages for row in self.finished.rows),
         )
 
-    def _of_others(self, registry: Registry) -> list[str]:
-        """Examples of the other experts, in turn."""
+    def _of_others(self, registry: Registry, rows: Sequence[PromptRow]) -> list[str]:
+        """Examples of the other experts, in turn; none of an expert that learnt what this one did as well."""
         others = registry.experts() if (registry.path / "experts").is_dir() else []
+        own = {row.prompt[:EXAMPLE_LENGTH] for row in rows}
         lists = [expert.card.scope.examples for expert in others if expert.name != self.choice.name]
+        lists = [texts for texts in lists if own.isdisjoint(texts)]
         most = max(map(len, lists), default=0)
         return [texts[number] for number in range(most) for texts in lists if number < len(texts)][:EXAMPLES]
 
