@@ -226,6 +226,7 @@ def test_versions_follow_and_others_lend_counter_examples(notes, added, tmp_path
         ("generalist", "1.0.0"),
         ("notes", "1.1.0"),
         ("notes", "1.0.0"),
+        ("rain", "1.0.0"),
     ]
     assert show_expert(registry, "notes", "1.0.0")["prompts"]["train"] > 0
 
