@@ -29,11 +29,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from limbeck.device import taken_memory
 from limbeck.experts import ExpertCard, Registry, Scope
 from limbeck.jobs import serve
 from limbeck.lms.gguf import resolve_model
 from limbeck.serve.engine import Ask
-from limbeck.serve.pool import resident_bytes
 from limbeck.serving import load_serving
 from limbeck.types import Sampling
 
@@ -115,13 +115,13 @@ def client(url: str, pipe: Any) -> None:
 def idle_connections(url: str) -> float:
     """MiB that so many open connections add to the server's process."""
     host, _, port = url.removeprefix("http://").partition(":")
-    before = resident_bytes()
+    before = taken_memory()
     with contextlib.ExitStack() as held:
         for _ in range(IDLE):
             one = held.enter_context(socket.create_connection((host, int(port))))
             one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             one.recv(4096)
-        return (resident_bytes() - before) / 2**20
+        return (taken_memory() - before) / 2**20
 
 
 def main() -> None:

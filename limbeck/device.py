@@ -38,6 +38,27 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def total_memory() -> int | None:
+    """Bytes of the accelerator where there is one, else of this machine; None where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(pick_device()).total_memory
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def taken_memory() -> int:
+    """Bytes that this process takes of it now; 0 where the system does not say."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated(pick_device())
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
 @functools.cache
 def fastest_dtype(device_type: str) -> torch.dtype:
     """bfloat16 where it is clearly faster than float32 on this machine, else float32.

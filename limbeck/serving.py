@@ -4,7 +4,6 @@ YAML file."""
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -97,7 +96,7 @@ class Serving(Section):
         default={}, description="who may ask: a name, and the environment variable that holds its key"
     )
     memory_budget: Bytes | None = Field(
-        default=None, description="memory of all open experts, such as 4G; null: half of the machine's"
+        default=None, description="memory of all open experts, such as 4G; null: half of the machine's, or of its GPU's"
     )
     sequence_memory: Bytes | None = Field(
         default=None,
@@ -123,24 +122,14 @@ class Serving(Section):
     drain_seconds: Seconds = Field(default=30.0, description="after SIGTERM, longest wait for answers under way")
     log_prompts: bool = Field(default=False, description="write prompts and replies into the log")
 
-    @property
-    def budget_bytes(self) -> int | None:
-        """Of all open experts; None on a machine that does not say what it has."""
-        return half_of_memory() if self.memory_budget is None else num_bytes(self.memory_budget)
-
-    @property
-    def sequence_bytes(self) -> int:
-        """Of one expert's replies."""
+    def bytes_of(self, memory: int | None) -> tuple[int | None, int]:
+        """What all open experts may take of a device with so much `memory` (None: it does not say, and there is no
+        limit then), and of that the keys and values of one expert's replies."""
+        half = None if memory is None else memory // 2
+        budget = half if self.memory_budget is None else num_bytes(self.memory_budget)
         if self.sequence_memory is not None:
-            return num_bytes(self.sequence_memory)
-        return SEQUENCES if (budget := self.budget_bytes) is None else budget // 8
-
-
-def half_of_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    except (ValueError, OSError):  # a system that does not say
-        return None
+            return budget, num_bytes(self.sequence_memory)
+        return budget, SEQUENCES if budget is None else budget // 8
 
 
 def load_serving(path: str | Path | None, overrides: Sequence[str] = ()) -> Serving:
@@ -165,7 +154,8 @@ def contradictions(settings: Serving) -> list[str]:
         )
     if bad := [name for name in settings.keys if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name)]:
         found.append(f"keys has the name {bad[0]!r}; a name is 1 to 64 letters, digits, dots, dashes and underscores.")
-    if (budget := settings.budget_bytes) is not None and settings.sequence_bytes >= budget:
+    budget, sequences = settings.bytes_of(None)
+    if budget is not None and sequences >= budget:
         found.append(
             f"sequence_memory is {settings.sequence_memory}, which leaves no room for an expert within a memory_budget "
             f"of {size(budget)}. Lower the one or raise the other."

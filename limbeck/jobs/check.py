@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.chat import ChatTemplate, compare_templates
 from limbeck.data import read_examples, read_rows
+from limbeck.device import total_memory
 from limbeck.errors import DataError, LimbeckError, LongRow, RecipeError, TeacherError
 from limbeck.findings import Problem, problem
 from limbeck.jobs.check_curate import curate_problems
@@ -182,10 +183,11 @@ def _check_room(found: CheckResult) -> None:
         )
         found.problems.append(Problem("trace.target", message + "Free some space, or choose a smaller trace.target."))
     peak = max((cost["peak_bytes"] for cost in found.estimate.values()), default=0)
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if not torch.cuda.is_available() and peak > memory:
+    memory = total_memory()
+    if memory is not None and peak > memory:
+        where = "the GPU" if torch.cuda.is_available() else "this machine"
         found.facts.append(
-            f"the run needs about {peak / 2**30:.1f} GiB of memory and this machine has {memory / 2**30:.1f} GiB; "
+            f"the run needs about {peak / 2**30:.1f} GiB of memory and {where} has {memory / 2**30:.1f} GiB; "
             "lower train.batch_tokens or data.max_length, or set train.activation_checkpointing=true."
         )
 

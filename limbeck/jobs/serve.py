@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limbeck.device import total_memory
 from limbeck.errors import MissingExtra, RecipeError, StoreError
 from limbeck.experts import Registry
 from limbeck.experts.router import JSON_FILE, Router, experts_fingerprint
@@ -78,7 +79,8 @@ def build(
         router, no_router = _router(registry, catalogue, log)
     routes = Routes(settings.routing, catalogue, metrics, router, upstream, backends, no_router)
     _refuse_unfitting(settings, routes)
-    pool = Pool((open_with or opener)(settings), settings.budget_bytes, settings.sequence_bytes, metrics, log)
+    budget, sequence_bytes = settings.bytes_of(total_memory())
+    pool = Pool((open_with or opener)(settings), budget, sequence_bytes, metrics, log)
     house = House(settings, catalogue, pool, routes, Remotes(metrics), metrics)
     limits = settings.limits
     rates = Rates(limits.requests_per_minute, limits.tokens_per_minute)

@@ -61,8 +61,9 @@ def _line(
     middle = len(points) * (3 if below else 2) // 4
     at = ((costs[0] + costs[-1]) / 2, (qualities[0] + qualities[-1]) / 2) if len(points) == 2 else None
     place, shift = at or (costs[middle], qualities[middle]), (6, -4) if below else (0, 6)
-    told = {"ha": "left", "va": "top"} if below else {"ha": "right"}
-    axes.annotate(label, place, shift, textcoords="offset points", color=COLOURS[colour], fontsize=10.5, **told)
+    name = axes.annotate(label, place, shift, textcoords="offset points", color=COLOURS[colour], fontsize=10.5)
+    name.set_horizontalalignment("left" if below else "right")
+    name.set_verticalalignment("top" if below else "baseline")
 
 
 def standalone(drawn: Markup) -> str:

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from limbeck.device import taken_memory
 from limbeck.errors import LimbeckError
 from limbeck.serve.refusals import ApiError
 from limbeck.units import size
@@ -60,7 +61,7 @@ class Pool:
     sequence_bytes: int
     metrics: Metrics
     log: Log
-    measure: Callable[[], int] = lambda: resident_bytes()
+    measure: Callable[[], int] = taken_memory
 
     def __post_init__(self) -> None:
         self.places: dict[str, _Place] = {}
@@ -212,12 +213,3 @@ def _seen(task: asyncio.Task[Opened]) -> None:
     """Its error is told to those who wait; when nobody does, it is in the log."""
     if not task.cancelled():
         task.exception()
-
-
-def resident_bytes() -> int:
-    """Memory of this process (Linux); 0 elsewhere."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * 4096
-    except OSError:
-        return 0
