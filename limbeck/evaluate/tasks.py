@@ -114,10 +114,9 @@ def ask(
 ) -> list[list[Reply]]:
     """`exam.sampling.n` replies to each question, in the order of the questions. Questions of about one length are
     asked together, so that little is padded and the replies of a batch tend to end together."""
-    order = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
     replies: list[list[Reply]] = [[] for _ in questions]
     done, begun = 0, time.monotonic()
-    for batch in _batches(order, questions, exam):
+    for batch in batches_of(questions, exam):
         if stop_asked():
             raise Stopped("stopped while models answered; models that were done are kept. Run the same command again.")
         sampling = _seeded(exam.sampling, [questions[index].id for index in batch])
@@ -125,11 +124,14 @@ def ask(
             replies[index] = drawn
         done += len(batch)
         rate = done / max(time.monotonic() - begun, 1e-9)
-        on_progress(Progress(f"tasks {stage}", done, len(order), "problems", rate, (len(order) - done) / rate))
+        left = (len(questions) - done) / rate
+        on_progress(Progress(f"tasks {stage}", done, len(questions), "problems", rate, left))
     return replies
 
 
-def _batches(order: list[int], questions: Sequence[Question], exam: Exam) -> list[list[int]]:
+def batches_of(questions: Sequence[Question], exam: Exam) -> list[list[int]]:
+    """Which questions are asked together."""
+    order = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
     batches: list[list[int]] = []
     for index in order:  # ascending lengths: the newest is the longest of its batch
         longest = len(questions[index].ids) + exam.sampling.max_tokens

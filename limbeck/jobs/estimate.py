@@ -17,8 +17,10 @@ from limbeck.device import pick_device, resolve_dtype
 from limbeck.evaluate.compare import evaluate_models
 from limbeck.evaluate.parity import MOST_POSITIONS, NEW_TOKENS, PROMPTS
 from limbeck.evaluate.speed import MOST_ROUNDS
+from limbeck.evaluate.tasks import batches_of
 from limbeck.exports import BITS
 from limbeck.jobs.label import label_rows, store_header
+from limbeck.jobs.tasks import choose_questions, exam_of
 from limbeck.jobs.train import needs_teacher, recompute_activations, stores_targets
 from limbeck.lms.hf import HfLM, head_layer
 from limbeck.losses.chunked import Terms, cut_head
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+    from limbeck.evaluation import Tasks
+
 PROBE_REPLY = 8
 PROBE_STEPS, PROBE_SECONDS = 3, 10.0
 SPEED_SECONDS = 4.0  # what evaluate.speed takes for each model
@@ -54,7 +58,8 @@ def estimate_stages(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> dict[
     """Seconds, peak memory and disk of every stage after `data`. `rows` are the rows of the data stage.
 
     Each figure comes from one measured piece of that stage's own work on real rows, scaled to all of it; a generated
-    reply is taken to be as long as `max_tokens` allows, so with replies the estimate is an upper bound.
+    reply is taken to be as long as `max_tokens` allows, so with replies the estimate is an upper bound. Judging replies
+    and the harness are not in it.
     """
     probe = _Probe(recipe, teacher, [row for row in rows if row.split == "train"], list(rows))
     out: dict[str, dict[str, float]] = {}
@@ -131,12 +136,8 @@ class _Probe:
     def _reply_seconds(self, mode: GenerateMode, num: int) -> float:
         per_batch = max(1, self.recipe.trace.batch_tokens // ((len(self.batch_rows[0].ids) + mode.max_tokens) * mode.n))
         prompts = [row.ids for row in self.batch_rows[:per_batch]]
-        tokens = min(PROBE_REPLY, mode.max_tokens)
-        sampling = Sampling(mode.temperature, mode.top_p, mode.n, tokens)
-        self.teacher.generate(prompts, replace(sampling, max_tokens=1))
-        begun = time.monotonic()
-        self.teacher.generate(prompts, sampling)
-        return (time.monotonic() - begun) / tokens * mode.max_tokens * num / len(prompts)
+        sampling = Sampling(mode.temperature, mode.top_p, mode.n, mode.max_tokens)
+        return _writing_seconds(self.teacher, prompts, sampling) * num / len(prompts)
 
     def train(self) -> list[dict[str, float]]:
         """Student, train and, where asked for, twin: one micro-batch with its optimizer step each."""
@@ -186,8 +187,13 @@ class _Probe:
         seconds = cost.seconds * self._label_tokens(held_out) / sum(len(row.ids) for row in rows)
         forward = cost.seconds / (1 + len(roles))
         seconds += min(SPEED_SECONDS, MOST_ROUNDS * min(forward, 1.0)) * (1 + len(roles))
+        models = [self.teacher, *roles.values()]
         if settings.answers:
-            seconds += self._answer_seconds(roles) * settings.answer_tokens
+            prompts = [row.ids[:64] for row in self.batch_rows[: settings.answers]]
+            greedy = Sampling(temperature=0, max_tokens=settings.answer_tokens)
+            seconds += sum(_writing_seconds(lm, prompts, greedy) for lm in models)
+        if settings.tasks is not None:
+            seconds += self._task_seconds(settings.tasks, models, held_out)
         return _costs(seconds, cost.peak_bytes, DETAIL_BYTES + ROW_BYTES * len(held_out))
 
     def exports(self) -> dict[str, float]:
@@ -211,16 +217,14 @@ class _Probe:
         seconds = judging * len(self.recipe.export) + disk / self.write_rate + graphs
         return _costs(seconds, _resident() + 8.0 * parameters, disk)
 
-    def _answer_seconds(self, students: dict[str, HfLM]) -> float:
-        """Seconds per token of answering all prompts, over all models."""
-        prompts = [row.ids[:64] for row in self.batch_rows[: self.recipe.evaluate.answers]]
-        self.teacher.generate(prompts, Sampling(temperature=0, max_tokens=1))
-        seconds = 0.0
-        for lm in (self.teacher, *students.values()):
-            begun = time.monotonic()
-            lm.generate(prompts, Sampling(temperature=0, max_tokens=PROBE_REPLY))
-            seconds += time.monotonic() - begun
-        return seconds / PROBE_REPLY
+    def _task_seconds(self, tasks: Tasks, models: Sequence[HfLM], held_out: Sequence[Row]) -> float:
+        """All models' replies to the problems, from a batch of middling length."""
+        exam = exam_of(tasks, self.recipe.seed)
+        questions = choose_questions(self.recipe, tasks, self.teacher, held_out)
+        batches = batches_of(questions, exam)
+        prompts = [questions[index].ids for index in batches[len(batches) // 2]]
+        seconds = sum(_writing_seconds(lm, prompts, exam.sampling) for lm in models)
+        return seconds * len(questions) / len(prompts)
 
     def _student_costs(self, parameters: int) -> dict[str, float]:
         """Block influence is measured by forwards of the teacher's body; then the weights are written."""
@@ -283,6 +287,21 @@ class _Probe:
         optimizer.zero_grad()
         plain_products(self.student)
         return statistics.median(seconds), cost.peak_bytes
+
+
+def _writing_seconds(lm: HfLM, prompts: list[np.ndarray], sampling: Sampling) -> float:
+    """Seconds of one batch of replies as long as they may get: reading the prompts, and the pace of a few tokens."""
+
+    def timed(tokens: int) -> float:
+        begun = time.monotonic()
+        lm.generate(prompts, replace(sampling, max_tokens=tokens))
+        return time.monotonic() - begun
+
+    timed(1)  # kernels are made
+    few = min(1 + PROBE_REPLY, sampling.max_tokens)
+    read = timed(1)
+    pace = max(timed(few) - read, 0.0) / (few - 1) if few > 1 else 0.0
+    return read + pace * (sampling.max_tokens - 1)
 
 
 def _resident() -> int:

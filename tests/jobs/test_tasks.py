@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -11,11 +11,13 @@ import pytest
 import limbeck
 from limbeck.data.problems import part_of
 from limbeck.errors import DataError
+from limbeck.jobs import estimate
+from limbeck.jobs.check import check_recipe
 from limbeck.jobs.tasks import choose_questions, exam_of, run_tasks, task_files
 from limbeck.lms.hf import HfLM
 from limbeck.recipe import Recipe
 from limbeck.rules import check_static
-from limbeck.types import Row
+from limbeck.types import Row, Sampling
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -173,3 +175,30 @@ def test_contradictions_are_found(tiny_llama: Path, tasks: dict, where: str) -> 
 
 def test_a_sound_section_is_let_through(tiny_llama: Path) -> None:
     assert not check_static(recipe_of(tiny_llama, tasks=TASKS))
+
+
+def test_the_estimate_counts_every_reply(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three models, six problems, replies of six tokens: at a second for a token of each reply, 108 s."""
+
+    def writing(lm: HfLM, prompts: list[np.ndarray], sampling: Sampling) -> float:
+        return float(len(prompts) * sampling.max_tokens)
+
+    monkeypatch.setattr(estimate, "_writing_seconds", writing)
+    without, asked = (
+        check_recipe(recipe_of(tiny_llama, **more)).estimate["evaluate"]["seconds"] for more in ({}, {"tasks": TASKS})
+    )
+    assert asked - without == pytest.approx(108, abs=2)
+
+
+def test_a_reply_is_reading_and_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two seconds to read the prompts, half a second for a token: 52 s for a hundred."""
+    clock = [0.0]
+
+    class Slow:
+        def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> None:
+            clock[0] += 2 + sampling.max_tokens / 2
+
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: clock[0])
+    slow: Any = Slow()
+    assert estimate._writing_seconds(slow, [], Sampling(max_tokens=100)) == pytest.approx(52)
+    assert estimate._writing_seconds(slow, [], Sampling(max_tokens=1)) == pytest.approx(2.5)
