@@ -13,7 +13,8 @@ from limbeck.errors import RecipeError
 from limbeck.serving import load_serving
 
 
-def test_memory_of_this_machine() -> None:
+def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     psutil = pytest.importorskip("psutil")
     assert device.total_memory() == pytest.approx(psutil.virtual_memory().total, rel=0.05)
     assert device.taken_memory() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
@@ -28,6 +29,7 @@ def test_memory_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_machine_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delattr(os, "sysconf")
     assert device.total_memory() is None
 
