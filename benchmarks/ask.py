@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.data import row_id
+from limbeck.device import resident_memory
 from limbeck.jobs.ask import run_ask
 from limbeck.jobs.replies import keep_text
 from limbeck.lms.gguf import resolve_model
@@ -85,12 +86,6 @@ def recipe_of(port: int, concurrency: int) -> Recipe:
     )
 
 
-def resident() -> float:
-    """MiB of this process now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--requests", type=int, default=6400)
@@ -111,7 +106,7 @@ def main() -> None:
 
     def watch(progress: Progress) -> None:
         if not samples or progress.done >= samples[-1][0] + args.requests / 10:
-            samples.append((progress.done, time.perf_counter() - begun, resident()))
+            samples.append((progress.done, time.perf_counter() - begun, resident_memory() / 2**20))
 
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe_of(ours.recv(), args.concurrency)

@@ -16,14 +16,13 @@ import math
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from common import interleave, machine
 from peers import LIVE, STORED, Problem
 
-from limbeck.device import prepare_cpu
+from limbeck.device import prepare_cpu, taken_memory
 from limbeck.losses import Terms, fused_terms, iter_logits
 from limbeck.meter import measure
 from limbeck.types import Dist, Head, LiveTarget
@@ -189,17 +188,10 @@ def beyond(loss: Callable[[], torch.Tensor], problem: Problem) -> int:
     backward(loss, problem)
     problem.hidden_ND.grad = problem.weight_VD.grad = None
     with measure() as cost:
-        before = _resident()
+        before = taken_memory()
         backward(loss, problem)
     grads = (problem.hidden_ND.grad, problem.weight_VD.grad)
     return cost.peak_bytes - before - sum(grad.nbytes for grad in grads if grad is not None)
-
-
-def _resident() -> int:
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated()
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, teacher
 
+from limbeck.device import resident_memory
 from limbeck.export.gguf import write_gguf
 from limbeck.lms.hf import HfLM, attending
 from limbeck.lms.llamacpp import LlamaLM
@@ -187,7 +188,7 @@ def memory_part(args) -> None:
     async def everything() -> None:
         for done in range(0, args.requests, 20):
             await asyncio.gather(*(one() for _ in range(20)))
-            sizes.append(resident())
+            sizes.append(resident_memory() / 2**20)
             if (done // 20) % 5 == 0:
                 print(f"{done + 20:6} requests: {sizes[-1]:8.1f} MiB", flush=True)
 
@@ -198,11 +199,6 @@ def memory_part(args) -> None:
     growth = statistics.median(sizes[-quarter:]) - statistics.median(sizes[quarter : 2 * quarter])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"last quarter against the second: {growth:+.1f} MiB; peak {peak:.0f} MiB")
-
-
-def resident() -> float:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 PARTS = {"engine": engine_part, "gguf": gguf_part, "memory": memory_part}

@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from limbeck.device import taken_memory
+from limbeck.device import resident_memory
 from limbeck.experts import ExpertCard, Registry, Scope
 from limbeck.jobs import serve
 from limbeck.lms.gguf import resolve_model
@@ -115,13 +115,13 @@ def client(url: str, pipe: Any) -> None:
 def idle_connections(url: str) -> float:
     """MiB that so many open connections add to the server's process."""
     host, _, port = url.removeprefix("http://").partition(":")
-    before = taken_memory()
+    before = resident_memory()
     with contextlib.ExitStack() as held:
         for _ in range(IDLE):
             one = held.enter_context(socket.create_connection((host, int(port))))
             one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             one.recv(4096)
-        return (taken_memory() - before) / 2**20
+        return (resident_memory() - before) / 2**20
 
 
 def main() -> None:

@@ -50,8 +50,11 @@ def total_memory() -> int | None:
 
 def taken_memory() -> int:
     """Bytes that this process takes of it now; 0 where the system does not say."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated(pick_device())
+    return torch.cuda.memory_allocated(pick_device()) if torch.cuda.is_available() else resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes that this process takes of the machine's memory, GPU or not (Linux); 0 elsewhere."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
