@@ -165,11 +165,8 @@ def compare(own, full) -> tuple[float, float, float, float]:
 
 def stored(text: Text, head: Head, target, vocab: int) -> tuple[Dist, float, float]:
     """What comes back from a store's records, their bytes per position, and positions decoded per second."""
-    codec, generator, rounding = (
-        codec_of(TraceSection(target=target), vocab),
-        torch.Generator().manual_seed(0),
-        np.random.default_rng(0),
-    )
+    codec = codec_of(TraceSection(target=target), vocab)
+    generator, rounding = torch.Generator().manual_seed(0), np.random.default_rng(0)
     kept = choose(text.teacher_ND, head, support_spec(target), generator)
     parts = split(kept, [row.num_supervised for row in text.rows])
     labels = [labels_of(row) for row in text.rows]

@@ -208,9 +208,9 @@ def _costs(experts: Sequence[Expert], choice: RouteChoice) -> tuple[dict[str, fl
     if choice.target.kind == "cost" and not known:
         raise DataError(f"--max-cost needs to know what a prompt costs at each expert, the teacher's being 1: {said}")
     largest = max(expert.card.parameters for expert in experts) or 1
+    whole = teacher if known else largest / ASSUMED
     for expert in missing:
-        share = (expert.card.parameters or largest) / (teacher if known else largest)
-        costs[expert.name] = share if known else ASSUMED * share
+        costs[expert.name] = (expert.card.parameters or largest) / whole
     shares = ", ".join(f"{expert.name} {costs[expert.name]:.2f}" for expert in missing)
     how = f"of the teacher's {count(teacher)}" if known else f"the largest expert as {ASSUMED}"
     return costs, [f"What a prompt costs was not said; taken by parameters, {how}: {shares}. {said}"]

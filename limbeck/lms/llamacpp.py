@@ -216,7 +216,7 @@ class LlamaSession:
 
     @property
     def token_bytes(self) -> int:
-        return -(-len(self._context.get_state_seq_data(0)) // self.num)
+        return -(-self._context.get_state_seq_size(0) // self.num)
 
     def close(self) -> None:
         """Give its memory back."""

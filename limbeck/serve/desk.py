@@ -7,6 +7,7 @@ hands out what each turn brought. Everything shared is behind one lock. When the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
@@ -29,6 +30,7 @@ Event = Written | Scored | Exception
 MEMORY = 2 * 2**30  # bytes of keys and values
 FALLBACK_CONTEXT = 2048  # for models that do not say
 RATE_SECONDS = 5.0
+PROBE = 8  # tokens that tell what one of them takes
 DRAIN_SECONDS = 0.02  # between two looks whether all are done
 
 
@@ -276,6 +278,15 @@ class Desk:
             self._waiting.clear()
         self._hand_out((job, why) for job in jobs)
         self._worker.close()
+
+
+def token_bytes_of(lm: LiveLM) -> int:
+    """Bytes of keys and values that a token takes, measured on a few; 1 at least (where there is a state instead).
+
+    Raises TeacherError for models without sessions."""
+    with contextlib.closing(lm.session()) as session:
+        session.feed(np.arange(min(PROBE, lm.vocab), dtype=np.int32))
+        return max(session.token_bytes, 1)
 
 
 def context_within(name: str, asked: int | None, own: int, fits: int) -> int:

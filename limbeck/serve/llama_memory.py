@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from limbeck.serve.desk import FALLBACK_CONTEXT, context_within
+from limbeck.serve.desk import FALLBACK_CONTEXT, context_within, token_bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
 
 ROOM = 256  # tokens of each slot at first; llama.cpp takes multiples of that
 BLOCK = 32  # rows of logits that are handed out at once
-PROBE = 8  # tokens that tell what one of them takes
 
 
 class LlamaMemory:
@@ -30,9 +27,7 @@ class LlamaMemory:
     copies = False
 
     def __init__(self, lm: LlamaLM, slots: int, max_context: int | None, memory_bytes: int) -> None:
-        with contextlib.closing(lm.session()) as session:
-            session.feed(np.arange(min(PROBE, lm.vocab), dtype=np.int32))
-            self._token_bytes = max(session.token_bytes, 1)
+        self._token_bytes = token_bytes_of(lm)
         own = lm.max_context or max_context or FALLBACK_CONTEXT
         fits = memory_bytes // (slots * self._token_bytes) // ROOM * ROOM
         self.most = context_within(lm.name, max_context, own, fits)

@@ -6,7 +6,6 @@ batching gives is missing here: eight replies take eight times as long as one.
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from limbeck.errors import EngineError, LimbeckError
-from limbeck.serve.desk import FALLBACK_CONTEXT, MEMORY, Desk, Event, Job, context_within
+from limbeck.serve.desk import FALLBACK_CONTEXT, MEMORY, Desk, Event, Job, context_within, token_bytes_of
 from limbeck.serve.engine import Scored
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from limbeck.types import LiveLM, Session
 
 PIECE = 128  # tokens of a prompt that are read in one turn
-PROBE = 8  # tokens that tell what one of them takes
 
 
 class SerialEngine(Desk):
@@ -41,9 +39,7 @@ class SerialEngine(Desk):
         waiting: int = 64,
         memory_bytes: int = MEMORY,
     ) -> None:
-        with contextlib.closing(lm.session()) as session:
-            session.feed(np.arange(min(PROBE, lm.vocab), dtype=np.int32))
-            token_bytes = max(session.token_bytes, 1)  # none where there is a state instead
+        token_bytes = token_bytes_of(lm)
         own = lm.max_context or max_context or FALLBACK_CONTEXT
         most = context_within(lm.name, max_context, own, memory_bytes // (slots * token_bytes))
         worker = SerialWorker(lm, slots * most, token_bytes)
