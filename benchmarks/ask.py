@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.data import row_id
-from limbeck.device import resident_memory
-from limbeck.jobs.ask import run_ask
-from limbeck.jobs.replies import keep_text
-from limbeck.lms.gguf import resolve_model
+from limbeck.label.remote import run_ask
+from limbeck.label.replies import keep_text
+from limbeck.models.gguf_import import resolve_model
 from limbeck.recipe import Recipe
-from limbeck.text import Encoder, Example, load_tokenizer
+from limbeck.system.device import resident_memory
+from limbeck.text.encode import Encoder, Example, load_tokenizer
 from limbeck.types import Progress, Row
 
 if TYPE_CHECKING:

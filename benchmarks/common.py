@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck.data import read_examples
-from limbeck.lms import open_hf
-from limbeck.lms.hf import HfLM
-from limbeck.sources import FileSource, StdlibSource
+from limbeck.models.hf import HfLM
+from limbeck.models.open import open_hf
+from limbeck.recipe import FileSource, StdlibSource
 from limbeck.students.prune import prune_layers
-from limbeck.text import Encoder
+from limbeck.text.encode import Encoder
 from limbeck.types import Row
 
 if TYPE_CHECKING:

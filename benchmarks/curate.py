@@ -18,9 +18,9 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from limbeck.curate.chain import curate
-from limbeck.curate.together import Context
-from limbeck.curate.verify import verify_all
-from limbeck.curation import CurateRule
+from limbeck.curate.selection import Context
+from limbeck.curate.verifiers import verify_all
+from limbeck.recipe import CurateRule
 from limbeck.types import Candidate
 
 RULES: list[dict] = [

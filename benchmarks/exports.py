@@ -21,14 +21,14 @@ from common import interleave, machine, stdlib_rows, teacher
 
 from limbeck.export.gguf import write_gguf
 from limbeck.export.onnx import write_onnx
-from limbeck.lms.llamacpp import LlamaLM
-from limbeck.lms.onnx import OnnxLM
+from limbeck.models.llamacpp import LlamaLM
+from limbeck.models.onnx import OnnxLM
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
     from limbeck.types import LiveLM
 
 WRITERS: dict[str, tuple[Callable[..., None], Callable[[Path], LiveLM], tuple[str, ...]]] = {}

@@ -22,9 +22,9 @@ import torch
 from common import interleave, machine
 from peers import LIVE, STORED, Problem
 
-from limbeck.device import prepare_cpu, taken_memory
 from limbeck.losses import Terms, fused_terms, iter_logits
-from limbeck.meter import measure
+from limbeck.system.cost import measure
+from limbeck.system.device import prepare_cpu, taken_memory
 from limbeck.types import Dist, Head, LiveTarget
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--vocab", type=int, default=49_152)
     parser.add_argument("--only", default="", help="only rows whose name contains this")
-    parser.add_argument("--plain-malloc", action="store_true", help="without `limbeck.device.prepare_cpu`")
+    parser.add_argument("--plain-malloc", action="store_true", help="without `limbeck.system.device.prepare_cpu`")
     parser.add_argument("--memory", action="store_true", help="peak memory in fresh processes, no timing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()

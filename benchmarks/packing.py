@@ -14,7 +14,7 @@ import torch
 from common import interleave, machine, stdlib_rows, student, teacher
 
 from limbeck.losses import Terms
-from limbeck.packing import pack
+from limbeck.text.packing import pack
 from limbeck.train.distiller import Distiller
 
 

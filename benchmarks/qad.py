@@ -21,15 +21,15 @@ from common import machine
 
 from limbeck.data import read_rows
 from limbeck.evaluate.compare import evaluate_models
-from limbeck.evaluate.intervals import paired_bootstrap
-from limbeck.jobs.train import run_train
-from limbeck.lms import open_hf
-from limbeck.lms.hf import HfLM
+from limbeck.metrics.intervals import paired_bootstrap
+from limbeck.models.hf import HfLM
+from limbeck.models.open import open_hf
 from limbeck.recipe import GenerateMode, Qad, Recipe
 from limbeck.store import TraceStore
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks
 from limbeck.train.qad import settle
+from limbeck.train.run import run_train
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

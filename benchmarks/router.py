@@ -25,16 +25,16 @@ import numpy as np
 import torch
 from common import machine
 
-from limbeck.evaluate.calibration import ece, reliability
-from limbeck.experts.frontier import auroc
-from limbeck.experts.router_fit import fit, look_at
-from limbeck.experts.router_linear import softmax
-from limbeck.experts.router_rows import PromptCase, Wish
+from limbeck.metrics.calibration import ece, reliability
+from limbeck.router.dataset import PromptCase, Wish
+from limbeck.router.fit import fit, look_at
+from limbeck.router.frontier import auroc
+from limbeck.router.linear import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.experts.router import Router
+    from limbeck.router.router import Router
 
 Labelled = list[tuple[str, str]]  # prompt, expert
 METHODS = ("router", "its largest logit", "its MSP", "TF-IDF + LR, MSP")

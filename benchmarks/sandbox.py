@@ -18,8 +18,8 @@ from pathlib import Path
 
 from common import machine
 
-from limbeck.curate.verify import verify_all
-from limbeck.verifiers import UnitTests
+from limbeck.curate.verifiers import verify_all
+from limbeck.recipe import UnitTests
 
 
 def main() -> None:

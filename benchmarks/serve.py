@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, teacher
 
-from limbeck.device import resident_memory
+from limbeck.engine.api import Ask
+from limbeck.engine.batching import BatchEngine
+from limbeck.engine.serial import SerialEngine
 from limbeck.export.gguf import write_gguf
-from limbeck.lms.hf import HfLM, attending
-from limbeck.lms.llamacpp import LlamaLM
-from limbeck.serve.batch import BatchEngine
-from limbeck.serve.engine import Ask
-from limbeck.serve.serial import SerialEngine
+from limbeck.models.hf import HfLM, attending
+from limbeck.models.llamacpp import LlamaLM
+from limbeck.system.device import resident_memory
 from limbeck.types import Sampling
 
 PROMPT, LONG_PROMPT = 48, 384

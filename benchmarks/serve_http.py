@@ -29,12 +29,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from limbeck.device import resident_memory
+from limbeck.engine.api import Ask
 from limbeck.experts import ExpertCard, Registry, Scope
-from limbeck.jobs import serve
-from limbeck.lms.gguf import resolve_model
-from limbeck.serve.engine import Ask
-from limbeck.serving import load_serving
+from limbeck.models.gguf_import import resolve_model
+from limbeck.serve import run
+from limbeck.serve.settings import load_serving
+from limbeck.system.device import resident_memory
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
@@ -45,16 +45,16 @@ PROMPT = "Write a function that reads a file line by line and counts the words i
 
 
 @contextlib.contextmanager
-def running(registry: Path) -> Iterator[tuple[str, serve.Built, asyncio.AbstractEventLoop]]:
+def running(registry: Path) -> Iterator[tuple[str, run.Built, asyncio.AbstractEventLoop]]:
     settings = load_serving(None, ["port=0", "preload=[expert]", "limits.header_seconds=120", f"slots={STREAMS}"])
-    built = serve.build(registry, settings, on_message=lambda _: None)
+    built = run.build(registry, settings, on_message=lambda _: None)
     loop, asked, ready, at = asyncio.new_event_loop(), asyncio.Event(), threading.Event(), [""]
 
     def listening(host: str, port: int) -> None:
         at[0] = f"http://{host}:{port}"
         ready.set()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(serve.serve_until(asked, built, listening)))
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run.serve_until(asked, built, listening)))
     thread.start()
     ready.wait(120)
     try:
@@ -142,7 +142,7 @@ def main() -> None:
             report(url, built, loop, chosen.rounds)
 
 
-def report(url: str, built: serve.Built, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
+def report(url: str, built: run.Built, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
     place = next(iter(built.house.pool.places.values()))
     assert place.opened is not None
     opened = place.opened

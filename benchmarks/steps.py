@@ -6,8 +6,8 @@ alone, with full logits as most trainers do, and in TRL's GKDTrainer.
 Steps are whole: fetch (decoding included), forward, backward, clip, AdamW. Memory is the peak of a fresh process that
 runs two steps of one kind. `small` is a random Llama of 17 million parameters (width 256, six layers), `demo` the
 demo's student of twenty layers. TRL runs in processes of its own, as its users run it; once more with the memory
-settings that `limbeck train` makes (`limbeck.device.prepare_cpu`), from which it gains as well. It is there after
-`make peers`, for `.venv-peers/bin/python benchmarks/steps.py`.
+settings that `limbeck train` makes (`limbeck.system.device.prepare_cpu`), from which it gains as well. It is there
+after `make peers`, for `.venv-peers/bin/python benchmarks/steps.py`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from common import interleave, machine, stdlib_rows, student, teacher
 from peers import TUNED, trl_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from limbeck.device import prepare_cpu
-from limbeck.jobs.label import codec_of, score, support_spec
-from limbeck.lms.hf import packed_hidden
+from limbeck.label.local import codec_of, score, support_spec
 from limbeck.losses import Terms
-from limbeck.meter import measure
-from limbeck.packing import labels_of, pack
+from limbeck.models.hf import packed_hidden
 from limbeck.recipe import Optimizer, Sampled, TraceSection
+from limbeck.system.cost import measure
+from limbeck.system.device import prepare_cpu
+from limbeck.text.packing import labels_of, pack
 from limbeck.train.distiller import Distiller
 from limbeck.train.optim import build_optimizer
 from limbeck.types import Dist, LiveTarget, Row
@@ -40,7 +40,7 @@ from limbeck.types import Dist, LiveTarget, Row
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
 OURS = {
     "CE, fused": Terms(ce_weight=1.0),

@@ -25,18 +25,17 @@ import torch
 from common import encoded_rows, machine, stdlib_rows, teacher
 from frontier import draw
 
-from limbeck.jobs.label import codec_of, support_spec
-from limbeck.lms.hf import head_layer, packed_attention, packed_hidden
+from limbeck.label.local import codec_of, support_spec
 from limbeck.losses import fused_distill_loss, iter_logits
 from limbeck.losses.support import SupportSpec, join, select, split
-from limbeck.packing import labels_of, pack, plan_batches
-from limbeck.recipe import Hybrid, Sampled, TopK, TraceSection
-from limbeck.sources import FileSource
+from limbeck.models.hf import head_layer, packed_attention, packed_hidden
+from limbeck.recipe import FileSource, Hybrid, Sampled, TopK, TraceSection
 from limbeck.students.prune import prune_layers
+from limbeck.text.packing import labels_of, pack, plan_batches
 from limbeck.types import Dist, Head, LiveTarget
 
 if TYPE_CHECKING:
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
     from limbeck.types import Row
 
 REMOVED = (13, 14, 15, 12, 17, 3, 16, 25)

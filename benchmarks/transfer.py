@@ -29,12 +29,12 @@ from transfer_chart import draw
 from transfer_student import load, right_traces
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
-from limbeck.data.problems import ALPHABET
-from limbeck.evaluate.attempts import compare_attempts
+from limbeck.data.synthetic import ALPHABET
 from limbeck.evaluate.tasks import read_attempts
+from limbeck.metrics.pass_at_k import compare_attempts
 
 if TYPE_CHECKING:
-    from limbeck.evaluate.attempts import Attempts
+    from limbeck.metrics.pass_at_k import Attempts
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "transfer"
 ARMS = {

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.data import read_rows
-from limbeck.export.card import make_card
+from limbeck.evaluate.task_stage import judge_of, run_tasks
 from limbeck.export.safetensors import read_card, save_artifact
-from limbeck.jobs.student import build_student
-from limbeck.jobs.tasks import judge_of, run_tasks
-from limbeck.jobs.train import run_train
-from limbeck.lms import open_hf
+from limbeck.models.card import make_card
+from limbeck.models.open import open_hf
 from limbeck.recipe import Recipe
-from limbeck.rundir import RunDir
 from limbeck.store import TraceStore
+from limbeck.students.build import build_student
+from limbeck.system.rundir import RunDir
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks
+from limbeck.train.run import run_train
 
 if TYPE_CHECKING:
     from limbeck.types import Trace

@@ -8,16 +8,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from limbeck.version import __version__
+
 if TYPE_CHECKING:
     from limbeck import data, evaluate, export, losses, store, students, train
+    from limbeck.check.recipe import check_recipe as check
     from limbeck.errors import LimbeckError
-    from limbeck.jobs.check import check_recipe as check
-    from limbeck.jobs.run import run_recipe as run
-    from limbeck.lms import open_lm
+    from limbeck.models.open import open_lm
+    from limbeck.pipeline.run import run_recipe as run
     from limbeck.recipe import Recipe
     from limbeck.types import Dist, LiveTarget
 
-__version__ = "0.1.0"
 
 __all__ = ["Dist", "LimbeckError", "LiveTarget", "Recipe", "__version__", "check", "open_lm", "run"]
 __all__ += ["data", "evaluate", "export", "losses", "store", "students", "train"]
@@ -27,9 +28,9 @@ _HOMES = {
     "LimbeckError": ("limbeck.errors", "LimbeckError"),
     "LiveTarget": ("limbeck.types", "LiveTarget"),
     "Recipe": ("limbeck.recipe", "Recipe"),
-    "check": ("limbeck.jobs.check", "check_recipe"),
-    "open_lm": ("limbeck.lms", "open_lm"),
-    "run": ("limbeck.jobs.run", "run_recipe"),
+    "check": ("limbeck.check.recipe", "check_recipe"),
+    "open_lm": ("limbeck.models.open", "open_lm"),
+    "run": ("limbeck.pipeline.run", "run_recipe"),
 }
 _ROOMS = frozenset({"data", "evaluate", "export", "losses", "store", "students", "train"})
 

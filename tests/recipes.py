@@ -2,9 +2,9 @@
 
 from hypothesis import strategies as st
 
+from limbeck.config.load import validate
+from limbeck.config.yaml import parse_yaml
 from limbeck.recipe import Recipe
-from limbeck.tree import validate
-from limbeck.yaml_nodes import parse_yaml
 
 TEXT = """\
 name: tiny

@@ -25,8 +25,8 @@ def loaded_by(statement: str) -> set[str]:
         "import limbeck",
         "import limbeck; limbeck.Recipe",
         "import limbeck; limbeck.Dist, limbeck.LiveTarget",
-        "import limbeck.recipe_io, limbeck.rules",
-        "import limbeck.cli",
+        "import limbeck.recipe.io, limbeck.recipe.rules.check",
+        "import limbeck.cli.app",
     ],
 )
 def test_light_imports(statement):
@@ -69,7 +69,7 @@ def test_the_loss_in_somebody_elses_loop():
 
 
 def test_verbs_are_functions():
-    from limbeck.jobs.check import check_recipe
+    from limbeck.check.recipe import check_recipe
 
     assert limbeck.check is check_recipe
     assert callable(limbeck.open_lm)

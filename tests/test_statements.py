@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.jobs.label import run_label
-from limbeck.lms.hf import HfLM
+from limbeck.label.local import run_label
 from limbeck.losses import Terms, fused_distill_loss
-from limbeck.packing import pack
+from limbeck.models.hf import HfLM
 from limbeck.recipe import Steps, Train
-from limbeck.train import loop, sources
+from limbeck.text.packing import pack
+from limbeck.train import batches, loop
 from limbeck.train.checkpoint import FitState
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import Job
@@ -65,11 +65,11 @@ def test_the_loop_divides_once_by_all_positions(tmp_path):
     ]
     for batch_tokens, accumulate in ((4, 2), (6, 1)):
         student = _Given()
-        order = sources.Order(rows, batch_tokens, 0)
+        order = batches.Order(rows, batch_tokens, 0)
         assert len(order.plan(0)) == accumulate
         settings = Train(budget=Steps(steps=1), batch_tokens=batch_tokens, accumulate=accumulate, clip=None)
         job = Job("train", tmp_path, 0, Ranks(), lambda _: None, lambda _: None, lambda: False)
-        fetch = sources.plain(rows, torch.device("cpu"))
+        fetch = batches.plain(rows, torch.device("cpu"))
         optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
         _, values = loop._step(student, optimizer, order, fetch, FitState(), settings, job)
         assert student.weight.grad is not None
@@ -162,7 +162,7 @@ def test_shuffled_rows_keep_their_own_targets(teacher, tmp_path):
         teacher, two_ranks.rows(12), tmp_path, "trace.target.kind=top_k", "trace.target.k=8", "trace.shard_tokens=40"
     )
     traces = store.traces()
-    order, fetch = sources.Order(traces, 40, seed=3), sources.stored(traces, store, torch.device("cpu"))
+    order, fetch = batches.Order(traces, 40, seed=3), batches.stored(traces, store, torch.device("cpu"))
     plan = order.plan(0)
     assert len(plan) > 2
     assert [index for batch in plan for index in batch] != list(range(len(traces)))
@@ -191,7 +191,7 @@ def test_what_is_stored_of_sampled_replies_is_the_teacher_itself(teacher, tmp_pa
 def test_a_teacher_at_work_leaves_the_student_in_train_mode(teacher, tiny_model):
     student = Distiller(tiny_model("gpt2"), Terms(), vocab=384)
     rows = two_ranks.rows(3)
-    student(sources.live(rows, teacher, 384)([0, 1, 2])).loss.backward()
+    student(batches.live(rows, teacher, 384)([0, 1, 2])).loss.backward()
     assert all(module.training for module in student.modules())
     assert not any(module.training for module in teacher.model.modules())
     assert all(parameter.grad is None for parameter in teacher.model.parameters())

@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import logging
 
-from limbeck.chat import ChatTemplate
 from limbeck.data import read_rows
+from limbeck.engine.api import Ask
+from limbeck.engine.batching import BatchEngine
 from limbeck.evaluate.compare import TEACHER, evaluate_models
-from limbeck.lms import open_hf
+from limbeck.models.open import open_hf
 from limbeck.recipe import Evaluate
-from limbeck.rundir import atomic_write
-from limbeck.serve.batch import BatchEngine
-from limbeck.serve.engine import Ask
+from limbeck.system.rundir import atomic_write
+from limbeck.text.chat_template import ChatTemplate
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
     from limbeck.types import Progress, Row
 
 LONGEST = 64  # tokens of a reply that a cascade looks at

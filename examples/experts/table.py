@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.evaluate.compare import TEACHER
-from limbeck.evaluate.intervals import Interval, paired_bootstrap
+from limbeck.metrics.intervals import Interval, paired_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,12 +10,12 @@ import zlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from limbeck.capture.streams import CUT, TEXTS, assemble
+from limbeck.capture.sse import CUT, TEXTS, assemble
 from limbeck.errors import CaptureError
 
 if TYPE_CHECKING:
-    from limbeck.capture.frames import Frame
-    from limbeck.capture.redact import Redactor
+    from limbeck.capture.framing import Frame
+    from limbeck.text.redact import Redactor
 
 VERSION = 1
 MAX_UNPACKED = 64 * 2**20

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 
-from limbeck.capture import heads
-from limbeck.capture.heads import Refusal
-from limbeck.capture.peer import Peer
+from limbeck.capture import headers as heads
+from limbeck.capture.connection import Peer
+from limbeck.capture.headers import Refusal
+from limbeck.capture.recorder_link import Tap
 from limbeck.capture.settings import parse_upstream
-from limbeck.capture.tap import Tap
 from limbeck.errors import CaptureError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from limbeck.capture.recorder_link import Exchange
     from limbeck.capture.settings import CaptureSettings, Upstream
-    from limbeck.capture.tap import Exchange
 
 CLIENT_IDLE_SECONDS = 75.0
 """How long a client may keep a connection without a request; longer than clients keep theirs, so that they close it."""

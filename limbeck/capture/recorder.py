@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.capture.exchange import line_of, record_of
-from limbeck.capture.frames import Frame, take
-from limbeck.capture.journal import Journal
-from limbeck.capture.redact import Redactor, make_redactor
-from limbeck.capture.streams import CUT
+from limbeck.capture.framing import Frame, take
+from limbeck.capture.segments import Journal
+from limbeck.capture.sse import CUT
 from limbeck.errors import CaptureError, RunDirError
+from limbeck.text.redact import Redactor, make_redactor
 
 READ_BYTES = 2**20
 SYNC_SECONDS = 1.0

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from limbeck.capture.redact import make_redactor
 from limbeck.errors import CaptureError
-from limbeck.serving import is_loopback
+from limbeck.serve.settings import is_loopback
+from limbeck.text.redact import make_redactor
 
 if TYPE_CHECKING:
     from pathlib import Path

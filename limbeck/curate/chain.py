@@ -6,16 +6,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from limbeck.config.schema import meant
 from limbeck.curate.filters import FILTERS
-from limbeck.curate.together import TOGETHER, Context
-from limbeck.curation import QuotaRule
+from limbeck.curate.selection import TOGETHER, Context
 from limbeck.errors import DataError
-from limbeck.shape import meant
+from limbeck.recipe import QuotaRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from limbeck.curation import CurateRule
+    from limbeck.recipe import CurateRule
     from limbeck.types import Candidate
 
 NAMED = 12

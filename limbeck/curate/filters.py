@@ -11,25 +11,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.curate.verify import without_thinking
-from limbeck.curate.words import runs, words
+from limbeck.curate.ngrams import runs, words
+from limbeck.curate.verifiers import without_thinking
 from limbeck.errors import MissingExtra
-from limbeck.languages import KNOWN, LATIN, SCRIPTS
+from limbeck.recipe.languages import KNOWN, LATIN, SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from py3langid.langid import LanguageIdentifier
 
-    from limbeck.curation import (
-        CodeRule,
-        FinishRule,
-        LanguageRule,
-        LengthRule,
-        ParagraphRule,
-        RepetitionRule,
-        ThinkRule,
-    )
+    from limbeck.recipe import CodeRule, FinishRule, LanguageRule, LengthRule, ParagraphRule, RepetitionRule, ThinkRule
     from limbeck.types import Candidate
 
 OPEN, CLOSE = "<think>", "</think>"

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.data.columns import check_text
 from limbeck.errors import DataError
-from limbeck.text import Example
+from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from limbeck.sources import CapturedSource
+    from limbeck.recipe import CapturedSource
 
 SEGMENT = re.compile(r"capture-\d{5,}\.jsonl")
 LINE_BYTES = 128 * 2**20

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import DataError
-from limbeck.text import Example
+from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from limbeck.sources import DatasetSource, FileSource
+    from limbeck.recipe import DatasetSource, FileSource
 
 ROW_BYTES = 8 * 2**20
 """Most bytes of one row, or of one value of it."""

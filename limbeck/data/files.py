@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from limbeck.data.columns import ROW_BYTES, Columns
 from limbeck.errors import DataError
-from limbeck.text import Example
+from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Literal
 
 from limbeck.data.captured import find_segments, read_captured
 from limbeck.data.columns import Columns
+from limbeck.data.datasets import open_dataset, read_dataset
 from limbeck.data.files import count_file, find_files, read_file
-from limbeck.data.hub import open_dataset, read_dataset
-from limbeck.data.problems import read_problems
 from limbeck.data.stdlib import read_stdlib
+from limbeck.data.synthetic import read_problems
 from limbeck.errors import DataError
-from limbeck.sources import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
+from limbeck.recipe import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from limbeck.sources import Source
-    from limbeck.text import Example
+    from limbeck.recipe import Source
+    from limbeck.text.encode import Example
 
 
 def read_examples(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.errors import DataError
-from limbeck.text import Example
+from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import DataError, NonFiniteError, TeacherError
-from limbeck.evaluate.calibration import Reliability, merge, reliability
-from limbeck.evaluate.fidelity import PositionScores, reference, reference_of_words, score_against, teacher_scores
-from limbeck.evaluate.intervals import paired_bootstrap
 from limbeck.losses.chunked import iter_logits
-from limbeck.packing import pack, plan_batches
+from limbeck.metrics.calibration import Reliability, merge, reliability
+from limbeck.metrics.fidelity import PositionScores, reference, reference_of_words, score_against, teacher_scores
+from limbeck.metrics.intervals import paired_bootstrap
+from limbeck.text.packing import pack, plan_batches
 from limbeck.types import Progress, Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
     from limbeck.recipe import Evaluate
     from limbeck.types import Batch, OnProgress
 

@@ -14,8 +14,8 @@ from limbeck.errors import MissingExtra, RecipeError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from limbeck.evaluation import Harness
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
+    from limbeck.recipe import Harness
 
 PURPOSE = "evaluate.harness"
 

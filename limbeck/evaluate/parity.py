@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from limbeck.errors import DataError, ExportError, TeacherError
-from limbeck.evaluate.answers import choose_prompts
+from limbeck.evaluate.samples import choose_prompts
 from limbeck.types import Progress
 
 if TYPE_CHECKING:

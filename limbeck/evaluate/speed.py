@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 
-from limbeck.lms.gguf import resolve_model
 from limbeck.losses.chunked import iter_logits
-from limbeck.meter import measure
-from limbeck.packing import pack
+from limbeck.models.gguf_import import resolve_model
+from limbeck.system.cost import measure
+from limbeck.text.packing import pack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
     from limbeck.types import Batch, Row, Trace
 
 ROUNDS = 3

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from limbeck.errors import DataError, Stopped
-from limbeck.evaluate.attempts import Attempt, final_answer
-from limbeck.rundir import atomic_write, fingerprint
+from limbeck.metrics.pass_at_k import Attempt, final_answer
+from limbeck.system.rundir import atomic_write, fingerprint
 from limbeck.types import Progress, Sampling
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
-    from limbeck.evaluate.attempts import Attempts
+    from limbeck.metrics.pass_at_k import Attempts
     from limbeck.types import LM, OnProgress, Reply, Row
 
     Judge = Callable[[Sequence[tuple[str, str]]], Sequence[bool | None]]

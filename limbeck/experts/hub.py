@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from limbeck.capture.redact import make_redactor
 from limbeck.errors import ExpertError
 from limbeck.experts.card import MOST_BYTES
-from limbeck.experts.files import MANIFEST, Limits, read_manifest, refuse_excess, refuse_file, safe_name
+from limbeck.experts.integrity import MANIFEST, Limits, read_manifest, refuse_excess, refuse_file, safe_name
+from limbeck.text.redact import make_redactor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

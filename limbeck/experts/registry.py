@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.errors import ExpertError
-from limbeck.experts import files as sealed
+from limbeck.experts import integrity as sealed
 from limbeck.experts.card import ExpertCard, PromptRow, card_json, read_card_json, read_row, rows_jsonl
-from limbeck.experts.names import NAME, VERSION, check_name, check_version, precedence
-from limbeck.experts.page import render
-from limbeck.rundir import fsync_dir, raise_if_full, seal_dir
+from limbeck.experts.readme import render
+from limbeck.experts.versions import NAME, VERSION, check_name, check_version, precedence
+from limbeck.system.rundir import fsync_dir, raise_if_full, seal_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

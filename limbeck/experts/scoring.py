@@ -15,8 +15,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from limbeck.errors import ExpertError
-from limbeck.evaluate.intervals import Interval, paired_bootstrap
 from limbeck.experts.card import parse_json
+from limbeck.metrics.intervals import Interval, paired_bootstrap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

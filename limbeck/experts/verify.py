@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.experts.replay import differing, read_replays
 from limbeck.experts.scoring import REPRODUCED, read_heldout, score_rows, scores_of
-from limbeck.lms import open_lm
+from limbeck.models.open import open_lm
 from limbeck.types import Progress
 
 if TYPE_CHECKING:

@@ -19,17 +19,17 @@ import numpy as np
 import torch
 
 from limbeck.errors import MissingExtra, TeacherError
-from limbeck.export.card import licence_of
 from limbeck.export.gguf_families import Part, describe, family_of, parts
 from limbeck.export.gguf_tokens import added_around, describe_tokens, read_tokens
 from limbeck.export.ollama import modelfile
-from limbeck.rundir import raise_if_full
+from limbeck.models.card import licence_of
+from limbeck.system.rundir import raise_if_full
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from transformers import PreTrainedModel
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
 FILE = "model.gguf"
 F16_MAX = float(np.finfo(np.float16).max)

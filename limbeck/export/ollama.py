@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from limbeck.chat import ChatTemplate
 from limbeck.errors import DataError, TeacherError
+from limbeck.text.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

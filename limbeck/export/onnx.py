@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedModel
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
 NAME = "limbeck_onnx"
 OPSET = 23  # the first with RMSNormalization and RotaryEmbedding; onnxruntime 1.23 runs it

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from limbeck.errors import StoreError, TeacherError
-from limbeck.export.card import Card, is_number, render
-from limbeck.lms.quantized import num_quantized, prepare_torchao
-from limbeck.rundir import atomic_dir
+from limbeck.models.card import Card, is_number, render
+from limbeck.models.int8 import num_quantized, prepare_torchao
+from limbeck.models.weights import CARD_FILE, checked_format, pickle_only
+from limbeck.system.rundir import atomic_dir
 from limbeck.types import Artifact
-from limbeck.weights import CARD_FILE, checked_format, pickle_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
 VERSION = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

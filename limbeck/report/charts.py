@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from limbeck.report.words import number, percent, shortened
+from limbeck.report.format import number, percent, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

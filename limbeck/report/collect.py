@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from limbeck.errors import RunDirError
-from limbeck.report.words import number
+from limbeck.report.format import number
 
 if TYPE_CHECKING:
     from pathlib import Path

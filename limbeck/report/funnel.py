@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.report.words import number, percent, shortened, visible
+from limbeck.report.format import number, percent, shortened, visible
 
 REASONS = 3
 

@@ -12,13 +12,13 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from limbeck.report import charts
-from limbeck.report.answers import answer_cards
 from limbeck.report.collect import MODELS, ROLES, RunFiles, dig
-from limbeck.report.exports import export_table
+from limbeck.report.export_table import export_table
+from limbeck.report.format import number, percent, perplexity, shortened, signed, times, visible
 from limbeck.report.funnel import funnel
-from limbeck.report.tasks import task_table
-from limbeck.report.words import number, percent, perplexity, shortened, signed, times, visible
-from limbeck.units import count, duration, size
+from limbeck.report.sample_cards import answer_cards
+from limbeck.report.task_table import task_table
+from limbeck.system.units import count, duration, size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,26 +14,27 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from limbeck import __version__
-from limbeck.serve import page, schemas, writing
-from limbeck.serve.answers import EventStream, Head, timed_out
-from limbeck.serve.calls import call_of
-from limbeck.serve.chat import turns_of
-from limbeck.serve.problems import explain
-from limbeck.serve.refusals import ApiError, bad, no_model
+from limbeck.serve import completions as writing
+from limbeck.serve import page, schemas
+from limbeck.serve.encode import turns_of
+from limbeck.serve.errors import ApiError, bad, no_model
+from limbeck.serve.request import call_of
+from limbeck.serve.responses import EventStream, Head, timed_out
 from limbeck.serve.schemas import ChatRequest, CompletionRequest
-from limbeck.serving import AUTO
+from limbeck.serve.settings import AUTO
+from limbeck.serve.validation import explain
+from limbeck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from limbeck.serve.calls import Call
     from limbeck.serve.catalogue import Catalogue
-    from limbeck.serve.metrics import Metrics
+    from limbeck.serve.dispatch import Chosen, Routes
     from limbeck.serve.pool import Pool
-    from limbeck.serve.routing import Chosen, Routes
+    from limbeck.serve.prometheus import Metrics
+    from limbeck.serve.request import Call
+    from limbeck.serve.settings import Serving
     from limbeck.serve.upstream import Remotes
-    from limbeck.serving import Serving
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 REFUSALS: dict[int | str, dict[str, Any]] = {

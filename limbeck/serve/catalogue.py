@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from limbeck.errors import ExpertError
-from limbeck.serve.refusals import ApiError
+from limbeck.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from limbeck.experts import Expert, Registry

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RecipeError
-from limbeck.serve.refusals import ApiError
+from limbeck.serve.errors import ApiError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limbeck.serve.calls import Call
+    from limbeck.serve.request import Call
 
 QUIET = frozenset({"/health", "/metrics"})
 

@@ -12,18 +12,18 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from limbeck.device import taken_memory
 from limbeck.errors import LimbeckError
-from limbeck.serve.refusals import ApiError
-from limbeck.units import size
+from limbeck.serve.errors import ApiError
+from limbeck.system.device import taken_memory
+from limbeck.system.units import size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from limbeck.experts import Expert
+    from limbeck.serve.loading import Opened
     from limbeck.serve.logs import Log
-    from limbeck.serve.metrics import Metrics
-    from limbeck.serve.opening import Opened
+    from limbeck.serve.prometheus import Metrics
 
 FAILED_SECONDS = 15.0
 """An expert that could not be opened is not tried again for so long."""

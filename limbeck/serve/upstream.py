@@ -13,17 +13,17 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from limbeck.endpoint.client import redact
 from limbeck.errors import MissingExtra, RecipeError
-from limbeck.lms.openai import redact
-from limbeck.serve.answers import Head, event
-from limbeck.serve.refusals import ApiError, bad
+from limbeck.serve.errors import ApiError, bad
+from limbeck.serve.responses import Head, event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
-    from limbeck.serve.calls import Call
-    from limbeck.serve.metrics import Metrics
-    from limbeck.serving import Prices, Upstream
+    from limbeck.serve.prometheus import Metrics
+    from limbeck.serve.request import Call
+    from limbeck.serve.settings import Prices, Upstream
 
 MOST_BYTES = 16 * 2**20
 """Of an answer, and of one event of a stream."""

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
-from limbeck.packing import labels_of
 from limbeck.store.codec import HASH_BYTES
 from limbeck.store.schema import StoreHeader, check_context
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
+from limbeck.text.packing import labels_of
 from limbeck.types import Dist, Trace
 
 if TYPE_CHECKING:

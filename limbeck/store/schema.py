@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from limbeck.errors import StoreError
-from limbeck.rundir import fingerprint
 from limbeck.store.codec import Codec
+from limbeck.system.rundir import fingerprint
 from limbeck.types import Row, Span, Trace
 
 VERSION = 2

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
-from limbeck.rundir import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
 from limbeck.store.schema import SCHEMA, VERSION, StoreHeader
+from limbeck.system.rundir import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

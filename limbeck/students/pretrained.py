@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from limbeck.errors import TeacherError
+from limbeck.models.weights import pickle_only
 from limbeck.students.blocks import brief
-from limbeck.weights import pickle_only
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

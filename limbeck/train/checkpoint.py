@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.errors import StoreError
-from limbeck.rundir import atomic_dir, sweep, verify_dir
+from limbeck.system.rundir import atomic_dir, sweep, verify_dir
+from limbeck.train.batches import Cursor
 from limbeck.train.parallel import Ranks, assign, barrier, full
-from limbeck.train.sources import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from limbeck.lms import segments
-from limbeck.lms.hf import head_of, packed_hidden
 from limbeck.losses.chunked import Terms, cut_head, fused_terms
+from limbeck.models import packed_attention
+from limbeck.models.hf import head_of, packed_hidden
 from limbeck.train.qad import on_grid, quantize_products
 from limbeck.types import Batch, LossOut
 
@@ -30,8 +30,8 @@ class Distiller(nn.Module):
         self, student: PreTrainedModel, terms: Terms, *, vocab: int, precision: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        segments.register()
-        student.set_attn_implementation(segments.NAME)
+        packed_attention.register()
+        student.set_attn_implementation(packed_attention.NAME)
         student.train().requires_grad_(True)
         self.student = student
         self.terms = terms

@@ -11,10 +11,10 @@ import torch
 
 from limbeck.errors import BudgetError, NonFiniteError, Stopped
 from limbeck.recipe import Epochs, Minutes, Steps, Tokens, Train
-from limbeck.rundir import fingerprint
+from limbeck.system.rundir import fingerprint
 from limbeck.train import checkpoint
 from limbeck.train.checkpoint import FitState
-from limbeck.train.metrics import MetricsWriter
+from limbeck.train.log import MetricsWriter
 from limbeck.train.objective import moving, terms_at
 from limbeck.train.optim import build_optimizer, set_rate
 from limbeck.train.parallel import Ranks, agree, full, gradient_sync, sum_over_ranks, wrap
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from limbeck.objectives import Objective
+    from limbeck.recipe import Objective
+    from limbeck.train.batches import Fetch, Order
     from limbeck.train.distiller import Distiller
-    from limbeck.train.sources import Fetch, Order
     from limbeck.types import OnProgress
 
 

@@ -6,10 +6,10 @@ import math
 from typing import TYPE_CHECKING
 
 from limbeck.losses.terms import Adaptive, Term, Terms
-from limbeck.objectives import ByTeacher, HalfCosine, Schedule
+from limbeck.recipe import ByTeacher, HalfCosine, Schedule
 
 if TYPE_CHECKING:
-    from limbeck.objectives import AlsoTerm, Divergence, Objective, TeacherWeights
+    from limbeck.recipe import AlsoTerm, Divergence, Objective, TeacherWeights
 
 
 def scheduled(by: Schedule, progress: float) -> float:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import RecipeError
-from limbeck.lms.hf import head_layer
+from limbeck.models.hf import head_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from limbeck.data.problems import make_problem
-from limbeck.evaluate.attempts import Attempt
+from limbeck.data.synthetic import make_problem
+from limbeck.metrics.pass_at_k import Attempt
 from limbeck.recipe import Recipe
-from limbeck.rules import check_static
-from limbeck.text import Encoder, Example, load_tokenizer
+from limbeck.recipe.rules.check import check_static
+from limbeck.text.encode import Encoder, Example, load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "transfer").glob("*.yaml"))
@@ -73,7 +73,7 @@ def test_the_teacher_is_of_the_size_that_is_told(untrained: Path) -> None:
 
 
 def test_the_table_and_the_chart(transfer) -> None:
-    from limbeck.evaluate.attempts import compare_attempts
+    from limbeck.metrics.pass_at_k import compare_attempts
 
     def model(share: float) -> list[list[Attempt]]:
         return [[Attempt("", "1", number < 20 * share, "stop", 5)] * 3 for number in range(20)]

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 
 from limbeck.capture.exchange import line_of, record_of
-from limbeck.capture.frames import Frame, pack, take
-from limbeck.capture.redact import make_redactor
-from limbeck.capture.tap import is_sampled
+from limbeck.capture.framing import Frame, pack, take
+from limbeck.capture.recorder_link import is_sampled
 from limbeck.errors import CaptureError
+from limbeck.text.redact import make_redactor
 from tests.capture import upstream as up
 from tests.capture.conftest import KEY, chat, post, status_of
 

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 
 from limbeck.curate.chain import curate
 from limbeck.curate.filters import _stutters, thinking_of
-from limbeck.curate.together import Context
-from limbeck.curate.verify import Verdict, verify_all
-from limbeck.curation import CurateRule
+from limbeck.curate.selection import Context
+from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError
+from limbeck.recipe import CurateRule
 from limbeck.types import Candidate
 
 RULE = TypeAdapter(CurateRule)

@@ -10,8 +10,8 @@ import pytest
 
 from limbeck.data import count_rows, read_examples, source_files
 from limbeck.errors import DataError
-from limbeck.rules import check_static
-from limbeck.sources import CapturedSource
+from limbeck.recipe import CapturedSource
+from limbeck.recipe.rules.check import check_static
 from tests.recipes import tiny_recipe
 
 USER = {"role": "user", "content": "Hi"}

@@ -7,7 +7,7 @@ import pytest
 from limbeck.data import columns as module
 from limbeck.data.columns import Columns
 from limbeck.errors import DataError
-from limbeck.sources import FileSource
+from limbeck.recipe import FileSource
 
 
 @pytest.mark.parametrize(

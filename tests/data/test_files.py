@@ -13,7 +13,7 @@ from limbeck.data import files
 from limbeck.data.columns import Columns
 from limbeck.data.files import count_file, find_files, read_file
 from limbeck.errors import DataError
-from limbeck.text import Example
+from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
     from pathlib import Path

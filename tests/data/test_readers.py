@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.data.readers import count_rows, read_examples, source_files
 from limbeck.errors import DataError
-from limbeck.sources import FileSource, StdlibSource
+from limbeck.recipe import FileSource, StdlibSource
 
 if TYPE_CHECKING:
     from pathlib import Path

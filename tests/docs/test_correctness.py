@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.jobs.selftest import STATEMENTS
+from limbeck.selftest.run import STATEMENTS
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8")

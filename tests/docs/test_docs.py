@@ -15,7 +15,7 @@ import click
 import pytest
 import typer
 
-from limbeck import cli
+from limbeck.cli import app
 from limbeck.recipe import Recipe
 from tests.recipes import tiny_recipe
 
@@ -77,7 +77,7 @@ def commands(page: Path) -> list[list[str]]:
 def test_commands_exist(page: Path):
     """Verbs, options and keys: each line is parsed as the command line would, but not run."""
     for words in commands(page):
-        command: click.Command = typer.main.get_command(cli.app)
+        command: click.Command = typer.main.get_command(app.app)
         context = click.Context(command, info_name="limbeck")
         while isinstance(command, click.Group):
             verb, command, words = command.resolve_command(context, words)  # type: ignore[assignment]

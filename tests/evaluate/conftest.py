@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
 from limbeck.types import Row
 from tests import tiny
 

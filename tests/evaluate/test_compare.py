@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from limbeck.errors import DataError, NonFiniteError, TeacherError
-from limbeck.evaluate.calibration import ece, reliability
 from limbeck.evaluate.compare import METRICS, evaluate_models, position_edges
-from limbeck.lms.hf import HfLM
+from limbeck.metrics.calibration import ece, reliability
+from limbeck.models.hf import HfLM
 from limbeck.recipe import Evaluate
 from limbeck.types import Trace
 from tests import tiny

@@ -12,8 +12,8 @@ import torch
 
 from limbeck.errors import MissingExtra, RecipeError
 from limbeck.evaluate.harness import run_harness
-from limbeck.evaluation import Harness
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
+from limbeck.recipe import Harness
 from limbeck.types import Sampling
 from tests import tiny
 

@@ -9,7 +9,7 @@ import torch
 from limbeck.errors import DataError, ExportError, TeacherError
 from limbeck.evaluate import parity as module
 from limbeck.evaluate.parity import Sizes, parity
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
 from limbeck.types import Row
 from tests import tiny
 

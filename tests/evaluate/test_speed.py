@@ -4,7 +4,7 @@ import torch
 
 from limbeck.evaluate import speed
 from limbeck.evaluate.speed import ROUNDS, measure_speed, stored_bytes
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
 
 
 def test_models_take_turns(teacher, students, text_rows, monkeypatch):

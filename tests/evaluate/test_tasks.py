@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.errors import DataError, Stopped
 from limbeck.evaluate.tasks import Exam, Question, exam_key, questions_of, read_attempts, take_exam
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
 from limbeck.types import Reply, Row, Sampling
 from tests import tiny
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from limbeck.export.card import Card
+from limbeck.models.card import Card
 from tests import tiny
 
 

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from limbeck.export.gguf_tokens import LLAMA3, QWEN2
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
 from tests import tiny
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from limbeck.errors import BudgetError, MissingExtra, TeacherError
 from limbeck.export import gguf
 from limbeck.export.gguf import QUANTS, write_gguf
 from limbeck.export.gguf_tokens import read_tokens
-from limbeck.lms.gguf import resolve_model
-from limbeck.lms.gguf_header import read_header
-from limbeck.lms.llamacpp import LlamaLM
-from limbeck.text import load_tokenizer
+from limbeck.models.gguf_header import read_header
+from limbeck.models.gguf_import import resolve_model
+from limbeck.models.llamacpp import LlamaLM
+from limbeck.text.encode import load_tokenizer
 from limbeck.types import Sampling
 from tests import tiny
 from tests.export import gguf_models as small
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("gguf", "cyllama", "accelerate")),
@@ -154,7 +154,7 @@ def test_tokens_that_end_a_reply_and_facts_of_the_model(tmp_path: Path) -> None:
 
 
 def test_name_and_licence_come_from_the_folder_of_the_model(tmp_path: Path, tiny_llama: Path) -> None:
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
     folder, out = tmp_path / "My Expert", tmp_path / "out"
     folder.symlink_to(tiny_llama)
@@ -202,7 +202,7 @@ def test_settings_that_llama_cpp_would_ignore_are_refused(
 
 @pytest.mark.parametrize("family", ["gpt2", "granite", "cohere"])
 def test_other_families_are_refused_by_name(family: str, tmp_path: Path) -> None:
-    from limbeck.lms.hf import HfLM
+    from limbeck.models.hf import HfLM
 
     lm = HfLM.wrap(tiny.build_model(family), tiny.build_tokenizer(), name=family)
     with pytest.raises(TeacherError, match=f"the model family '{family}' is not exported to GGUF; allowed are gemma2"):
@@ -352,7 +352,7 @@ def test_one_tensor_at_a_time_is_held(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.model
 def test_the_demo_teacher(tmp_path: Path) -> None:
-    from limbeck.lms import open_lm
+    from limbeck.models.open import open_lm
 
     lm = open_lm("smollm2-135m", dtype="float32")
     write_gguf(tmp_path, lm, quant="q8_0")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from limbeck.errors import MissingExtra, RecipeError, TeacherError
 from limbeck.export import onnx_graph
 from limbeck.export.onnx import write_onnx
-from limbeck.lms.hf import HfLM
+from limbeck.models.hf import HfLM
 from tests import tiny
 
 FAMILIES = {"llama": {"num_hidden_layers": 2}, "gpt2": {"n_layer": 2}, "gemma2": {"num_hidden_layers": 2}}

@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.errors import MissingExtra, StoreError, TeacherError
 from limbeck.export.safetensors import read_artifact, read_card, save_artifact, update_card, write_safetensors
-from limbeck.lms.hf import HfLM
-from limbeck.lms.quantized import num_quantized
-from limbeck.rundir import verify_dir
+from limbeck.models.hf import HfLM
+from limbeck.models.int8 import num_quantized
+from limbeck.system.rundir import verify_dir
 from tests import tiny
 
 IDS = torch.arange(12)[None]
@@ -301,7 +301,7 @@ def test_int8_refuses_a_family_without_linear_layers(tmp_path, tiny_tokenizer):
 
 
 def test_int8_without_torchao_says_what_to_install(tmp_path, llama, monkeypatch):
-    monkeypatch.setattr("limbeck.lms.quantized.find_spec", lambda name: None)
+    monkeypatch.setattr("limbeck.models.int8.find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"'torchao'.*limbeck\[export\]"):
         write_safetensors(tmp_path, llama, quant="int8")
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 
 from limbeck.experts import ExpertCard, PromptRow, Registry, Scope
-from limbeck.jobs import serve
-from limbeck.serving import load_serving
+from limbeck.serve import run as serve
+from limbeck.serve.settings import load_serving
 from tests import tiny
 
 if TYPE_CHECKING:

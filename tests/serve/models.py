@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from limbeck.lms.hf import HfLM
-from limbeck.lms.writing import Writer
-from limbeck.serve.desk import Job
-from limbeck.serve.engine import Ask
+from limbeck.engine.api import Ask
+from limbeck.engine.scheduler import Job
+from limbeck.models.hf import HfLM
+from limbeck.models.sampling import Writer
 from limbeck.types import Sampling
 from tests import tiny
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from limbeck.errors import EngineError
-from limbeck.lms import open_lm
+from limbeck.models.open import open_lm
 from limbeck.types import Sampling
 from tests.serve.conftest import running
 
@@ -381,7 +381,7 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     made: list[Any] = []
 
     def open_with(settings: Any) -> Any:
-        from limbeck.serve.opening import Opened, opener
+        from limbeck.serve.loading import Opened, opener
 
         def open_expert(expert: Any, sequence_bytes: int) -> Any:
             found = opener(settings)(expert, sequence_bytes)

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from limbeck.experts import Registry
-from limbeck.exports import make_export, packages_of
-from limbeck.jobs.export import WRITERS, Judged, export_artifact
-from limbeck.jobs.export_text import judged_on
-from limbeck.lms import open_hf, open_lm
-from limbeck.lms.writing import write_one
+from limbeck.export.command import judged_on
+from limbeck.export.verified import WRITERS, Judged, export_artifact
+from limbeck.models.open import open_hf, open_lm
+from limbeck.models.sampling import write_one
+from limbeck.recipe import make_export, packages_of
 from limbeck.types import Sampling
 from tests.serve.conftest import expert_card, running
 

@@ -18,12 +18,12 @@ import httpx2
 import pytest
 
 from limbeck.evaluate.harness import run_harness, task_manager
-from limbeck.evaluation import Harness
 from limbeck.experts import Registry
-from limbeck.lms import open_lm
-from limbeck.rundir import verify_dir
+from limbeck.models.open import open_lm
+from limbeck.recipe import Harness
+from limbeck.system.rundir import verify_dir
+from tests.endpoint.servers import free_port
 from tests.evaluate.test_harness import write_tasks
-from tests.lms.servers import free_port
 from tests.serve.conftest import KEY, expert_card, running
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def test_sigterm_lets_answers_finish(process: Process) -> None:
 def test_draining_has_a_bound(experts_folder: Path) -> None:
     """What is under way when the time is over is cut, and the server ends."""
     with running(experts_folder, "preload=[code]") as server:
-        from limbeck.serve.listening import drained
+        from limbeck.serve.server import drained
 
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             asked = pool.submit(lambda: [server.chat(max_tokens=100, n=8).status_code for _ in range(3)])

@@ -12,9 +12,9 @@ import pytest
 
 from limbeck.errors import RecipeError, StoreError
 from limbeck.experts import Registry
-from limbeck.jobs import serve
-from limbeck.serve.opening import opener
-from limbeck.serving import load_serving
+from limbeck.serve import run
+from limbeck.serve.loading import opener
+from limbeck.serve.settings import load_serving
 from tests.serve.conftest import expert_card, running
 
 if TYPE_CHECKING:
@@ -153,11 +153,11 @@ def test_the_registry_is_looked_at_again(experts_folder: Path, tmp_path: Path, t
 )
 def test_settings_that_do_not_fit_the_registry(experts_folder: Path, overrides: list[str], match: str) -> None:
     with pytest.raises(RecipeError, match=match):
-        serve.build(experts_folder, load_serving(None, overrides), on_message=lambda _: None)
+        run.build(experts_folder, load_serving(None, overrides), on_message=lambda _: None)
 
 
 def test_a_port_in_use_is_told(server: Any, experts_folder: Path) -> None:
     port = server.url.rpartition(":")[2]
-    built = serve.build(experts_folder, load_serving(None, [f"port={port}"]), on_message=lambda _: None)
+    built = run.build(experts_folder, load_serving(None, [f"port={port}"]), on_message=lambda _: None)
     with pytest.raises(RecipeError, match=port):
-        asyncio.run(serve.serve_until(asyncio.Event(), built, lambda *_: None))
+        asyncio.run(run.serve_until(asyncio.Event(), built, lambda *_: None))

@@ -15,11 +15,11 @@ import httpx2
 import pytest
 
 from limbeck.errors import RecipeError
-from limbeck.jobs import serve
+from limbeck.serve import run
+from limbeck.serve.dispatch import Chosen, plain
 from limbeck.serve.limits import Keys, json_depth
-from limbeck.serve.routing import Chosen, plain
+from limbeck.serve.settings import load_serving
 from limbeck.serve.upstream import Remote
-from limbeck.serving import load_serving
 from tests.serve.conftest import KEY, Decided, Router, running
 from tests.serve.peers import teacher
 
@@ -456,7 +456,7 @@ def test_keys_and_prompts_are_told_nowhere(
             assert all(theirs in head["authorization"] and own not in str(head) for head in upstream.heads)
             out += server.lines
     with contextlib.suppress(RecipeError):
-        serve.build(
+        run.build(
             experts_folder, load_serving(None, ["preload=[nobody]", "keys={app: OWN_KEY}"]), on_message=out.append
         )
     text = "\n".join([*out, caplog.text, *capfd.readouterr()])

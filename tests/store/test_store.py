@@ -8,8 +8,8 @@ import torch
 
 from limbeck.errors import StoreError
 from limbeck.losses.support import SupportSpec, select
-from limbeck.packing import labels_of
 from limbeck.store import VERSION, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
+from limbeck.text.packing import labels_of
 from limbeck.types import Trace
 
 

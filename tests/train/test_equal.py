@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.lms.hf import HfLM
 from limbeck.losses import Terms, iter_logits
-from limbeck.packing import pack
+from limbeck.models.hf import HfLM
+from limbeck.text.packing import pack
 from limbeck.train.distiller import Distiller
 from limbeck.train.objective import terms_at
 from limbeck.types import Dist, LiveTarget

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from limbeck.errors import Stopped
-from limbeck.jobs.train import run_train
-from limbeck.lms.hf import HfLM
 from limbeck.losses import Adaptive, Term, Terms
-from limbeck.objectives import Objective
+from limbeck.models.hf import HfLM
+from limbeck.recipe import Objective
 from limbeck.train.loop import Job
 from limbeck.train.objective import moving, scheduled, terms_at, twin_terms
 from limbeck.train.parallel import Ranks
+from limbeck.train.run import run_train
 from tests import tiny
 from tests.recipes import tiny_recipe
 from tests.train import two_ranks

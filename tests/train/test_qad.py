@@ -13,21 +13,21 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from limbeck.check.recipe import check_recipe
 from limbeck.errors import RecipeError, Stopped
-from limbeck.export.card import make_card
 from limbeck.export.gguf import write_gguf
 from limbeck.export.safetensors import save_artifact
-from limbeck.jobs.check import check_recipe
-from limbeck.jobs.train import recompute_activations, run_train
-from limbeck.lms.hf import HfLM, head_of
 from limbeck.losses import Terms
-from limbeck.packing import pack
+from limbeck.models.card import make_card
+from limbeck.models.hf import HfLM, head_of
 from limbeck.recipe import Qad
-from limbeck.rules import check_static
+from limbeck.recipe.rules.check import check_static
+from limbeck.text.packing import pack
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks
 from limbeck.train.qad import ENDS, on_grid, plain_products, quantize_products, round_to_grid, settle, stored_weights
+from limbeck.train.run import recompute_activations, run_train
 from limbeck.types import LiveTarget
 from tests import tiny
 from tests.export import gguf_models as small

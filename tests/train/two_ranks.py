@@ -15,18 +15,17 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from limbeck.lms.hf import HfLM
-from limbeck.objectives import Objective
-from limbeck.recipe import Constant, Optimizer, Qad, Steps, Train
+from limbeck.models.hf import HfLM
+from limbeck.recipe import Constant, Objective, Optimizer, Qad, Steps, Train
 from limbeck.train import loop
+from limbeck.train.batches import Order, live, weighted
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
-from limbeck.train.emphasis import weigher
 from limbeck.train.loop import Job, fit
 from limbeck.train.objective import terms_at
 from limbeck.train.optim import build_optimizer
 from limbeck.train.parallel import full, join_ranks, wrap
-from limbeck.train.sources import Order, live, weighted
+from limbeck.train.position_weights import weigher
 from limbeck.types import Row
 from tests import tiny
 

@@ -1,0 +1,82 @@
+"""What curation will need, before any reply is paid for: packages, files, a sandbox, references."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limbeck.config.problems import problem
+from limbeck.curate.sandbox.run import unavailable
+from limbeck.recipe import (
+    DecontaminateRule,
+    GenerateMode,
+    JsonSchema,
+    UnitTests,
+    VerdictRule,
+    VerifyRule,
+    needs_reference,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from limbeck.config.problems import Problem
+    from limbeck.recipe import CurateRule, Recipe, Verifier
+    from limbeck.text.encode import Example
+
+PACKAGES = {
+    "language": ("py3langid", "curate"),
+    "near_duplicates": ("datasketch", "curate"),
+    "math": ("math_verify", "verify"),
+    "json_schema": ("jsonschema", "verify"),
+}
+"""Package and extra of a rule or verifier."""
+
+
+def curate_problems(recipe: Recipe, examples: Sequence[Example]) -> Iterator[Problem]:
+    """What the recipe's rules and verifiers lack on this machine, and in the first rows."""
+    mode = recipe.trace.mode
+    if isinstance(mode, GenerateMode) and mode.enough is not None:
+        verifier, where = mode.enough.verifier, "trace.mode.enough.verifier"
+        yield from _verifier(verifier, where)
+        yield from _references(verifier, examples, where)
+    for number, rule in enumerate(recipe.curate):
+        where = f"curate[{number}]"
+        yield from _package(rule.kind, where)
+        yield from _files(rule, where)
+        if isinstance(rule, VerifyRule):
+            yield from _verifier(rule.verifier, f"{where}.verifier")
+            looked_at = [example for example in examples if not rule.topics or example.topic in rule.topics]
+            yield from _references(rule.verifier, looked_at, where)
+
+
+def _package(kind: str, where: str) -> Iterator[Problem]:
+    package, extra = PACKAGES.get(kind, ("", ""))
+    if package and find_spec(package) is None:
+        yield problem(where, f"needs the package {package!r}; install it with: pip install 'limbeck[{extra}]'.")
+
+
+def _files(rule: CurateRule, where: str) -> Iterator[Problem]:
+    paths = rule.paths if isinstance(rule, DecontaminateRule) else ()
+    for path in (rule.path,) if isinstance(rule, VerdictRule) else paths:
+        if not Path(path).is_file():
+            yield problem(where, f"names the file {path}, which is not there; correct the path.")
+
+
+def _verifier(verifier: Verifier, where: str) -> Iterator[Problem]:
+    yield from _package(verifier.kind, where)
+    if isinstance(verifier, JsonSchema) and verifier.path is not None and not Path(verifier.path).is_file():
+        yield problem(where, f"names the file {verifier.path}, which is not there; correct the path.")
+    if isinstance(verifier, UnitTests) and (why := unavailable(verifier.isolation)):
+        yield problem(f"{where}.isolation", f"is {verifier.isolation}, which does not work on this machine: {why}")
+
+
+def _references(verifier: Verifier, examples: Sequence[Example], where: str) -> Iterator[Problem]:
+    missing = next((example.source for example in examples if not example.truth), None)
+    if needs_reference(verifier) and missing is not None:
+        yield problem(
+            where,
+            f"compares replies with references, and {missing} has none. Name the column with data.source.reference, or "
+            "the topics that have one with `topics` of a rule of curate.",
+        )

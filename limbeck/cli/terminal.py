@@ -1,0 +1,73 @@
+"""What commands say: results on stdout; progress, messages and errors on stderr. The only file that prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from limbeck.types import OnProgress
+
+INTERRUPTED, PIPE_WIDTH = 130, 120
+
+
+def error_text(text: str) -> str:
+    """An error's sentence as it is shown; further lines are indented."""
+    return "error: " + text.replace("\n", "\n       ")
+
+
+def complain(text: str) -> None:
+    """Print a text on stderr; what terminals would obey is made visible."""
+    from limbeck.cli.tables import visible
+
+    print(visible(text, keep="\n"), file=sys.stderr, flush=True)
+
+
+def first_rank() -> bool:
+    """Under torchrun only one process speaks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def tell(result: Any, *, as_json: bool = False) -> None:
+    """Print a JSON-able value, a text, or a renderable."""
+    if not first_rank():
+        return
+    if as_json:
+        print(json.dumps(result, indent=1, default=str))
+    elif isinstance(result, str):
+        print(result)
+    else:
+        from rich.console import Console
+
+        Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(result)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[tuple[OnProgress, Callable[[str], None]]]:
+    """Callbacks that show progress and messages of a job; Ctrl-C inside ends with a sentence, a second one at once."""
+    from rich.console import Console
+
+    from limbeck.cli.progress import Lines, bars
+
+    console = Console(stderr=True)
+    lines = Lines(complain)
+    try:
+        if not first_rank():
+            yield (lambda _progress: None), (lambda _text: None)
+        elif not console.is_terminal:
+            yield lines.on_progress, complain
+        else:
+            with bars(console) as shown:
+                yield shown.on_progress, shown.on_message
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        complain("interrupted. What was finished is kept; run the same command again to go on.")
+        raise typer.Exit(INTERRUPTED) from None

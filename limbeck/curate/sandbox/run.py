@@ -1,0 +1,247 @@
+"""Running code that a model wrote: no network, no files but the interpreter's own, limits on everything.
+
+`bwrap` (bubblewrap) makes namespaces in which nothing is but a read-only interpreter and an empty scratch in memory; a
+seccomp filter denies system calls by which sandboxes are left (`seccomp`); `prlimit` bounds processor time, memory,
+processes and files; this process bounds wall time, output, and the memory of all processes together. Where isolation
+does not work there is no weaker run: a recipe has to accept `isolation: rlimits` by name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from limbeck.curate.sandbox.seccomp import denying_filter
+from limbeck.errors import SandboxError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Isolation = Literal["bwrap", "rlimits"]
+SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
+DEVICES = ("null", "zero", "random", "urandom")
+INSIDE = "/python"
+FIRST_UID, NUM_UIDS = 2_000_000_000, 1_000_000
+"""Each run as root takes a user of its own, so that the limit on processes counts its own only."""
+
+VERDICT_BYTES = 65536
+POLL_SECONDS = 0.2
+INSTALL = "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap)"
+ACCEPT = "or accept limits without isolation by name: isolation: rlimits (unsafe: the code can read your files)"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use: `seconds` of wall time (and of processor time), `memory_bytes` of each process
+    (addresses) and of all together (pages, looked at every `POLL_SECONDS`), `processes` (threads count),
+    `scratch_bytes` of files, `output_bytes` of each of stdout and stderr."""
+
+    seconds: float = 5.0
+    memory_bytes: int = 512 * 2**20
+    processes: int = 16
+    scratch_bytes: int = 64 * 2**20
+    output_bytes: int = 65536
+
+
+class Outcome(NamedTuple):
+    """`ok`: all tests passed. `reason` in a sentence; `output` is the beginning of stdout and stderr."""
+
+    ok: bool
+    reason: str
+    output: str
+
+
+def run_tests(program: str, tests: Sequence[str], limits: Limits, isolation: Isolation = "bwrap") -> Outcome:
+    """Run `program` and then every one of `tests` (Python source; an assertion that fails, or any error, is a failure).
+
+    Raises SandboxError where the isolation does not work on this machine. Never raises for what a program does.
+    """
+    require(isolation)
+    return _run({"program": program, "tests": list(tests)}, limits, isolation)
+
+
+def require(isolation: Isolation) -> None:
+    """Raise SandboxError unless programs can be isolated on this machine; tried once per process."""
+    why = unavailable(isolation)
+    if why:
+        raise SandboxError(f"{why} {INSTALL}, {ACCEPT}.")
+
+
+@cache
+def unavailable(isolation: Isolation) -> str:
+    """Why programs cannot be isolated here: "" when they can. Proven with a program that looks for a way out."""
+    if sys.platform != "linux":
+        return "Programs are isolated by Linux namespaces, which this system does not have."
+    if isolation == "rlimits":
+        return "" if shutil.which("prlimit") else "prlimit (of util-linux) is not on the PATH."
+    for tool in ("bwrap", "prlimit", *(["setpriv"] if os.geteuid() == 0 else [])):
+        if not shutil.which(tool):
+            return f"{tool} is not on the PATH, so programs cannot be isolated."
+    probe = "import os\ndef roots(): return sorted(os.listdir('/'))\ndef canary(): return os.environ.get('HOME')"
+    tests = [
+        "assert set(roots()) <= {'bin', 'dev', 'lib', 'lib32', 'lib64', 'python', 'tmp', 'usr'}, str(roots())",
+        "assert canary() is None",
+    ]
+    found = _run({"program": probe, "tests": tests}, Limits(seconds=20.0), "bwrap")
+    return "" if found.ok else f"bwrap does not isolate programs here ({found.reason} {found.output.strip()[:300]})."
+
+
+def _run(task: dict, limits: Limits, isolation: Isolation) -> Outcome:
+    with ExitStack() as stack:
+        source = _memory_file(stack, json.dumps(task).encode())
+        verdict_read, verdict_write = os.pipe()
+        stack.callback(os.close, verdict_read)
+        command, descriptors = _command(limits, isolation, stack)
+        runner = (Path(__file__).parent / "runner.py").read_text()
+        command += ["-I", "-S", "-c", runner, str(source), str(verdict_write)]
+        # The child must not outlive this thread: bwrap dies with it, and everything inside with bwrap.
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[source, verdict_write, *descriptors],
+            start_new_session=True,
+            env={"PATH": "/usr/bin:/bin"},
+            cwd=stack.enter_context(tempfile.TemporaryDirectory(prefix="limbeck-")) if isolation == "rlimits" else "/",
+        )
+        os.close(verdict_write)
+        try:
+            output, verdict, stopped = _watch(process, verdict_read, limits)
+        finally:
+            _kill(process)
+    return _outcome(output, verdict, stopped, process.returncode)
+
+
+def _command(limits: Limits, isolation: Isolation, stack: ExitStack) -> tuple[list[str], list[int]]:
+    """What starts the interpreter, and the file descriptors that it needs."""
+    bounds = [
+        "prlimit",
+        f"--nproc={limits.processes}",
+        f"--as={limits.memory_bytes}",
+        f"--cpu={max(int(limits.seconds + 1), 1)}",
+        f"--fsize={limits.scratch_bytes}",
+        "--nofile=64",
+        "--core=0",
+        "--",
+    ]
+    python = Path(sys.executable).resolve()
+    base = Path(sys.base_prefix).resolve()
+    if isolation == "rlimits":
+        # All processes of a user count, so that limit would depend on what else runs.
+        return [part for part in bounds if "nproc" not in part] + [str(python)], []
+    inside = f"{INSIDE}/{python.relative_to(base)}" if python.is_relative_to(base) else str(python)
+    mounts = [part for path in SYSTEM for part in ("--ro-bind-try", path, path)]
+    command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--unshare-ipc", "--unshare-pid"]
+    command += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try", *mounts, "--ro-bind", str(base), INSIDE]
+    # Not `--dev`: its /dev/shm has no limit.
+    command += [part for name in DEVICES for part in ("--dev-bind-try", f"/dev/{name}", f"/dev/{name}")]
+    command += ["--size", str(limits.scratch_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
+    command += ["--remount-ro", "/", "--chdir", "/tmp"]
+    descriptors = []
+    if (rules := denying_filter()) is not None:
+        descriptors = [_memory_file(stack, rules)]
+        command += ["--seccomp", str(descriptors[0])]
+    if os.geteuid() == 0:  # limits on processes do not bind root
+        user = str(FIRST_UID + secrets.randbelow(NUM_UIDS))
+        command += [part for cap in ("SETUID", "SETGID", "SETPCAP") for part in ("--cap-add", f"CAP_{cap}")]
+        drop = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--inh-caps=-all"]
+        return [*command, "--", *drop, "--bounding-set=-all", "--no-new-privs", *bounds, inside], descriptors
+    return [*command, "--unshare-user", "--", *bounds, inside], descriptors
+
+
+def _memory_file(stack: ExitStack, content: bytes) -> int:
+    """A descriptor of a file in memory, from its beginning."""
+    number = os.memfd_create("limbeck")
+    stack.callback(os.close, number)
+    with os.fdopen(os.dup(number), "wb") as file:
+        file.write(content)
+    os.lseek(number, 0, os.SEEK_SET)
+    return number
+
+
+def _watch(process: subprocess.Popen, verdict_read: int, limits: Limits) -> tuple[bytes, bytes, str]:
+    """Read what comes until the process ends or a limit is passed: (output, verdict, why it was stopped or "")."""
+    assert process.stdout and process.stderr
+    end = time.monotonic() + limits.seconds
+    next_look = time.monotonic() + POLL_SECONDS
+    parts: dict[int, bytearray] = {}
+    names = {process.stdout.fileno(): "stdout", process.stderr.fileno(): "stderr", verdict_read: "verdict"}
+    with selectors.DefaultSelector() as selector:
+        for number in names:
+            os.set_blocking(number, False)
+            selector.register(number, selectors.EVENT_READ)
+            parts[number] = bytearray()
+        while True:
+            ended = process.poll() is not None
+            for key, _ in selector.select(0 if ended else min(max(end - time.monotonic(), 0), POLL_SECONDS)):
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fd)
+                parts[key.fd] += chunk
+                most = VERDICT_BYTES if key.fd == verdict_read else limits.output_bytes
+                if len(parts[key.fd]) > most:
+                    return _shown(parts, names, most), b"", f"it wrote more than {most:,} bytes to {names[key.fd]}"
+            if ended:
+                return _shown(parts, names, limits.output_bytes), bytes(parts[verdict_read]), ""
+            if time.monotonic() >= next_look:
+                if _memory_of(process.pid) > limits.memory_bytes:
+                    what = f"its processes used more than {limits.memory_bytes >> 20:,} MiB together"
+                    return _shown(parts, names, limits.output_bytes), b"", what
+                next_look = time.monotonic() + POLL_SECONDS
+            if time.monotonic() >= end:
+                return _shown(parts, names, limits.output_bytes), b"", f"it ran longer than {limits.seconds:g} s"
+
+
+def _memory_of(pid: int) -> int:
+    """Bytes of a process and all below it; a shared page is shared out among its users. What has ended meanwhile, or
+    cannot be read, counts nothing. Orphans of a namespace are children of its first process, so nobody is missed."""
+    total = 0
+    todo = [pid]
+    while todo:
+        folder = Path(f"/proc/{todo.pop()}")
+        with suppress(OSError):
+            lines = (folder / "smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+        with suppress(OSError):
+            for task in (folder / "task").iterdir():
+                todo += [int(child) for child in (task / "children").read_text().split()]
+    return total
+
+
+def _shown(parts: dict[int, bytearray], names: dict[int, str], most: int) -> bytes:
+    return b"".join(bytes(parts[number][:most]) for number, name in names.items() if name != "verdict")
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End the whole group; with its init gone, nothing of the namespace survives."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream:
+            stream.close()
+
+
+def _outcome(output: bytes, verdict: bytes, stopped: str, code: int) -> Outcome:
+    text = output.decode(errors="replace")
+    if stopped:
+        return Outcome(False, f"{stopped} and was stopped", text)
+    try:
+        found = json.loads(verdict)
+        return Outcome(found["ok"] is True, str(found["reason"]), text)
+    except (ValueError, KeyError, TypeError):
+        return Outcome(False, f"it ended with code {code} before its tests did", text)

@@ -1,0 +1,248 @@
+"""One request to an OpenAI-compatible endpoint, through the official client, and what became of it.
+
+The client's own retries are off and its models are not used: what is retried, and what counts as an answer, is decided
+here (`bodies`, `refusals`). Redirects are not followed, so that the key goes to no other host. The key is in no
+message: whatever an endpoint or an exception says is redacted before it is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from limbeck.endpoint.parse import Malformed, parse, read_answer
+from limbeck.endpoint.prompt_logprobs import given_body, read_given
+from limbeck.endpoint.status import Again, Refused, judge
+from limbeck.errors import MissingExtra, TeacherError
+from limbeck.recipe import OpenAITeacher, name_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from limbeck.endpoint.messages import Answer, Ask
+
+MOST_BYTES = 64 * 2**20
+"""Largest body that is read: an answer of a hundred thousand tokens with 20 log-probs each is smaller."""
+
+MATCH = 4
+"""A run of so many characters that is also in the key is taken out of messages: providers quote keys in part."""
+
+NO_KEY = "none"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """An open connection pool to one endpoint. Use it within one event loop, and close it."""
+
+    settings: OpenAITeacher
+    client: Any
+    key: str = field(repr=False)
+
+    @property
+    def where(self) -> str:
+        return f"{self.settings.model} at {self.settings.base_url}"
+
+    async def ask(self, ask: Ask) -> Answer | Again | Refused:
+        """Send one request and read all that comes back, within `timeout_seconds`.
+
+        Raises TeacherError, with nothing secret in it, for what every other request would meet too: a wrong key, an
+        unknown model, a spent quota, a certificate that cannot be trusted, a redirect.
+        """
+        begun = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout(self.settings.timeout_seconds):
+                status, headers, body = await self._send(ask)
+        except TimeoutError:
+            reason = f"no whole answer within {self.settings.timeout_seconds:g} s"
+            return Again("timeout", reason, billed=True)
+        except Malformed as error:
+            return Again("malformed", self.redact(str(error)), billed=True)
+        except _trouble() as error:
+            return self._judge_connection(error)
+        seconds = asyncio.get_running_loop().time() - begun
+        try:
+            return self._read(ask, status, headers, body, seconds)
+        except TeacherError as error:
+            raise TeacherError(self.redact(str(error))) from None
+
+    def _read(self, ask: Ask, status: int, headers: Any, body: bytes, seconds: float) -> Answer | Again | Refused:
+        if not 200 <= status < 300:
+            return self._clean(judge(status, headers, body, self.where))
+        try:
+            if self.key != NO_KEY and self.key.encode() in body:
+                raise Malformed("the body repeats the API key")
+            found = parse(body)
+            if isinstance(found, dict) and found.get("error") and not found.get("choices"):
+                return self._clean(_hidden_error(found["error"], headers, body, self.where))
+            return read_given(found, ask, seconds) if ask.given else read_answer(found, ask, seconds)
+        except Malformed as error:
+            return Again("malformed", self.redact(str(error)), billed=True)
+
+    async def _send(self, ask: Ask) -> tuple[int, Any, bytes]:
+        import httpx2
+        import openai
+
+        path = "/completions" if ask.prompt is not None or ask.given else "/chat/completions"
+        try:
+            response = await self.client.post(
+                path,
+                body=body_of(self.settings, ask),
+                cast_to=httpx2.Response,
+                stream=True,
+                stream_cls=openai.AsyncStream,
+            )
+        except openai.APIStatusError as error:
+            return error.status_code, error.response.headers, error.response.content
+        async with contextlib.aclosing(response):
+            return response.status_code, response.headers, await _whole(response.aiter_bytes())
+
+    def _judge_connection(self, error: Exception) -> Again:
+        import httpx2
+        import openai
+
+        causes = _causes(error)
+        for cause in causes:
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                raise TeacherError(
+                    self.redact(f"the certificate of {self.where} cannot be trusted ({cause.verify_message}). ")
+                    + "Check teacher.base_url, the clock, and the machine's certificates; nothing was sent."
+                ) from None
+        said = self.redact(next((str(cause) for cause in reversed(causes) if str(cause)), type(error).__name__))
+        kinds = {type(cause) for cause in causes}
+        if any(isinstance(cause, socket.gaierror) for cause in causes):
+            return Again("connect", f"the host name is unknown ({said})")
+        if kinds & {httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError}:
+            return Again("connect", f"no connection ({said})")
+        if any(isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException) for cause in causes):
+            return Again("timeout", f"nothing came in time ({said})", billed=True)
+        if httpx2.DecodingError in kinds:
+            return Again("malformed", f"the body cannot be decompressed ({said})", billed=True)
+        return Again("reset", f"the connection broke off ({said})", billed=True)
+
+    def _clean(self, outcome: Again | Refused) -> Again | Refused:
+        if isinstance(outcome, Again):
+            return Again(outcome.trouble, self.redact(outcome.reason), outcome.after, outcome.billed)
+        return Refused(outcome.kind, self.redact(outcome.reason))
+
+    def redact(self, text: str) -> str:
+        """`text` with every piece of the key, of four characters or more, as `***`."""
+        return redact(text, self.key) if self.key != NO_KEY else text
+
+    async def close(self) -> None:
+        await self.client.close()
+
+
+@contextlib.asynccontextmanager
+async def open_endpoint(settings: OpenAITeacher) -> AsyncIterator[Endpoint]:
+    """Raises MissingExtra without the client, TeacherError without a key. Nothing is sent."""
+    key = read_key(settings)
+    try:
+        import httpx2
+        import openai
+    except ImportError as error:
+        raise MissingExtra("openai", "api", "a teacher behind an endpoint") from error
+    timeout = httpx2.Timeout(settings.timeout_seconds, connect=settings.connect_seconds)
+    limits = httpx2.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency)
+    async with httpx2.AsyncClient(timeout=timeout, limits=limits, follow_redirects=False) as http:
+        client = openai.AsyncOpenAI(
+            base_url=settings.base_url, api_key=key, max_retries=0, timeout=timeout, http_client=http
+        )
+        if not (urlsplit(settings.base_url).hostname or "").endswith("openai.com"):
+            client.organization = client.project = None  # read from the environment, and nobody else's business
+        yield Endpoint(settings, client, key)
+
+
+def read_key(settings: OpenAITeacher) -> str:
+    """The key from its environment variable. Raises TeacherError when it is not there."""
+    if settings.api_key_env is None:
+        return NO_KEY
+    key = os.environ.get(settings.api_key_env, "").strip()
+    if not key:
+        raise TeacherError(
+            f"the environment variable {settings.api_key_env} is empty, and the key for {name_of(settings)} is read "
+            "from it. Set it, name another one in teacher.api_key_env, or set that to null where no key is needed."
+        )
+    if not key.isascii() or not key.isprintable():
+        raise TeacherError(f"the environment variable {settings.api_key_env} holds no key: a key is plain ASCII.")
+    return key
+
+
+def body_of(settings: OpenAITeacher, ask: Ask) -> dict[str, Any]:
+    """The request's JSON. What the recipe says in `extra_body` counts last, and null takes a key away."""
+    if ask.given:
+        return given_body(settings, ask)
+    sampling = ask.sampling
+    body: dict[str, Any] = {"model": settings.model}
+    if ask.prompt is not None:
+        body["prompt"] = ask.prompt
+    else:
+        system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
+        body["messages"] = [*system, *ask.messages]
+    body["temperature"] = sampling.temperature
+    body[settings.max_tokens_key] = sampling.max_tokens
+    optional = {
+        "top_p": (sampling.top_p, sampling.top_p != 1.0),
+        "n": (sampling.n, sampling.n > 1),
+        "stop": (list(sampling.stop), bool(sampling.stop)),
+        "seed": (ask.seed, ask.seed is not None),
+        "logprobs": (True if ask.prompt is None else ask.logprobs, ask.logprobs > 0),
+        "top_logprobs": (ask.logprobs, ask.logprobs > 0 and ask.prompt is None),
+    }
+    body |= {key: value for key, (value, sent) in optional.items() if sent}
+    body |= settings.extra_body
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def redact(text: str, key: str) -> str:
+    """`text` without any run of MATCH characters or more that is also in `key`."""
+    size = min(MATCH, len(key))
+    pieces = {key[at : at + size] for at in range(len(key) - size + 1)}
+    hidden = [False] * len(text)
+    for at in range(len(text) - size + 1):
+        if text[at : at + size] in pieces:
+            hidden[at : at + size] = [True] * size
+    out = ["***" if secret and (at == 0 or not hidden[at - 1]) else "" if secret else char
+           for at, (char, secret) in enumerate(zip(text, hidden, strict=True))]  # fmt: skip
+    return "".join(out)
+
+
+def _hidden_error(error: Any, headers: Any, body: bytes, where: str) -> Again | Refused:
+    """Some gateways send errors with status 200; their code is the status that was meant."""
+    code = error.get("code") if isinstance(error, dict) else None
+    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
+    if 400 <= status < 600:
+        return judge(status, headers, body, where)
+    said = error.get("message", error) if isinstance(error, dict) else error
+    raise Malformed(f"an error with status 200: {str(said)[:200]}")
+
+
+async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
+    found = bytearray()
+    async for chunk in chunks:
+        found += chunk
+        if len(found) > MOST_BYTES:
+            raise Malformed(f"the body is longer than {MOST_BYTES:,} bytes")
+    return bytes(found)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return found
+
+
+def _trouble() -> tuple[type[Exception], ...]:
+    """What the client raises when no whole answer came; a function, because the client is optional."""
+    import httpx2
+    import openai
+
+    return (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, OSError)

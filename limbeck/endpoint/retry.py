@@ -1,0 +1,194 @@
+"""Asking until there is an answer: waits, retries, and the reasons to give up a request or the whole job.
+
+A request is given up alone when the fault is its own: refused, malformed again and again, or failing for longer than
+`retry_minutes` while others are answered. An endpoint that is overloaded or gone for so long ends the job instead: what
+was answered is kept, and the rest is asked when it runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from limbeck.endpoint.budget import Ledger, answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
+from limbeck.endpoint.client import open_endpoint
+from limbeck.endpoint.messages import Answer
+from limbeck.endpoint.rate_limit import Rate, Throttle, backoff
+from limbeck.endpoint.status import Again, Refused
+from limbeck.errors import BudgetError, TeacherError
+from limbeck.system.units import duration
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from limbeck.endpoint.client import Endpoint
+    from limbeck.endpoint.messages import Ask
+    from limbeck.recipe import OpenAITeacher
+
+Found = TypeVar("Found")
+
+UNKNOWN_SECONDS = 15.0
+"""How long an endpoint that never answered may be out of reach: then its address is probably wrong."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a request: its answer, or why there is none; what it cost, lost attempts included; attempts made."""
+
+    found: Answer | Refused
+    cost: float
+    attempts: int
+
+
+@dataclass
+class Desk:
+    """What all requests to one endpoint share. `on_message` hears of each new kind of trouble once."""
+
+    endpoint: Endpoint
+    throttle: Throttle
+    ledger: Ledger
+    on_message: Callable[[str], None]
+    rng: random.Random = field(default_factory=lambda: random.Random(0))
+    troubles: Counter[str] = field(default_factory=Counter)
+    answered: int = 0
+    answered_at: float = float("-inf")
+    sending: set[asyncio.Task[Any]] = field(default_factory=set)
+    _settled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @classmethod
+    def of(cls, endpoint: Endpoint, on_message: Callable[[str], None], spent: float = 0.0) -> Desk:
+        """With the limits of the endpoint's settings. `spent` is what earlier sittings cost."""
+        settings = endpoint.settings
+        requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
+        throttle = Throttle(settings.concurrency, requests and Rate(requests), tokens and Rate(tokens))  # type: ignore[arg-type]
+        return cls(endpoint, throttle, Ledger(settings.max_cost, spent), on_message)
+
+    async def ask(self, ask: Ask) -> Outcome:
+        """Raises TeacherError or BudgetError when the job cannot go on; other requests should then be let end."""
+        settings, begun = self.endpoint.settings, asyncio.get_running_loop().time()
+        prompt, reply = most_prompt_tokens(settings, ask), most_reply_tokens(ask)
+        worst = cost_of(settings.prices, prompt, reply)
+        cost, malformed, attempt = 0.0, 0, 0
+        while True:
+            found, paid, sent = await self._send(ask, prompt + reply, worst)
+            cost, attempt = cost + paid, attempt + 1
+            if not isinstance(found, Again):
+                return Outcome(found, cost, attempt)
+            self._note(found)
+            malformed += found.trouble == "malformed"
+            if malformed >= settings.malformed_tries:
+                return Outcome(Refused("malformed", found.reason), cost, attempt)
+            if found.trouble == "overload":
+                self.throttle.overloaded(sent, found.after)
+            wait = max(backoff(attempt - 1, self.rng), found.after or 0.0)
+            if self._is_hopeless(found, begun, wait):
+                return Outcome(Refused(found.trouble, found.reason), cost, attempt)
+            await asyncio.sleep(wait)
+
+    async def _send(self, ask: Ask, tokens: int, worst: float) -> tuple[Answer | Again | Refused, float, float]:
+        """One attempt: what came, what it cost, when it was sent."""
+        await self._afford(worst)
+        cost = 0.0
+        try:
+            sent = await self.throttle.acquire(tokens)
+            task = asyncio.current_task()
+            assert task is not None
+            self.sending.add(task)
+            try:
+                cost = worst  # should it be cancelled under way, it may still be billed
+                found = await self.endpoint.ask(ask)
+                cost = self._cost(found, worst)
+            finally:
+                self.sending.discard(task)
+                self.throttle.release()
+        finally:
+            self.ledger.settle(worst, cost)
+            self._settled.set()
+        if isinstance(found, Answer):
+            self.answered += 1
+            self.answered_at = asyncio.get_running_loop().time()
+            used = (found.prompt_tokens or 0) + (found.completion_tokens or 0)
+            self.throttle.succeeded(tokens, used or tokens)
+        return found, cost, sent
+
+    def _cost(self, found: Answer | Again | Refused, worst: float) -> float:
+        if isinstance(found, Answer):
+            return answer_cost(self.endpoint.settings.prices, found, worst)
+        return worst if isinstance(found, Again) and found.billed else 0.0
+
+    async def _afford(self, worst: float) -> None:
+        """Set the worst case aside; wait for requests under way where they hold what is missing."""
+        while not self.ledger.promise(worst):
+            if not self.ledger.num_promises:
+                prices = self.endpoint.settings.prices
+                raise BudgetError(
+                    f"teacher.max_cost is {self.ledger.max_cost:g} {prices.currency if prices else ''}: "
+                    f"{self.ledger.spent:.4f} is spent, and the next request may cost {worst:.4f}. What was answered "
+                    "is kept. Raise teacher.max_cost, or lower trace.mode.max_tokens, trace.mode.n or data.limit, and "
+                    "run the same command again."
+                )
+            self._settled.clear()
+            await self._settled.wait()
+
+    def _note(self, found: Again) -> None:
+        self.troubles[found.trouble] += 1
+        if self.troubles[found.trouble] == 1:
+            self.on_message(f"{self.endpoint.where}: {found.trouble}: {found.reason}; it is tried again")
+
+    def _is_hopeless(self, found: Again, begun: float, wait: float) -> bool:
+        """Whether to give this request up, alone. Raises TeacherError when the endpoint is what fails."""
+        now, longest = asyncio.get_running_loop().time(), 60.0 * self.endpoint.settings.retry_minutes
+        where, again = self.endpoint.where, "What was answered is kept; run the same command again to go on."
+        if found.trouble == "connect" and not self.answered and now - begun + wait > min(UNKNOWN_SECONDS, longest):
+            raise TeacherError(f"{where} cannot be reached: {found.reason}. Check teacher.base_url. {again}")
+        if now - begun + wait <= longest:
+            return False
+        if found.after is not None and found.after > longest:
+            asks = f"it asks to wait {duration(found.after)}, and teacher.retry_minutes allows {duration(longest)}"
+            raise TeacherError(f"{where} is overloaded ({found.reason}): {asks}. {again}")
+        if found.trouble in ("overload", "connect") or self.answered_at < begun:
+            raise TeacherError(f"{where} fails for {duration(now - begun)}: {found.trouble}: {found.reason}. {again}")
+        return True
+
+
+def ask_all(settings: OpenAITeacher, asks: Sequence[Ask], on_message: Callable[[str], None]) -> list[Outcome]:
+    """The outcomes of a few requests, in their order, as many at once as the settings allow. Nothing is written down:
+    for probes and judges. Raises as `Desk.ask`, after what was under way ended."""
+
+    async def work() -> list[Outcome]:
+        async with open_endpoint(settings) as endpoint:
+            desk = Desk.of(endpoint, on_message)
+            tasks = [asyncio.create_task(desk.ask(ask)) for ask in asks]
+            try:
+                return await asyncio.gather(*tasks)
+            finally:
+                await settle(tasks, desk, settings.timeout_seconds)
+
+    return run_loop(work())
+
+
+def run_loop(work: Coroutine[Any, Any, Found]) -> Found:
+    """`asyncio.run`, in a thread of its own where this one has a loop already (notebooks)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+async def settle(tasks: Sequence[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
+    """End the tasks of a job: those that are not waiting for an answer at once, the others when it came, or after
+    `grace` seconds: what is under way is paid already. Their errors are not raised."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + grace
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            if task not in desk.sending or loop.time() >= deadline:
+                task.cancel()
+        await asyncio.wait(waiting, timeout=0.05)
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,108 @@
+"""The evaluate stage: scores, speed and answers of teacher, student and twin, and the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from limbeck.evaluate.compare import TEACHER, Evaluation, evaluate_models
+from limbeck.evaluate.results import (
+    answers_json,
+    details,
+    intervals_json,
+    perplexity,
+    to_json,
+    write_first_choices,
+    write_scores,
+)
+from limbeck.evaluate.samples import choose_prompts, write_answers
+from limbeck.evaluate.speed import measure_speed
+from limbeck.metrics.calibration import ece
+from limbeck.metrics.intervals import Bootstrap, judge, judge_words, paired_bootstrap
+from limbeck.system.rundir import atomic_write
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from limbeck.evaluate.speed import Speed
+    from limbeck.models.hf import HfLM
+    from limbeck.recipe import Recipe
+    from limbeck.system.rundir import RunDir
+    from limbeck.types import OnProgress, Row, Trace
+
+TOO_SURE = 0.999
+FEW_ROWS = 50
+SPEED_SECONDS = 4.0  # per model
+
+
+def run_evaluate(
+    recipe: Recipe,
+    run: RunDir,
+    teacher: HfLM | None,
+    students: dict[str, HfLM],
+    rows: Sequence[Row | Trace],
+    *,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    """Evaluate `students` ("student" and, where trained, "twin") against the teacher on held-out rows; without a
+    teacher in this process, against its words.
+
+    Writes RUN/evaluate/scores.parquet (sums per row and model), first_choices.parquet (the teacher's), details.json
+    (what the report draws) and answers.json.
+    Returns the models' part of the summary, its verdict and its warnings. Raises what `evaluate_models` raises.
+    """
+    settings, folder = recipe.evaluate, run.path / "evaluate"
+    found = evaluate_models(teacher, students, rows, settings=settings, on_progress=on_progress)
+    models = students if teacher is None else {TEACHER: teacher, **students}
+    speeds = measure_speed(models, rows, batch_tokens=settings.batch_tokens, seconds=SPEED_SECONDS)
+    context = min((lm.max_context or 2**30 for lm in models.values()), default=2**30) - settings.answer_tokens
+    prompts = choose_prompts(rows, students["student"].tokenizer, settings.answers, longest=context, seed=recipe.seed)
+    answers = write_answers(teacher, students, prompts, num_tokens=settings.answer_tokens)
+    kl, agreement = (_bootstrap(found, metric, settings.bootstrap, recipe.seed) for metric in ("kl", "agreement"))
+    warnings = [*found.notes, *_warnings(found)]
+    write_scores(folder / "scores.parquet", found)
+    write_first_choices(folder / "first_choices.parquet", found)
+    summed_up = details(found, speeds, answers, warnings, resamples=settings.bootstrap, seed=recipe.seed)
+    atomic_write(folder / "details.json", to_json(summed_up))
+    atomic_write(folder / "answers.json", to_json(answers_json(answers)))
+    say = judge_words if teacher is None else judge
+    verdict = say(kl, agreement, num_rows=len(found.ids))
+    return {
+        **{name: _summary(found, name, speeds[name]) for name in found.models},
+        "verdict": {**asdict(verdict), "kl": intervals_json(kl), "agreement": intervals_json(agreement)},
+        "warnings": warnings,
+    }
+
+
+def _bootstrap(found: Evaluation, metric: str, resamples: int, seed: int) -> Bootstrap:
+    sums = {name: found.sums[name][metric] for name in found.models if name != TEACHER}
+    pair = ("student", "twin") if {"student", "twin"} <= set(sums) else None
+    return paired_bootstrap(sums, found.positions_R, clusters=found.clusters, pair=pair, resamples=resamples, seed=seed)
+
+
+def _summary(found: Evaluation, name: str, speed: Speed) -> dict[str, float]:
+    return {
+        "kl": found.mean(name, "kl"),
+        "agreement": found.mean(name, "agreement"),
+        "perplexity": perplexity(found.mean(name, "ce")),
+        "ece": ece(found.reliability[name]),
+        "parameters": speed.parameters,
+        "bytes": speed.bytes,
+        "tokens_per_second": speed.tokens_per_second,
+    }
+
+
+def _warnings(found: Evaluation) -> list[str]:
+    out = []
+    sure = found.mean(TEACHER, "confidence") if TEACHER in found.models else 0.0
+    if sure > TOO_SURE:
+        out.append(
+            f"The teacher's mean probability of its first choice is {sure:.5f}: at temperature 1 its distributions say "
+            "hardly more than labels do. Train at a higher objective.temperature, or on text that it is less sure of."
+        )
+    if len(set(found.clusters)) < FEW_ROWS:
+        out.append(
+            f"Only {len(set(found.clusters))} held-out rows were scored, so intervals are wide; raise data.holdout or "
+            "data.limit_heldout."
+        )
+    return out

@@ -1,0 +1,150 @@
+"""Whether a folder is an expert as it was written, and nothing else: plain files in plain folders, each as its manifest
+says. What others hand out is looked at here before anything of it is opened."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import ExpertError
+from limbeck.experts.card import parse_json
+from limbeck.models.weights import PICKLES
+from limbeck.system.rundir import sha256_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+MANIFEST = "MANIFEST.json"
+NO_WEIGHTS = (*PICKLES, "*.pickle", "*.joblib", "*.pt2", "*.npy", "*.npz")
+"""Files that are, or may hold, pickles: opening one can run code."""
+PLAIN = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".data")
+"""Tensors: their first bytes may look like anything."""
+
+Stamp = tuple[int, int, int, int, int]
+Seen = dict[Path, tuple[Stamp, str]]
+"""Hashes of files by what the file system says of them: a file that did not change is not hashed again."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a folder of others may hold."""
+
+    files: int = 2000
+    bytes: int = 256 * 2**30
+    depth: int = 6
+
+
+def safe_name(name: str) -> str:
+    """A file's name inside an expert, as a manifest or a hub gives it. Raises ExpertError for an absolute one, one that
+    leaves its folder, and one with characters that could steer a terminal or a file system."""
+    path = PurePosixPath(name)
+    plain = name and name == str(path) and not path.is_absolute() and "\\" not in name and ":" not in name
+    if not plain or not name.isprintable() or any(part.startswith(".") for part in path.parts) or len(name) > 500:
+        raise ExpertError(
+            f"the file name {name[:120]!r} is not allowed in an expert: names are relative, and without hidden parts, "
+            "'..', backslash, colon or control characters"
+        )
+    return name
+
+
+def read_manifest(text: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 by name. Raises ExpertError when it does not say them, or names what is not allowed."""
+    manifest = parse_json(text, MANIFEST)
+    if not isinstance(manifest, dict) or not all(_is_entry(entry) for entry in manifest.values()):
+        raise ExpertError(f"{MANIFEST} does not say size and SHA-256 of every file")
+    for name in manifest:
+        refuse_file(safe_name(name))
+    return manifest
+
+
+def refuse_excess(sizes: Iterable[int], limits: Limits | None = None) -> None:
+    """Raises ExpertError for more files, or more bytes, than an expert may have."""
+    limits, sizes = limits or Limits(), list(sizes)
+    if len(sizes) > limits.files or sum(sizes) > limits.bytes:
+        raise ExpertError(
+            f"it has {len(sizes)} files of {sum(sizes) / 2**30:.1f} GiB; at most {limits.files} files of "
+            f"{limits.bytes / 2**30:.0f} GiB are allowed"
+        )
+
+
+def names_in(folder: Path, limits: Limits | None = None) -> list[str]:
+    """Every file in a folder, as relative names with '/', sorted. Raises ExpertError for links, devices, pickles, names
+    that are not allowed, and more than `limits`."""
+    limits = limits or Limits()
+    found: dict[str, int] = {}
+    for name, info in _walk(folder, "", limits):
+        refuse_file(safe_name(name))
+        _refuse_content(folder / name)
+        found[name] = info.st_size
+        if len(found) > limits.files:
+            break
+    refuse_excess(found.values(), limits)
+    return sorted(found)
+
+
+def refuse_file(name: str) -> None:
+    """Raises ExpertError for the name of a file that may be a pickle."""
+    if any(PurePosixPath(name.lower()).match(pattern) for pattern in NO_WEIGHTS):
+        raise ExpertError(f"{name} may be a pickle, and opening one can run code; only safetensors, GGUF and ONNX are")
+
+
+def _walk(folder: Path, inside: str, limits: Limits) -> Iterator[tuple[str, os.stat_result]]:
+    if inside.count("/") >= limits.depth:
+        raise ExpertError(f"{inside} lies deeper than {limits.depth} folders")
+    with os.scandir(folder / inside) as entries:
+        for entry in entries:
+            name, info = f"{inside}{entry.name}", entry.stat(follow_symlinks=False)
+            if stat.S_ISDIR(info.st_mode):
+                yield from _walk(folder, f"{name}/", limits)
+            elif stat.S_ISREG(info.st_mode):
+                yield name, info
+            else:
+                what = "a link" if stat.S_ISLNK(info.st_mode) else "neither a file nor a folder"
+                raise ExpertError(f"{name!r} is {what}; an expert holds plain files only")
+
+
+def _refuse_content(file: Path) -> None:
+    """Pickles by their first bytes, whatever they are called: protocol 2 or later, or the ZIP that torch.save makes."""
+    if file.suffix in PLAIN:
+        return
+    with file.open("rb") as handle:
+        head = handle.read(4)
+    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+        raise ExpertError(f"{file.name} begins as a pickle or an archive does; only plain files are allowed")
+
+
+def check_sealed(folder: Path, seen: Seen, limits: Limits | None = None) -> list[str]:
+    """The names of a sealed folder's files. Raises ExpertError unless they are exactly those of its manifest, and as
+    they were written. `seen` is filled and used."""
+    names = names_in(folder, limits)
+    if MANIFEST not in names:
+        raise ExpertError(f"it has no {MANIFEST}")
+    manifest = read_manifest((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"))
+    for name in manifest:
+        if name not in names:
+            raise ExpertError(f"{name} is missing")
+    for name in names:
+        if name != MANIFEST and name not in manifest:
+            raise ExpertError(f"{name} is not in its {MANIFEST}")
+    for name, entry in manifest.items():
+        _check_file(folder / name, name, entry, seen)
+    return names
+
+
+def _is_entry(entry: object) -> bool:
+    sound = isinstance(entry, dict) and isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str)
+    return sound and entry["bytes"] >= 0  # type: ignore[index]
+
+
+def _check_file(file: Path, name: str, entry: dict[str, object], seen: Seen) -> None:
+    info = file.stat()
+    if info.st_size != entry["bytes"]:
+        raise ExpertError(f"{name} has {info.st_size} bytes instead of {entry['bytes']}")
+    stamp = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    if file not in seen or seen[file][0] != stamp:
+        seen[file] = (stamp, sha256_file(file))
+    if seen[file][1] != entry["sha256"]:
+        raise ExpertError(f"{name} is damaged (its SHA-256 changed)")

@@ -1,0 +1,161 @@
+"""From what an endpoint said to traces: a pure function of the row and its answers, whenever and in whatever order they
+came."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from limbeck.endpoint.messages import Ask, Choice
+from limbeck.errors import DataError
+from limbeck.label.local import bare_record, header_of, make_trace
+from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, TextTarget, name_of
+from limbeck.system.rundir import fingerprint
+from limbeck.text.encode import Encoder
+from limbeck.types import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from limbeck.store import StoreHeader
+    from limbeck.types import Row, Trace
+
+UNCUT = 2**31 - 1
+"""Replies are kept as long as they are: the limit of `data.max_length` is one of prompts."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One reply to a row, and who said it."""
+
+    draw: int
+    choice: Choice
+    model: str
+    system_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of the replies to one row: traces with their records, and (draw, reason) of what cannot be used."""
+
+    traces: list[tuple[Trace, bytes]]
+    failed: list[tuple[int, str]]
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a store keeps of replies: its identity, how many log-probs are asked for, and how the replies to one row
+    become traces with records. `make` must depend on its arguments alone. `extra_body` are keys that requests need
+    besides those of the recipe; `ask` the request about some draws of a row, where it is not one for a reply."""
+
+    header: StoreHeader
+    make: Callable[[Row, Sequence[Said]], Made]
+    logprobs: int = 0
+    extra_body: Mapping[str, Any] = field(default_factory=dict)
+    ask: Callable[[Row, Sequence[int]], Ask] | None = None
+
+
+def ask_header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StoreHeader:
+    """The identity of the store of a teacher behind an endpoint, whose words `tokenizer` (the student's) makes
+    tokens."""
+    settings = recipe.teacher
+    assert isinstance(settings, OpenAITeacher)
+    lm = fingerprint(settings.identity), name_of(settings)
+    return header_of(recipe, tokenizer, len(tokenizer), lm=lm, dtype="")
+
+
+def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Keeping:
+    """Nothing but text is kept: what `trace.target.kind=text` wants."""
+    assert isinstance(recipe.trace.target, TextTarget)
+    header = ask_header(recipe, tokenizer)
+    encoder = Encoder(tokenizer, max_length=UNCUT, chat_template=recipe.data.chat_template, need_reply=False)
+
+    def make(row: Row, said: Sequence[Said]) -> Made:
+        made = Made([], [])
+        for one in said:
+            try:
+                trace = reply_trace(row, one, header, encoder)
+            except DataError as error:
+                made.failed.append((one.draw, str(error)))
+            else:
+                made.traces.append((trace, bare_record(trace)))
+        return made
+
+    return Keeping(header, make)
+
+
+def reply_trace(row: Row, said: Said, header: StoreHeader, encoder: Encoder) -> Trace:
+    """The trace of one reply, through the one road from text to tokens. A reply that ended by itself (finish_reason
+    stop) has its end-of-turn token; one that was cut off has not. Raises DataError for a reply that cannot be used."""
+    reply = reply_text(row, said.choice)
+    closed = said.choice.finish_reason == "stop"
+    encoded = encoder.encode_reply(row.text, reply, chat=bool(row.messages), closed=closed, source=row.source)
+    meta = {"draw": said.draw, "finish_reason": said.choice.finish_reason, "reply": reply, "model": said.model}
+    if said.system_fingerprint:
+        meta["system_fingerprint"] = said.system_fingerprint
+    return make_trace(row, header, encoded.ids, encoded.spans, encoded.text, said.draw, meta)
+
+
+def reply_text(row: Row, choice: Choice) -> str:
+    """The reply as the model wrote it: what the endpoint told apart as reasoning stands in `<think>` tags before it,
+    the first of which may be the end of the prompt already."""
+    if not choice.reasoning:
+        return choice.text
+    opening = "" if row.text.rstrip().endswith("<think>") else "<think>\n"
+    thoughts = opening + choice.reasoning.strip("\n")
+    return f"{thoughts}\n</think>\n\n{choice.text}" if choice.text else thoughts
+
+
+def ask_of(recipe: Recipe, row: Row, draws: Sequence[int], logprobs: int = 0) -> Ask:
+    """The request for some draws of a row. Its seed is a function of recipe, row and first draw: the same whenever it
+    is asked."""
+    mode, settings = recipe.trace.mode, recipe.teacher
+    assert isinstance(mode, GenerateMode) and isinstance(settings, OpenAITeacher)
+    seed = int(fingerprint(recipe.seed, row.id, draws[0])[:8], 16) & 0x7FFFFFFF
+    sampling = Sampling(mode.temperature, mode.top_p, len(draws), mode.max_tokens, mode.stop, seed)
+    if settings.endpoint == "completions":
+        return Ask(prompt=row.text, sampling=sampling, logprobs=logprobs, seed=seed)
+    messages = json.loads(row.messages) if row.messages else [{"role": "user", "content": row.text}]
+    return Ask(tuple(messages), sampling=sampling, logprobs=logprobs, seed=seed)
+
+
+@dataclass(frozen=True)
+class AskEstimate:
+    """What asking for a recipe's replies takes. Prompt tokens are counted with the student's tokenizer; replies may be
+    shorter than the most. `cost_most` None without a price list; `seconds_least` by the recipe's per-minute limits."""
+
+    requests: int
+    prompt_tokens: int
+    most_reply_tokens: int
+    cost_most: float | None
+    currency: str
+    seconds_least: float
+
+
+def estimate_ask(recipe: Recipe, rows: Sequence[Row]) -> AskEstimate:
+    """Beforehand, without a request."""
+    mode, settings = recipe.trace.mode, recipe.teacher
+    assert isinstance(mode, GenerateMode) and isinstance(settings, OpenAITeacher)
+    each = -(-mode.n // settings.samples_per_request)
+    prompt = each * sum(len(row.ids) for row in rows)
+    reply = len(rows) * mode.n * mode.max_tokens
+    prices = settings.prices
+    minutes = [
+        amount / limit
+        for amount, limit in (
+            (each * len(rows), settings.requests_per_minute),
+            (prompt + reply, settings.tokens_per_minute),
+        )
+        if limit is not None
+    ]
+    return AskEstimate(
+        requests=each * len(rows),
+        prompt_tokens=prompt,
+        most_reply_tokens=reply,
+        cost_most=None if prices is None else (prompt * prices.input + reply * prices.output) / 1e6,
+        currency=prices.currency if prices else "",
+        seconds_least=60.0 * max(minutes, default=0.0),
+    )

@@ -1,0 +1,1 @@
+"""Scores: fidelity to the teacher, calibration, intervals, pass@k. Pure maths on torch."""

@@ -1,0 +1,79 @@
+"""RUN/summary.json: what came out, what it cost, and what it was expected to cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from limbeck.pipeline.stage import NAMES
+from limbeck.system.rundir import atomic_write
+
+if TYPE_CHECKING:
+    from limbeck.recipe import Recipe
+    from limbeck.system.rundir import RunDir
+
+# What each model cost to make: the twin needs no labels, so at equal steps it is the cheaper one.
+MAKING = {"student": ("label", "student", "train"), "twin": ("student", "twin")}
+PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy")
+
+
+def read_estimate(run: RunDir, key: str) -> dict[str, Any] | None:
+    """The estimate made for this recipe, or None."""
+    path = run.path / "estimate.json"
+    if not path.exists():
+        return None
+    stored = json.loads(path.read_text())
+    return stored["stages"] if stored["key"] == key else None
+
+
+def write_estimate(run: RunDir, key: str, stages: dict[str, Any]) -> None:
+    atomic_write(run.path / "estimate.json", json.dumps({"key": key, "stages": stages}, indent=1))
+
+
+def write_summary(recipe: Recipe, run: RunDir) -> dict[str, Any]:
+    """Gather the summary from what the stages left, write it, and return it."""
+    estimated = _read(run.path / "estimate.json").get("stages", {})
+    stages: dict[str, Any] = {}
+    for name in NAMES:
+        record = run.record(name)
+        if record is not None:
+            took = {"seconds": record.seconds, "peak_bytes": record.peak_bytes, "disk_bytes": record.disk_bytes}
+            stages[name] = {"estimated": estimated.get(name), "took": took}
+    scores = _read(run.path / "evaluate" / "scores.json")
+    for role, parts in MAKING.items():
+        if role in scores:
+            scores[role]["making_seconds"] = sum(stages[part]["took"]["seconds"] for part in parts if part in stages)
+    summary = {
+        "name": recipe.name,
+        "scope": recipe.scope,
+        **scores,
+        **(_read(run.path / "export" / "parity.json") if recipe.export else {}),
+        "stages": stages,
+        "data": _read(run.path / "data" / "summary.json"),
+        "environment": environment(),
+    }
+    atomic_write(run.path / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def environment() -> dict[str, Any]:
+    """Versions and the machine, without host names or paths."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu_cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }

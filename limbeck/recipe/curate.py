@@ -1,0 +1,180 @@
+"""The recipe's sections on curation: which of the teacher's replies the student learns from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from limbeck.config.schema import Fraction, Positive, Section
+from limbeck.recipe.verifier import Verifier
+
+Above0 = Annotated[float, Field(gt=0.0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+MISSED = 0.005
+"""Chance that `near_duplicates` overlooks a pair of exactly the threshold's similarity; more alike, it falls fast."""
+
+
+class _Rule(Section):
+    topics: tuple[str, ...] = Field(default=(), description="only rows of these topics are looked at; empty: all")
+
+
+class VerifyRule(_Rule):
+    """Replies are verified against the row's reference, and wrong ones left out. The share of right ones is kept as
+    `pass_rate`: how hard the prompt is."""
+
+    kind: Literal["verify"] = "verify"
+    verifier: Verifier = Field(discriminator="kind", description="what makes a reply right")
+    pick: Literal["all", "shortest", "random"] = Field(
+        default="all", description="which right replies of a prompt are kept, where there are more than `per_prompt`"
+    )
+    per_prompt: Positive | None = Field(default=None, description="most right replies kept of one prompt")
+    keep_wrong: bool = Field(default=False, description="leave nothing out, only measure")
+    keep_unknown: bool = Field(default=False, description="keep replies of which nothing could be said")
+
+
+class PassRateRule(_Rule):
+    """Prompts that the teacher gets right neither always nor never (after `verify`)."""
+
+    kind: Literal["pass_rate"] = "pass_rate"
+    min: Fraction = Field(default=0.0, description="least share of right replies")
+    max: Fraction = Field(default=1.0, description="largest share of right replies")
+
+
+class FinishRule(_Rule):
+    """Replies that ended by themselves: neither cut off nor filtered."""
+
+    kind: Literal["finish"] = "finish"
+    allowed: tuple[str, ...] = Field(
+        default=("stop",), min_length=1, description="finish reasons that are kept, of stop, length, content_filter ..."
+    )
+
+
+class LengthRule(_Rule):
+    """Neither too short nor too long."""
+
+    kind: Literal["length"] = "length"
+    of: Literal["reply", "thinking", "answer"] = Field(
+        default="reply", description="what is measured: `thinking` stands in <think> tags, `answer` behind them"
+    )
+    unit: Literal["characters", "tokens"] = Field(default="characters", description="tokens only `of` the reply")
+    min: NotNegative = Field(default=0, description="least length")
+    max: Positive | None = Field(default=None, description="largest length")
+
+
+class ThinkRule(_Rule):
+    """Reasoning stands once, whole, in <think> tags, and an answer follows it."""
+
+    kind: Literal["think"] = "think"
+
+
+class CodeRule(_Rule):
+    """No code blocks in the reasoning (as DeepSeek-R1 was filtered, arXiv 2501.12948)."""
+
+    kind: Literal["code_in_thinking"] = "code_in_thinking"
+
+
+class ParagraphRule(_Rule):
+    """No paragraph longer than so (as DeepSeek-R1 was filtered, arXiv 2501.12948)."""
+
+    kind: Literal["paragraphs"] = "paragraphs"
+    max: Positive = Field(default=2000, description="most characters of a paragraph")
+
+
+class LanguageRule(_Rule):
+    """Replies in the languages named, paragraph by paragraph (`py3langid`, extra `curate`), and in their scripts. Code
+    blocks, and paragraphs that are less than half letters, are of no language."""
+
+    kind: Literal["language"] = "language"
+    allowed: tuple[str, ...] = Field(min_length=1, description="codes of languages, such as en, zh")
+    min_characters: Positive = Field(default=40, description="the language of shorter paragraphs is not looked at")
+    min_confidence: Fraction = Field(
+        default=0.5, description="less certain languages are not believed: short or odd paragraphs look like many"
+    )
+    mixed: bool = Field(default=False, description="allow several of them in one reply")
+    max_foreign: Fraction = Field(
+        default=0.02,
+        description="largest share of letters in scripts that none of them is written in (Latin and Greek aside)",
+    )
+
+
+class RepetitionRule(_Rule):
+    """No loops: neither a text of repeated n-grams, nor an end that repeats itself, by words or, over 100 characters,
+    by characters."""
+
+    kind: Literal["repetition"] = "repetition"
+    n: Annotated[int, Field(ge=2)] = Field(default=8, description="words of an n-gram")
+    max_share: Fraction = Field(default=0.3, description="largest share of n-grams that stood before")
+    max_loops: Annotated[int, Field(ge=2)] = Field(default=4, description="most times that the end repeats itself")
+
+
+class DuplicateRule(_Rule):
+    """The first of several that are the same, white space and case aside."""
+
+    kind: Literal["exact_duplicates"] = "exact_duplicates"
+    by: Literal["prompt", "reply", "both"] = Field(
+        default="both", description="what is compared; `prompt` keeps all replies to the first of equal prompts"
+    )
+
+
+class NearDuplicateRule(_Rule):
+    """One of several that share most of their words' shingles: found by MinHash (`datasketch`, extra `curate`), and
+    compared exactly. Of Han and kana, each character is a word."""
+
+    kind: Literal["near_duplicates"] = "near_duplicates"
+    by: Literal["prompt", "reply"] = Field(default="reply", description="what is compared")
+    prefer: Literal["first", "shortest", "longest"] = Field(default="first", description="which of them is kept")
+    threshold: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.8, description="least Jaccard similarity")
+    shingle: Positive = Field(default=3, description="words of a shingle")
+    permutations: Annotated[int, Field(ge=16)] = Field(
+        default=128, description="hashes of a text; with more, fewer pairs are compared in vain"
+    )
+
+
+class DecontaminateRule(_Rule):
+    """Nothing that shares an n-gram with the run's held-out rows or with evaluation sets of yours, and no prompt that
+    equals a shorter text of theirs (as GPT-3 was cleaned, arXiv 2005.14165, appendix C)."""
+
+    kind: Literal["decontaminate"] = "decontaminate"
+    n: Positive = Field(default=13, description="words of an n-gram")
+    paths: tuple[str, ...] = Field(default=(), description="files, one text a line (JSONL: all strings of a line)")
+    held_out: bool = Field(default=True, description="compare with this run's held-out rows")
+    common: Positive | None = Field(
+        default=10, description="n-grams that more prompts than this share are a template, not a leak; null: all count"
+    )
+
+
+class QuotaRule(_Rule):
+    """Most replies in total and of each topic; whole prompts are drawn, the same with every run of one seed."""
+
+    kind: Literal["quota"] = "quota"
+    total: Positive | None = Field(default=None, description="most replies in all, shared among topics by `weights`")
+    per_topic: Positive | None = Field(default=None, description="most replies of any one topic")
+    weights: dict[str, Above0] = Field(default={}, description="share of topics in `total`; 1 where none is given")
+
+
+class VerdictRule(_Rule):
+    """What a human said (`limbeck review` exports the table): a CSV with the columns id and verdict (keep, reject, or
+    nothing). What is to be kept passes all later rules."""
+
+    kind: Literal["verdicts"] = "verdicts"
+    path: str = Field(description="the CSV file")
+
+
+CurateRule = (
+    VerifyRule
+    | PassRateRule
+    | FinishRule
+    | LengthRule
+    | ThinkRule
+    | CodeRule
+    | ParagraphRule
+    | LanguageRule
+    | RepetitionRule
+    | DuplicateRule
+    | NearDuplicateRule
+    | DecontaminateRule
+    | QuotaRule
+    | VerdictRule
+)

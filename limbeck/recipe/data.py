@@ -1,0 +1,100 @@
+"""The recipe's sections on where rows come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from limbeck.config.schema import Positive, Section
+
+
+class StdlibSource(Section):
+    """Documented functions of the running interpreter's own standard library (topic: the module)."""
+
+    kind: Literal["stdlib"] = "stdlib"
+
+
+class FileSource(Section):
+    """JSONL, Parquet, CSV or plain text: a file, a folder, or a glob. The format is read from the extension."""
+
+    kind: Literal["files"] = "files"
+    path: str = Field(description="file, folder or glob of .jsonl, .parquet, .csv, .txt or .md files")
+    text: str | None = Field(default=None, description="column of plain text")
+    prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
+    completion: str | None = Field(
+        default=None, description="column of the completion (may be absent in generate mode)"
+    )
+    messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
+    reference: str | None = Field(
+        default=None, description="column of what a right answer is compared with; else the completion is"
+    )
+    topic: str | None = Field(default=None, description="column by which results are also reported")
+
+
+class DatasetSource(Section):
+    """A `datasets` name (hub id or a local folder that `datasets.load_dataset` opens)."""
+
+    kind: Literal["datasets"] = "datasets"
+    path: str = Field(description="name given to datasets.load_dataset")
+    name: str | None = Field(default=None, description="configuration of the dataset")
+    split: str = Field(default="train", description="split to read")
+    text: str | None = Field(default=None, description="column of plain text")
+    prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
+    completion: str | None = Field(default=None, description="column of the completion")
+    messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
+    reference: str | None = Field(
+        default=None, description="column of what a right answer is compared with; else the completion is"
+    )
+    topic: str | None = Field(default=None, description="column by which results are also reported")
+
+
+class ProblemsSource(Section):
+    """Problems with worked steps and checkable answers, made from a seed (`limbeck/data/problems.py`)."""
+
+    kind: Literal["problems"] = "problems"
+    family: Literal["chain", "sum", "story"] = Field(
+        default="chain",
+        description="`chain`: operations modulo 10, from left to right; `sum`: two long numbers; `story`: in words",
+    )
+    levels: tuple[Annotated[int, Field(ge=1, le=16)], ...] = Field(
+        default=(4,), min_length=1, description="operations of a chain, digits of a sum, events of a story; in turn"
+    )
+    count: Positive = Field(default=1000, description="number of problems; repeated ones are dropped as duplicates")
+    part: Annotated[int, Field(ge=0, le=3)] = Field(
+        default=0, description="which quarter of all problems: two parts never share one, whatever the seed"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the problems")
+    completion: Literal["worked", "answer"] = Field(
+        default="worked", description="`worked`: steps in <think> tags, then the answer; `answer`: the answer alone"
+    )
+
+
+class CapturedSource(Section):
+    """What `limbeck capture` recorded: conversations with the reply as the last assistant turn (topic: a tag). An
+    exchange that a later one of the same conversation repeats is left out: each turn is learnt once."""
+
+    kind: Literal["captured"] = "captured"
+    path: str = Field(description="folder of the capture")
+    models: tuple[str, ...] = Field(
+        default=(),
+        description="only replies of these models, as asked for or as answered; required when several are there",
+    )
+    exclude_models: tuple[str, ...] = Field(default=(), description="no replies of these models")
+    tags: tuple[str, ...] = Field(default=(), description="only exchanges with all of these tags, each NAME=VALUE")
+    finish_reasons: tuple[str, ...] = Field(
+        default=("stop",), min_length=1, description="only replies that ended so; `cut` are those that were broken off"
+    )
+    since: str | None = Field(
+        default=None, description="only exchanges from this time on, ISO 8601, UTC without a zone"
+    )
+    until: str | None = Field(default=None, description="only exchanges before this time")
+    topic: str | None = Field(default=None, description="tag by which results are also reported")
+    reasoning: Literal["drop", "think"] = Field(
+        default="drop",
+        description="what becomes of reasoning that a server gives apart from the reply: `think` puts it before the "
+        "reply in <think> tags",
+    )
+
+
+Source = StdlibSource | FileSource | DatasetSource | ProblemsSource | CapturedSource

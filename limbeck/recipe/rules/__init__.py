@@ -1,0 +1,1 @@
+"""Settings that contradict one another or have no effect."""

@@ -1,0 +1,151 @@
+"""The recipe's sections on teachers: who is asked, and how it is reached."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field
+
+from limbeck.config.schema import Fraction, Positive, Section
+
+Above0 = Annotated[float, Field(gt=0.0)]
+
+
+class HfTeacher(Section):
+    """A local causal language model: a hub id, a folder (safetensors), or a .gguf file."""
+
+    kind: Literal["hf"] = "hf"
+    path: str = Field(description="hub id, folder, .gguf file, or `smollm2-135m` for the demo teacher")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="`auto` measures which is fastest on this machine"
+    )
+    trust_remote_code: bool = Field(
+        default=False, description="run code that the model's authors ship; shown in the report"
+    )
+    licence: str | None = Field(
+        default=None, description="licence of the teacher, for the model card; read from its card if absent"
+    )
+
+
+class GgufTeacher(HfTeacher):
+    """A .gguf file in this process: its weights are read as they are and computed with in `dtype`. A llama.cpp server
+    is reached through kind openai."""
+
+    kind: Literal["gguf"] = "gguf"  # type: ignore[assignment]
+    path: Annotated[str, Field(pattern=r"\.gguf$")] = Field(description="a .gguf file")
+
+
+class TextTeacher(Section):
+    """A teacher that has spoken already: the replies in the data are its words, and nobody is asked. For published
+    traces, captured traffic, or your own worked answers."""
+
+    kind: Literal["text"] = "text"
+    name: str = Field(default="the author of the data", description="whose words they are, for the model card")
+    licence: str | None = Field(default=None, description="licence or terms of those words, for the model card")
+
+
+class Prices(Section):
+    """What the provider charges, from its price list."""
+
+    input: Annotated[float, Field(ge=0.0)] = Field(description="per million tokens of prompts")
+    output: Annotated[float, Field(ge=0.0)] = Field(description="per million tokens of replies, reasoning included")
+    currency: str = Field(default="USD", description="name of the currency, for messages and reports")
+
+
+class OpenAITeacher(Section):
+    """A model behind an OpenAI-compatible endpoint, asked through the official client (extra `api`)."""
+
+    kind: Literal["openai"] = "openai"
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")] = Field(
+        default="https://api.openai.com/v1", description="where the endpoint is; it usually ends in `/v1`"
+    )
+    model: Annotated[str, Field(min_length=1)] = Field(description="name of the model there")
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        default="OPENAI_API_KEY",
+        description="environment variable that holds the key, which itself is never written; null sends none",
+    )
+    endpoint: Literal["chat", "completions"] = Field(
+        default="chat", description="`completions` sends the rendered prompt as plain text, for base models"
+    )
+    system: str | None = Field(
+        default=None, description="instruction before every conversation; the student learns to do without it"
+    )
+    extra_body: dict[str, Any] = Field(
+        default={}, description="more keys of every request; null takes one away (`{seed: null}`)"
+    )
+    max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="what the endpoint calls the longest reply"
+    )
+    mode: Literal["live", "batch"] = Field(
+        default="live",
+        description="`batch` uses the provider's batches (`/files`, `/batches`): answers within a day, often at half "
+        "the price (then give that in `prices`)",
+    )
+    batch_requests: Positive = Field(default=10000, description="most requests of one batch")
+    batch_poll_seconds: Above0 = Field(default=30.0, description="time between two looks at a batch")
+    samples_per_request: Positive = Field(
+        default=1, description="replies asked for at once, where trace.mode.n is larger (`n`)"
+    )
+    concurrency: Positive = Field(
+        default=16, description="most requests at once; fewer when the endpoint is overloaded"
+    )
+    requests_per_minute: Above0 | None = Field(default=None, description="the account's limit")
+    tokens_per_minute: Above0 | None = Field(default=None, description="the account's limit, prompt and reply together")
+    connect_seconds: Above0 = Field(default=10.0, description="longest wait for a connection")
+    timeout_seconds: Above0 = Field(default=600.0, description="longest wait for a whole reply")
+    retry_minutes: Above0 = Field(default=30.0, description="a request is tried again for at most so long")
+    malformed_tries: Positive = Field(default=3, description="times that a row is asked when what comes is malformed")
+    max_failed: Fraction = Field(default=0.05, description="the job stops when a larger share of replies failed")
+    retry_failed: bool = Field(default=False, description="ask replies that failed in earlier sittings once more")
+    on_change: Literal["stop", "mark"] = Field(
+        default="stop",
+        description="when another model (or system_fingerprint) answers than at first: `mark` notes it in every trace",
+    )
+    prices: Prices | None = Field(default=None, description="without them, costs are neither estimated nor limited")
+    max_cost: Above0 | None = Field(default=None, description="the job ends before it would cost more")
+    terms_accepted: str | None = Field(
+        default=None,
+        description="why the provider's terms allow training on its answers, in a sentence; goes into the card",
+    )
+    licence: str | None = Field(default=None, description="licence or terms of the answers, for the model card")
+
+    @property
+    def place(self) -> str:
+        """The endpoint without its port: a server that was started anew elsewhere on a machine is the same."""
+        parts = urlsplit(self.base_url)
+        return f"{parts.scheme}://{parts.hostname}{parts.path.rstrip('/')}"
+
+    @property
+    def identity(self) -> list[Any]:
+        """All that decides what it answers, besides the question. How fast it is asked does not."""
+        return [self.kind, self.place, self.model, self.endpoint, self.system, self.extra_body]
+
+
+class VllmTeacher(OpenAITeacher):
+    """A vLLM server: as `openai`, and its log-probs name token ids, so that they are exact, also of given text
+    (trace.mode.kind score). Start it with `--max-logprobs` of at least trace.target.k."""
+
+    kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
+    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+[^\s?#]*$")] = Field(
+        default="http://127.0.0.1:8000/v1", description="where the server is; it ends in `/v1`"
+    )
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        default=None, description="environment variable that holds the server's `--api-key`, where it has one"
+    )
+
+
+Teacher = HfTeacher | GgufTeacher | TextTeacher | OpenAITeacher | VllmTeacher
+
+
+def is_local(teacher: Teacher) -> bool:
+    """Whether the teacher runs in this process: then its tokenizer makes rows tokens, and its distributions are at
+    hand. Else the student's own tokenizer does."""
+    return isinstance(teacher, HfTeacher)
+
+
+def name_of(teacher: Teacher) -> str:
+    """The teacher's name for cards and reports."""
+    if isinstance(teacher, OpenAITeacher):
+        return f"{teacher.model} at {teacher.place}"
+    return teacher.path if isinstance(teacher, HfTeacher) else teacher.name

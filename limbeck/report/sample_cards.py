@@ -1,0 +1,89 @@
+"""Side-by-side answers, prepared for the page: runs of text that the teacher shares, and tokens that it does not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from limbeck.report.collect import MODELS, dig
+from limbeck.report.format import number, percent, visible, visible_end
+
+LONGEST_PROMPT = 1500
+LONGEST_ANSWER = 4000
+LONGEST_TOKEN = 80
+PLAUSIBLE = 0.1
+"""A token to which the teacher gives at least this chance is another wording rather than a mistake."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Text of one mark: "same" as the teacher's choice, "near" or "far" from it. `hint` says what that choice was."""
+
+    text: str
+    mark: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model's answer; `agreement` is the share of its tokens that the teacher would have written too."""
+
+    model: str
+    runs: tuple[Run, ...]
+    agreement: str
+    cut: bool
+
+
+@dataclass(frozen=True)
+class Card:
+    """One prompt with all answers to it."""
+
+    topic: str
+    prompt: str
+    truth: str
+    columns: tuple[Column, ...]
+
+
+def answer_cards(answers: list[Any]) -> list[Card]:
+    """The cards of answers.json; entries that are not as they should be are left out."""
+    cards = []
+    for entry in answers:
+        columns = tuple(column for model in MODELS if (column := _column(model, dig(entry, "answers", model))))
+        if columns:
+            prompt, truth = (str(dig(entry, key) or "") for key in ("prompt", "truth"))
+            topic = visible(str(dig(entry, "topic") or ""), 80)
+            cards.append(Card(topic, visible_end(prompt, LONGEST_PROMPT), visible(truth, LONGEST_PROMPT), columns))
+    return cards
+
+
+def _column(model: str, answer: Any) -> Column | None:
+    pieces = dig(answer, "pieces")
+    if not isinstance(pieces, list):
+        return None
+    good = [piece for piece in pieces if isinstance(piece, list) and len(piece) == 4 and isinstance(piece[0], str)]
+    share = percent(sum(bool(piece[1]) for piece in good) / len(good)) if good and model != "teacher" else ""
+    return Column(model, tuple(_runs(good, marked=model != "teacher")), share, dig(answer, "finish_reason") == "length")
+
+
+def _runs(pieces: list[list[Any]], *, marked: bool) -> list[Run]:
+    """Neighbouring pieces that agree are joined; the others stay tokens. Long answers are cut."""
+    runs: list[Run] = []
+    room = LONGEST_ANSWER
+    for text, agrees, chance, instead in pieces:
+        if room <= 0:
+            break
+        text = text[:room]
+        room -= len(text)
+        if agrees or not marked:
+            before = runs.pop().text if runs and runs[-1].mark == "same" else ""
+            runs.append(Run(before + visible(text), "same"))
+        else:
+            runs.append(_other(text, number(chance) or 0.0, str(instead)))
+    return runs
+
+
+def _other(text: str, chance: float, instead: str) -> Run:
+    shown = visible(text).replace("\n", "↵\n")
+    would = visible(instead, LONGEST_TOKEN).replace("\n", "↵").replace(" ", "␣")
+    hint = f"the teacher would have written “{would}” here; it gave this token {percent(chance)}"
+    return Run(shown, "near" if chance >= PLAUSIBLE else "far", hint)

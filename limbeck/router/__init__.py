@@ -1,0 +1,1 @@
+"""Which expert answers a prompt: features, fit, frontier, cascade."""

@@ -1,0 +1,176 @@
+"""What a router is fitted on: prompts of experts, parted into those that teach, those that calibrate, those that judge.
+
+`N` prompts, `M` models: the experts, then the teacher.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from limbeck.errors import DataError
+from limbeck.router.features import BITS, plain
+from limbeck.router.frontier import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+TEACHER = "teacher"
+MIN_TRAIN, MIN_HELDOUT = 10, 8
+MOST_TRAIN = 20_000
+
+
+@dataclass(frozen=True)
+class PromptCase:
+    """One prompt of an expert's. `split` is "train" or "heldout". `quality`, of held-out prompts: how well models do on
+    it, 0 to 1, by the name of an expert, "teacher", or of another model that is only compared. `logp`: the mean
+    log-prob of the own expert's reply, nats a token, None where it was not measured."""
+
+    expert: str
+    prompt: str
+    split: str
+    quality: Mapping[str, float] = field(default_factory=dict)
+    logp: float | None = None
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a router is fitted for. `costs` of a prompt by model, the teacher's 1; `compared` are models that take no
+    part but stand in the report (a generalist, a larger model), with a cost each; `keep`: the share of held-out prompts
+    in scope that may not be refused. `counter` are prompts by expert that are not its own; `background` prompts of no
+    expert's kind (None: those of `background.py`); `encoder` a folder, instead of hashed n-grams."""
+
+    costs: Mapping[str, float]
+    target: Target = field(default_factory=lambda: Target("quality", 0.95))
+    keep: float = 0.95
+    compared: tuple[str, ...] = ()
+    counter: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    background: Sequence[str] | None = None
+    seed: int = 0
+    bits: int = BITS
+    encoder: str = ""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts. `kind_N` are numbers of experts. NaN where it was not judged: `quality_NM`, `others_NG` of
+    the compared models, `logp_N` of the own expert's reply."""
+
+    prompts: list[str]
+    kind_N: np.ndarray
+    quality_NM: np.ndarray
+    others_NG: np.ndarray
+    logp_N: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Part:
+        rows = np.asarray(rows, dtype=np.int64)
+        prompts = [self.prompts[row] for row in rows]
+        return Part(prompts, self.kind_N[rows], self.quality_NM[rows], self.others_NG[rows], self.logp_N[rows])
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Training prompts, and held-out ones in two halves. `notes` say what was left out."""
+
+    train: Part
+    calibrate: Part
+    test: Part
+    notes: list[str]
+
+
+def part_cases(cases: Iterable[PromptCase], wish: Wish) -> tuple[list[str], Parts]:
+    """Names of the experts, sorted, and their prompts.
+
+    A prompt of a split counts once per expert. Held-out prompts that some expert was trained on are left out. The
+    others of each expert are dealt to calibration and test in turn, in the order of their hashes; at most 20,000
+    training prompts of an expert are taken, those of the lowest hashes. Raises DataError."""
+    taught: dict[str, dict[str, PromptCase]] = defaultdict(dict)
+    held: dict[str, dict[str, PromptCase]] = defaultdict(dict)
+    for case in cases:
+        if case.split not in ("train", "heldout"):
+            raise DataError(f"a prompt of {case.expert} has the split {case.split!r}; it must be train or heldout.")
+        _check_quality(case)
+        home = taught if case.split == "train" else held
+        home[case.expert].setdefault(plain(case.prompt), case)
+    names = sorted({*taught, *held})
+    _check_wish(names, wish)
+    learnt = {text for texts in taught.values() for text in texts}
+    notes, parts = [], ([], [], [])
+    for name in names:
+        leaked = [text for text in held[name] if text in learnt]
+        for text in leaked:
+            del held[name][text]
+        if leaked:
+            notes.append(f"{name}: {len(leaked)} held-out prompts are training prompts as well; they are left out.")
+        _enough(name, len(taught[name]), len(held[name]))
+        train = sorted(taught[name], key=_hash)
+        if len(train) > MOST_TRAIN:
+            notes.append(f"{name}: {MOST_TRAIN:,} of {len(train):,} training prompts are learnt from.")
+        rest = sorted(held[name], key=_hash)
+        parts[0].extend(taught[name][text] for text in train[:MOST_TRAIN])
+        parts[1].extend(held[name][text] for text in rest[::2])
+        parts[2].extend(held[name][text] for text in rest[1::2])
+    train, calibrate, test = (_part(part, names, wish.compared) for part in parts)
+    return names, Parts(train, calibrate, test, notes)
+
+
+def _part(cases: list[PromptCase], names: list[str], compared: tuple[str, ...]) -> Part:
+    def judged(models: Sequence[str]) -> np.ndarray:
+        found = [[case.quality.get(model, np.nan) for model in models] for case in cases]
+        return np.array(found, np.float64).reshape(len(cases), len(models))
+
+    return Part(
+        [case.prompt for case in cases],
+        np.array([names.index(case.expert) for case in cases], np.int64),
+        judged([*names, TEACHER]),
+        judged(compared),
+        np.array([np.nan if case.logp is None else case.logp for case in cases], np.float64),
+    )
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+
+
+def _check_quality(case: PromptCase) -> None:
+    for model, value in case.quality.items():
+        if not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise DataError(f"the quality of {model} on a prompt of {case.expert} is {value!r}; it must be 0 to 1.")
+
+
+def _check_wish(names: list[str], wish: Wish) -> None:
+    if not names:
+        raise DataError("there are no experts to route to. Add one: limbeck experts add.")
+    if TEACHER in names:
+        raise DataError(f"an expert cannot be named {TEACHER} here; add it under another name.")
+    if both := sorted({*names} & {*wish.compared}):
+        raise DataError(f"{both[0]} is an expert that is routed to, and to be compared with; it cannot be both.")
+    for name in (*names, TEACHER, *wish.compared):
+        cost = wish.costs.get(name)
+        if cost is None:
+            raise DataError(f"the cost of {name} is not known. Say it, with the teacher's as 1: --cost {name}=0.2")
+        if not (math.isfinite(cost) and cost >= 0):
+            raise DataError(f"the cost of {name} is {cost}; it must be 0 or more, with the teacher's as 1.")
+    for name in sorted({*wish.costs} - {*names, TEACHER, *wish.compared}):
+        raise DataError(f"there is a cost of {name}, which is no expert here; they are: {', '.join(names)}.")
+    if wish.costs[TEACHER] <= 0:
+        raise DataError("the teacher's cost is 0; all costs are shares of it. Say --cost teacher=1.")
+    if not 0 < wish.keep <= 1:
+        raise DataError(f"keep is {wish.keep}; it must be above 0 and at most 1, such as 0.95.")
+
+
+def _enough(name: str, train: int, held: int) -> None:
+    if train < MIN_TRAIN or held < MIN_HELDOUT:
+        raise DataError(
+            f"{name} has {train} training and {held} held-out prompts of its own; at least {MIN_TRAIN} and "
+            f"{MIN_HELDOUT} are needed. Add the expert again from a run that holds more rows out "
+            "(data.split.heldout), or give it fewer duplicates."
+        )

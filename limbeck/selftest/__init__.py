@@ -1,0 +1,1 @@
+"""The correctness contract, measured on the user's own pair of models."""

@@ -1,0 +1,270 @@
+"""The two endpoints on an expert that is open here: asks for its engine, and what it writes as an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from starlette.responses import JSONResponse
+
+from limbeck.engine.api import Ask
+from limbeck.errors import DataError, EngineError, LongRow
+from limbeck.serve import responses
+from limbeck.serve.encode import chat_ids, room, sampling_of, text_ids, too_long
+from limbeck.serve.errors import bad
+from limbeck.serve.responses import EventStream, Head, TextLogprobs, usage_of
+
+if TYPE_CHECKING:
+    from starlette.responses import Response
+
+    from limbeck.engine.api import Scored, Writing
+    from limbeck.serve.loading import Opened
+    from limbeck.serve.request import Call
+    from limbeck.serve.schemas import ChatRequest, CompletionRequest
+    from limbeck.serve.settings import Limits
+    from limbeck.types import Written
+
+Judged = Callable[[float], bool]
+"""Whether a reply stands, by its mean log-prob."""
+
+Tokens = AsyncGenerator[tuple[int, "Written"]]
+"""Of all replies to one request, each with its reply's number."""
+
+DEFAULT_TOKENS = 16
+"""Of a completion without `max_tokens`, as OpenAI's API has it."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One request on one open expert. `headers` and `head.limbeck` say why it was chosen."""
+
+    call: Call
+    opened: Opened
+    head: Head
+    headers: dict[str, str]
+    limits: Limits
+
+    def begin(self, asks: list[Ask]) -> list[Writing]:
+        """Replies under way; they end with the call. Raises ApiError."""
+        writings = []
+        try:
+            for ask in asks:
+                writing = self.opened.engine.write(ask)
+                self.call.held.push_async_callback(writing.aclose)
+                writings.append(writing)
+        except LongRow as error:
+            raise too_long(str(error)) from error
+        except DataError as error:
+            raise bad(str(error)) from error
+        except EngineError as error:
+            raise responses.engine_refusal(error) from error
+        return writings
+
+    def answer(self, choices: list[dict[str, Any]]) -> Response:
+        usage = usage_of(self.call.prompt_tokens, self.call.completion_tokens)
+        return JSONResponse(self.head.whole(choices, usage), headers=self.headers)
+
+    def ended(self, written: Written) -> bool:
+        """Whether this is the token that ends a reply, which is no part of it."""
+        return written.finish_reason == "stop" and written.id in self.opened.lm.end_ids
+
+
+# ---- chat ------------------------------------------------------------------------------------------------------------
+
+
+async def chat(work: Work, body: ChatRequest, judged: Judged | None = None) -> Response | None:
+    """The answer; None where `judged`, which is told how sure the model was of its whole reply, lets it not stand.
+    Raises ApiError."""
+    ids = await chat_ids(work.opened, body)
+    wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    most = room(work.opened, len(ids), wanted, work.limits.max_tokens)
+    sampling = sampling_of(body, most, _seed(body.seed))
+    top = (body.top_logprobs or 0) if body.logprobs else 0
+    writings = work.begin([Ask(ids, sampling, index, top) for index in range(body.n or 1)])
+    work.call.prompt_tokens = len(ids)
+    tokens = await _standing(work, responses.merged(writings, work.call), judged)
+    if tokens is None:
+        return None
+    if body.stream:
+        return EventStream(_chat_events(work, body, tokens), work.call, work.headers)
+    return await _chat_whole(work, body, tokens)
+
+
+async def _standing(work: Work, tokens: Tokens, judged: Judged | None) -> Tokens | None:
+    """The tokens, as they come where there is no judge; all at once where he lets them stand, None where not."""
+    if judged is None:
+        return tokens
+    try:
+        async with asyncio.timeout_at(work.call.deadline):
+            heard = [one async for one in tokens]
+    except TimeoutError:
+        raise responses.timed_out() from None
+    stands = judged(sum(written.logp for _, written in heard) / len(heard))
+    return responses.again(heard) if stands else None
+
+
+async def _chat_whole(work: Work, body: ChatRequest, tokens: Tokens) -> Response:
+    num = body.n or 1
+    texts: list[list[str]] = [[] for _ in range(num)]
+    logprobs: list[list[dict[str, Any]]] = [[] for _ in range(num)]
+    reasons = ["length"] * num
+    try:
+        async with asyncio.timeout_at(work.call.deadline):
+            async for index, written in tokens:
+                texts[index].append(written.text)
+                if body.logprobs and not work.ended(written):
+                    logprobs[index].append(responses.chat_logprob(work.opened, written))
+                reasons[index] = written.finish_reason or reasons[index]
+    except TimeoutError:
+        raise responses.timed_out() from None
+    work.call.reply = ["".join(text) for text in texts]
+    choices = [
+        {
+            "index": index,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": {"content": logprobs[index]} if body.logprobs else None,
+            "finish_reason": reasons[index],
+        }
+        for index, text in enumerate(work.call.reply)
+    ]
+    return work.answer(choices)
+
+
+async def _chat_events(work: Work, body: ChatRequest, tokens: Tokens) -> AsyncGenerator[bytes]:
+    head, usage = work.head, {"usage": None} if body.include_usage else {}
+    texts: list[list[str]] = [[] for _ in range(body.n or 1)]
+    for index in range(len(texts)):
+        choice = _delta(index, {"role": "assistant", "content": ""})
+        yield head.chunk([choice], limbeck=head.limbeck, **usage)
+    async for index, written in tokens:
+        texts[index].append(written.text)
+        shown = body.logprobs and not work.ended(written)
+        if shown:
+            logprobs = {"content": [responses.chat_logprob(work.opened, written)]}
+            yield head.chunk([{**_delta(index, {"content": written.text}), "logprobs": logprobs}], **usage)
+        elif written.text:
+            yield head.content(index, written.text, usage=body.include_usage)
+        if written.finish_reason:
+            yield head.chunk([{**_delta(index, {}), "finish_reason": written.finish_reason}], **usage)
+    work.call.reply = ["".join(text) for text in texts]
+    if body.include_usage:
+        yield head.chunk([], usage=usage_of(work.call.prompt_tokens, work.call.completion_tokens))
+
+
+def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+
+# ---- completions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """One choice of a completion: what is echoed, with its log-probs, and what was asked for."""
+
+    ask: Ask
+    echo: str
+    logprobs: TextLogprobs | None
+
+
+async def completions(work: Work, body: CompletionRequest, judged: Judged | None = None) -> Response | None:
+    """As `chat`; where nothing is to be written, there is nothing to judge. Raises ApiError."""
+    plains, writings = await _plains(work, body)
+    tokens = await _standing(work, responses.merged(writings, work.call), judged if writings else None)
+    if tokens is None:
+        return None
+    if body.stream:
+        return EventStream(_completion_events(work, body, plains, tokens), work.call, work.headers)
+    texts = [[plain.echo] for plain in plains]
+    reasons = ["length"] * len(plains)
+    try:
+        async with asyncio.timeout_at(work.call.deadline):
+            async for index, written in tokens:
+                texts[index].append(written.text)
+                _note(work, plains[index], written)
+                reasons[index] = written.finish_reason or reasons[index]
+    except TimeoutError:
+        raise responses.timed_out() from None
+    work.call.reply = ["".join(text) for text in texts]
+    choices = [
+        {
+            "index": index,
+            "text": text,
+            "logprobs": plain.logprobs.take() if plain.logprobs else None,
+            "finish_reason": reasons[index],
+        }
+        for index, (text, plain) in enumerate(zip(work.call.reply, plains, strict=True))
+    ]
+    return work.answer(choices)
+
+
+async def _completion_events(
+    work: Work, body: CompletionRequest, plains: list[_Plain], tokens: Tokens
+) -> AsyncGenerator[bytes]:
+    head, usage = work.head, {"usage": None} if body.include_usage else {}
+    first: dict[str, Any] = {"limbeck": head.limbeck}
+    nothing = body.max_tokens == 0
+    for index, plain in enumerate(plains):
+        if plain.echo or nothing:
+            yield head.chunk([_piece(index, plain, plain.echo, "length" if nothing else None)], **usage, **first)
+            first = {}
+    async for index, written in tokens:
+        _note(work, plains[index], written)
+        if written.text or written.finish_reason or plains[index].logprobs:
+            yield head.chunk([_piece(index, plains[index], written.text, written.finish_reason)], **usage, **first)
+            first = {}
+    if body.include_usage:
+        yield head.chunk([], usage=usage_of(work.call.prompt_tokens, work.call.completion_tokens))
+
+
+def _piece(index: int, plain: _Plain, text: str, reason: str | None) -> dict[str, Any]:
+    logprobs = plain.logprobs.take() if plain.logprobs else None
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _note(work: Work, plain: _Plain, written: Written) -> None:
+    if plain.logprobs and not work.ended(written):
+        plain.logprobs.add(written.id, written.logp, written.top)
+
+
+async def _plains(work: Work, body: CompletionRequest) -> tuple[list[_Plain], list[Writing]]:
+    """Every choice, in order, and its reply under way; no replies where no tokens are wanted."""
+    opened, num, wanted = work.opened, body.n or 1, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    prompts = body.prompts
+    names = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
+    rows = [await text_ids(opened, prompt, name) for prompt, name in zip(prompts, names, strict=True)]
+    seed, top = _seed(body.seed), body.logprobs or 0
+    asks = []
+    for ids in rows:
+        most = room(opened, len(ids), body.max_tokens, wanted)
+        asks += [Ask(ids, sampling_of(body, most, seed), index, top) for index in range(num)]
+    writings = work.begin(asks) if wanted else []
+    work.call.prompt_tokens = sum(len(ids) for ids in rows)
+    plains = []
+    for prompt, ids in zip(prompts, rows, strict=True):
+        echo = "" if not body.echo else prompt if isinstance(prompt, str) else str(opened.lm.tokenizer.decode(ids))
+        scored = await _scored(work, ids, top) if body.echo and body.logprobs is not None else None
+        for _ in range(num):
+            logprobs = None if body.logprobs is None else TextLogprobs(opened, offset=0 if scored else len(echo))
+            if logprobs and scored:
+                logprobs.add_scored(ids.tolist(), scored)
+            plains.append(_Plain(asks[len(plains)], echo, logprobs))
+    return plains, writings
+
+
+async def _scored(work: Work, ids: np.ndarray, top: int) -> Scored:
+    try:
+        async with asyncio.timeout_at(work.call.deadline):
+            return await work.opened.engine.score(ids, top)
+    except TimeoutError:
+        raise responses.timed_out() from None
+    except EngineError as error:
+        raise responses.engine_refusal(error) from error
+
+
+def _seed(seed: int | None) -> int:
+    return secrets.randbits(62) if seed is None else seed

@@ -1,0 +1,152 @@
+"""What an endpoint was paid for: one line per request that was answered or finally failed, only ever appended.
+
+    {"crc":"0a1b2c3d","entry":{"keys":["..."],"cost":0.0012,"answer":{...}}}
+
+A line is handed to the system as soon as there is an answer, so that a killed process loses none; `sync` makes all that
+was written durable at once, so that one fsync serves all lines of a moment. A last line that was cut short is taken
+away when the journal is opened. A line that was changed since (its CRC-32 differs) is passed over and told.
+
+In memory are only the places of entries by their keys, until they are forgotten: shards hold them by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from limbeck.errors import StoreError
+from limbeck.system.rundir import fsync_dir, raise_if_full
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+HEAD = b'{"crc":"%08x","entry":'
+HEAD_BYTES = len(HEAD % 0)
+Entry = dict[str, Any]
+
+
+@dataclass
+class Journal:
+    """An open journal: `open` reads it once, then lines are appended. One process at a time (the run folder's lock)."""
+
+    path: Path
+    fd: int
+    size: int
+    written: int = 0  # lines of this sitting
+    synced: int = 0  # those of them that are durable
+    damaged: list[int] = field(default_factory=list)  # numbers of lines that were changed since
+    _places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @classmethod
+    def open(cls, path: Path, on_entry: Callable[[Entry], bool]) -> Journal:
+        """Read every line, oldest first; `on_entry` says whether its keys are to be remembered. Of two entries with
+        one key the later counts. Raises StoreError for a file that is no journal."""
+        fresh = not path.exists()
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        if fresh:
+            fsync_dir(path.parent)
+        journal = cls(path, fd, 0)
+        for number, (offset, line) in enumerate(_lines(path), 1):
+            if not line.endswith(b"\n"):  # a kill or a full disk cut it short
+                os.ftruncate(fd, offset)
+                break
+            journal.size = offset + len(line)
+            entry = _decode(line)
+            if entry is None:
+                journal.damaged.append(number)
+            elif on_entry(entry):
+                journal._remember(entry, offset, len(line))
+        if journal.damaged and len(journal.damaged) == number:
+            os.close(fd)
+            raise StoreError(f"{path} is no journal: not one of its {number} lines is whole. Move it away.")
+        return journal
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._places
+
+    def append(self, entry: Entry) -> None:
+        """Add a line: it survives a kill at once, and a power cut after the next `sync`. Raises BudgetError when the
+        disk is full, StoreError when it cannot be written."""
+        line = _encode(entry)
+        try:
+            count = os.write(self.fd, line)
+            if count < len(line):
+                count += os.write(self.fd, line[count:])  # raises with the reason
+        except OSError as error:
+            with contextlib.suppress(OSError):  # half a line must not be continued by the next one
+                os.ftruncate(self.fd, self.size)
+            raise_if_full(error, self.path)
+            raise StoreError(
+                f"{self.path} cannot be written: {error}. Nothing that was written before is lost."
+            ) from error
+        self._remember(entry, self.size, len(line))
+        self.size += len(line)
+        self.written += 1
+
+    def sync(self) -> int:
+        """Make durable all that was written before the call; returns how many lines of this sitting are. May be called
+        from another thread. Raises StoreError when the disk does not confirm it: nothing is known to be safe then."""
+        with self._lock:
+            upto = self.written
+            if upto > self.synced:
+                try:
+                    os.fsync(self.fd)
+                except OSError as error:
+                    raise_if_full(error, self.path)
+                    raise StoreError(f"the disk does not confirm {self.path}: {error}. Check the disk.") from error
+                self.synced = upto
+            return self.synced
+
+    def read(self, key: str) -> Entry:
+        """The entry of a key. Raises KeyError, and StoreError when its line was changed since it was written."""
+        offset, size = self._places[key]
+        entry = _decode(os.pread(self.fd, size, offset))
+        if entry is None:
+            raise StoreError(
+                f"{self.path} was changed at byte {offset} while it was in use. Run the same command again."
+            )
+        return entry
+
+    def forget(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            self._places.pop(key, None)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def _remember(self, entry: Entry, offset: int, size: int) -> None:
+        for key in entry["keys"]:
+            self._places[key] = (offset, size)
+
+
+def read_journal(path: Path) -> Iterator[Entry]:
+    """Every whole entry, oldest first."""
+    for _, line in _lines(path):
+        if (entry := _decode(line)) is not None:
+            yield entry
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            yield offset, line
+            offset += len(line)
+
+
+def _encode(entry: Entry) -> bytes:
+    text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return HEAD % zlib.crc32(text) + text + b"}\n"
+
+
+def _decode(line: bytes) -> Entry | None:
+    """The entry of a line; None when it is not as it was written."""
+    text = line[HEAD_BYTES:-2]
+    return json.loads(text) if line == HEAD % zlib.crc32(text) + text + b"}\n" else None

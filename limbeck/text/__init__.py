@@ -1,0 +1,1 @@
+"""From text to packed tokens: chat templates, encoding, packing, redaction."""

@@ -1,0 +1,286 @@
+"""One request to an endpoint, against a server that does everything wrong: what becomes of each fault."""
+
+import asyncio
+import logging
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+
+import pytest
+
+from limbeck.endpoint.client import MATCH, body_of, open_endpoint, read_key, redact
+from limbeck.endpoint.messages import Answer, Ask
+from limbeck.endpoint.retry import ask_all
+from limbeck.endpoint.status import Again, Refused, retry_after
+from limbeck.errors import MissingExtra, TeacherError
+from limbeck.recipe import OpenAITeacher
+from limbeck.types import Sampling
+from tests.endpoint.fault_server import (
+    CONNECTION,
+    FINGERPRINT,
+    LOGPROB_FAULTS,
+    MALFORMED,
+    MODEL,
+    FaultServer,
+    in_turn,
+    key_of,
+    reply_of,
+)
+
+CANARY = "sk-canary-5Tq8ZpW3vX"
+ASK = Ask(({"role": "user", "content": "name a bird"},), sampling=Sampling(0.7, max_tokens=8), logprobs=2, seed=7)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with FaultServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+
+
+def teacher(server: FaultServer | str, **settings) -> OpenAITeacher:
+    url = server if isinstance(server, str) else server.url
+    return OpenAITeacher(**{"base_url": url, "model": MODEL, "timeout_seconds": 0.4, **settings})
+
+
+def ask(settings: OpenAITeacher, one: Ask = ASK) -> Answer | Again | Refused:
+    async def work():
+        async with open_endpoint(settings) as endpoint:
+            return await endpoint.ask(one)
+
+    return asyncio.run(work())
+
+
+def ask_with(server: FaultServer, fault: str | None, one: Ask = ASK, **settings) -> Answer | Again | Refused:
+    server.script = lambda seen: fault
+    return ask(teacher(server, **settings), one)
+
+
+def test_a_good_answer_is_kept_whole(server):
+    answer = ask_with(server, None)
+    assert isinstance(answer, Answer)
+    body = body_of(teacher(server), ASK)
+    [choice] = answer.choices
+    assert choice.text == reply_of(key_of(body)) and choice.finish_reason == "stop"
+    assert "".join(token.text for token in choice.tokens) == choice.text
+    assert choice.tokens[0].bytes == choice.tokens[0].text.encode() and choice.tokens[0].logp == -0.1
+    assert [top.text for top in choice.tokens[1].top] == [choice.tokens[1].text, " x"]
+    assert (answer.model, answer.system_fingerprint) == (MODEL, FINGERPRINT)
+    assert answer.prompt_tokens > 0 and answer.completion_tokens > 0 and 0 < answer.seconds < 0.4
+    assert f"Bearer {CANARY}" in server.keys
+
+
+def test_completions_are_asked_with_a_raw_prompt(server):
+    one = Ask(prompt="The wren is", sampling=Sampling(0.0, n=2, max_tokens=8), logprobs=2, seed=7)
+    answer = ask_with(server, None, one)
+    assert isinstance(answer, Answer) and len(answer.choices) == 2
+    assert [token.logp for token in answer.choices[1].tokens][:2] == [-0.1, -0.1]
+    assert answer.choices[0].tokens[0].top[1].text == " x"
+
+
+def test_what_is_sent():
+    settings = teacher(
+        "http://x/v1", system="be brief", extra_body={"seed": None, "top_k": 3}, max_tokens_key="max_completion_tokens"
+    )
+    one = Ask(({"role": "user", "content": "?"},), sampling=Sampling(0.5, 0.9, 2, 8, ("\n",)), logprobs=5, seed=1)
+    assert body_of(settings, one) == {
+        "model": MODEL,
+        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "?"}],
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "n": 2,
+        "stop": ["\n"],
+        "max_completion_tokens": 8,
+        "logprobs": True,
+        "top_logprobs": 5,
+        "top_k": 3,
+    }
+    assert body_of(teacher("http://x/v1"), Ask(prompt="?", logprobs=5))["logprobs"] == 5
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", MALFORMED)
+def test_what_is_no_answer_is_not_believed(server, fault):
+    found = ask_with(server, fault)
+    trouble = "server" if fault == "hidden-error" else "malformed"
+    assert isinstance(found, Again) and found.trouble == trouble and found.billed
+    assert CANARY not in found.reason
+
+
+@pytest.mark.parametrize("fault", CONNECTION)
+def test_broken_connections_and_silence_come_to_an_end(server, fault):
+    begun = time.monotonic()
+    found = ask_with(server, fault)
+    assert isinstance(found, Again) and found.billed and time.monotonic() - begun < 2.0
+    assert found.trouble == {"hang": "timeout", "drip": "timeout"}.get(fault, "reset")
+
+
+@pytest.mark.parametrize("fault", ["401", "403", "404", "quota", "parameter", "redirect"])
+def test_what_every_request_would_meet_ends_the_job(server, fault):
+    with pytest.raises(TeacherError) as caught:
+        ask_with(server, fault)
+    said = {"quota": "quota or credit", "redirect": "elsewhere.invalid"}.get(fault, "refuses every request")
+    assert said in str(caught.value) and MODEL in str(caught.value)
+    assert caught.value.exit_code == 4 and caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize(("fault", "trouble", "after"), [
+    ("429", "overload", None), ("429-after", "overload", 1.0), ("503", "overload", 0.0), ("529", "overload", None),
+    ("500", "server", None), ("502", "server", None), ("408", "server", None), ("409", "server", None),
+])  # fmt: skip
+def test_what_may_work_later(server, fault, trouble, after):
+    found = ask_with(server, fault)
+    assert isinstance(found, Again) and (found.trouble, found.after) == (trouble, after)
+
+
+def test_retry_after_as_a_date(server):
+    found = ask_with(server, "429-date")
+    assert isinstance(found, Again) and found.after is not None and 0.5 < found.after <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("context", "context_length"), ("filter-400", "content_filter"), ("422", "invalid")]
+)
+def test_what_is_wrong_with_one_row(server, fault, kind):
+    found = ask_with(server, fault)
+    assert isinstance(found, Refused) and found.kind == kind and found.reason.startswith(("400", "422"))
+
+
+@pytest.mark.parametrize(("fault", "reason", "text"), [
+    ("length", "length", None), ("filtered", "content_filter", "half a"), ("refusal", "refusal", "I will not"),
+])  # fmt: skip
+def test_what_is_an_answer_all_the_same(server, fault, reason, text):
+    plain = Ask(ASK.messages, sampling=ASK.sampling, seed=7)
+    answer = ask_with(server, fault, plain)
+    assert isinstance(answer, Answer)
+    assert answer.choices[0].finish_reason == reason and (text is None or answer.choices[0].text == text)
+
+
+def test_reasoning_told_apart_and_missing_usage(server):
+    answer = ask_with(server, "reasoning")
+    assert isinstance(answer, Answer) and answer.choices[0].reasoning == "let me see"
+    answer = ask_with(server, "no-usage")
+    assert isinstance(answer, Answer) and answer.prompt_tokens is None
+
+
+def test_log_probs_that_nobody_asked_for_do_not_matter(server):
+    plain = Ask(ASK.messages, sampling=ASK.sampling, seed=7)
+    assert isinstance(ask_with(server, "no-logprobs", plain), Answer)
+    assert set(LOGPROB_FAULTS) >= {"nan-logprob", "mismatch"}
+
+
+def test_nobody_listens_and_unknown_hosts():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    found = ask(teacher(f"http://127.0.0.1:{port}/v1"))
+    assert isinstance(found, Again) and found.trouble == "connect" and not found.billed
+    found = ask(teacher("http://no-such-host.invalid/v1", timeout_seconds=5))
+    assert isinstance(found, Again) and found.trouble == "connect" and "host name is unknown" in found.reason
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+def test_a_certificate_that_nobody_signed(tmp_path):
+    """A TLS server with a certificate of its own."""
+    files = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=localhost"
+    subprocess.run([*command.split(), "-keyout", files[0], "-out", files[1]], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(files[1], files[0])
+
+    async def work():
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context)
+        url = f"https://localhost:{server.sockets[0].getsockname()[1]}/v1"
+        async with server, open_endpoint(teacher(url, timeout_seconds=5)) as endpoint:
+            await endpoint.ask(ASK)
+
+    with pytest.raises(TeacherError, match="certificate"):
+        asyncio.run(work())
+
+
+def test_a_few_requests_at_once_in_their_order(server):
+    server.script, said = in_turn("500"), []
+    asks = [Ask(({"role": "user", "content": f"bird {number}"},), seed=number) for number in range(5)]
+    outcomes = ask_all(teacher(server), asks, said.append)
+    texts = [outcome.found.choices[0].text for outcome in outcomes]
+    assert texts == [reply_of(key_of(body_of(teacher(server), ask))) for ask in asks] and len(said) == 1
+    server.script = lambda seen: "401"
+    with pytest.raises(TeacherError, match="refuses every request"):
+        ask_all(teacher(server), asks, said.append)
+
+
+def test_within_a_loop_as_in_a_notebook(server):
+    server.script = lambda seen: None
+
+    async def cell():
+        return ask_all(teacher(server), [ASK], print)
+
+    [outcome] = asyncio.run(cell())
+    assert isinstance(outcome.found, Answer)
+
+
+# ---- the key ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_not_there(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " \n")
+    with pytest.raises(TeacherError, match="environment variable OPENAI_API_KEY is empty"):
+        read_key(teacher("http://x/v1"))
+
+
+def test_a_server_without_keys_gets_none_of_ours(server):
+    server.keys.clear()
+    assert isinstance(ask_with(server, None, api_key_env=None), Answer)
+    assert server.keys and not any(CANARY in key for key in server.keys)
+
+
+def test_names_of_an_account_are_sent_to_nobody_else(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    server.heads.clear()
+    assert isinstance(ask_with(server, None), Answer)
+    assert server.heads and "org-mine" not in str(server.heads)
+
+
+def test_without_the_client_it_says_how_to_get_it(server, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtra, match=r"limbeck\[api\]"):
+        ask(teacher(server))
+
+
+def pieces(text: str) -> list[str]:
+    return [text[at : at + MATCH] for at in range(len(text) - MATCH + 1)]
+
+
+@pytest.mark.parametrize("fault", ["401", "echo", "garbage", "hang", "redirect"])
+def test_the_key_is_in_no_message_and_no_log(server, fault, caplog):
+    caplog.set_level(logging.DEBUG)
+    try:
+        said = ask_with(server, fault).reason
+    except TeacherError as error:
+        said = str(error)
+    for text in (said, caplog.text):
+        assert not [piece for piece in pieces(CANARY) if piece in text]
+
+
+def test_redaction_takes_pieces_of_a_key_and_nothing_else():
+    assert redact(f"wrong key: {CANARY}.", CANARY) == "wrong key: ***."
+    assert redact("wrong key: sk-ca****W3vX", CANARY) == "wrong key: **********"
+    assert redact("wrong key", CANARY) == "wrong key"
+
+
+@pytest.mark.parametrize(("headers", "seconds"), [
+    ({"retry-after": "3"}, 3.0), ({"retry-after-ms": "250", "retry-after": "9"}, 0.25), ({"retry-after": "-4"}, 0.0),
+    ({"retry-after": "soon"}, None), ({"retry-after": "nan"}, None), ({}, None),
+    ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+])  # fmt: skip
+def test_how_long_to_wait(headers, seconds):
+    assert retry_after(headers) == seconds

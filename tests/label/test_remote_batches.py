@@ -1,0 +1,224 @@
+"""Asking through batches: each request is submitted once, whatever ends a batch or the job; and the store is that of
+asking live."""
+
+import json
+
+import pytest
+
+from limbeck.endpoint import batch_api
+from limbeck.errors import BudgetError, Stopped, TeacherError
+from limbeck.label import remote_batches as jobs
+from limbeck.store import reply_log as journals
+from tests.endpoint.batch_server import BatchServer, Plan
+from tests.endpoint.endpoint import serve
+from tests.label.asking import KEY, ask, failed_of, files_of, journal_of, recipe_of, rows_of
+
+BATCH = (
+    "teacher.mode=batch",
+    "teacher.batch_poll_seconds=0.01",
+    "teacher.concurrency=16",
+    "teacher.timeout_seconds=600",
+)
+PRICES = "teacher.prices={input: 1000.0, output: 1000.0}"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(jobs, "TICK", 0.01)
+    monkeypatch.setattr(batch_api, "FIRST_WAIT", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_tokenizer):
+    return rows_of(tiny_tokenizer, 12)
+
+
+@pytest.fixture
+def go(rows, tiny_tokenizer, tmp_path):
+    """`go(server, "teacher.x=1")` fills the store of this test through batches."""
+
+    def run(server, *overrides, live=False, folder="traces", **watch):
+        with serve(server.app) as url:
+            recipe = recipe_of(url, *(() if live else BATCH), "teacher.max_failed=0.5", *overrides)
+            return ask(recipe, tmp_path / folder, tiny_tokenizer, rows, **watch)
+
+    return run
+
+
+def files_but_book(path):
+    return {name: digest for name, digest in files_of(path).items() if name != "batches.jsonl"}
+
+
+def asked_once(server):
+    names = [name for batch in server.submitted for name in batch]
+    return len(names) == len(set(names))
+
+
+def test_a_batch_gives_what_asking_live_gives(go, rows, tmp_path):
+    server, straight = BatchServer(), BatchServer()
+    store = go(server, "trace.mode.n=2")
+    assert len(store.traces()) == 2 * len(rows) and server.live == 0
+    assert [len(batch) for batch in server.submitted] == [2 * len(rows)]
+    go(straight, "trace.mode.n=2", live=True, folder="live")
+    assert straight.live == 2 * len(rows)
+    assert files_but_book(tmp_path / "traces") == files_but_book(tmp_path / "live")
+    again = BatchServer()
+    go(again, "trace.mode.n=2")
+    assert not again.submitted
+
+
+def test_several_samples_in_one_request(go, rows):
+    server = BatchServer()
+    store = go(server, "trace.mode.n=4", "teacher.samples_per_request=4")
+    assert len(store.traces()) == 4 * len(rows) and [len(batch) for batch in server.submitted] == [len(rows)]
+
+
+def test_files_are_of_bounded_size(go, rows):
+    server = BatchServer()
+    go(server, "teacher.batch_requests=5")
+    assert [len(batch) for batch in server.submitted] == [5, 5, 2] and asked_once(server)
+
+
+def test_what_has_no_result_is_asked_again_and_nothing_else(go, rows, tmp_path):
+    """Expired in the middle, with results, refusals for good, a server error, and lines of no use."""
+    server = BatchServer([Plan("expired", lost=(1, 4), refused=(2,), failed=(3,), garbage=True), Plan()])
+    said = []
+    store = go(server, messages=said)
+    first, second = server.submitted
+    assert set(second) == {first[1], first[4], first[3]}
+    assert len(store.traces()) == len(rows) - 1
+    (lacking,) = failed_of(tmp_path / "traces")
+    assert lacking["kind"] == "context_length"
+    assert any("is expired: 3 requests have no result" in text for text in said)
+
+
+def test_requests_that_never_come_back_are_given_up(go):
+    server = BatchServer([Plan(lost=(0,))])
+    with pytest.raises(TeacherError, match="without a result from 5 batches"):
+        go(server)
+    assert [len(batch) for batch in server.submitted] == [12, 1, 1, 1, 1]
+
+
+def test_malformed_results_are_asked_again_and_at_last_set_aside(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(BatchServer, "_answer", staticmethod(lambda body: {"choices": []}))
+    with pytest.raises(TeacherError, match="replies failed"):
+        go(BatchServer(), "teacher.malformed_tries=2")
+    kinds = {entry["failed"]["kind"] for entry in journal_of(tmp_path / "traces") if "failed" in entry}
+    assert kinds == {"malformed"}
+
+
+def test_a_batch_that_fails_as_a_whole_ends_the_job(go):
+    server = BatchServer([Plan("failed", problem="line 1: no such model", code="invalid_json_line")])
+    with pytest.raises(TeacherError, match="failed as a whole: line 1: no such model"):
+        go(server)
+    with pytest.raises(TeacherError, match="failed as a whole"):
+        go(server)
+    assert len(server.submitted) == 1
+
+
+def test_a_full_queue_is_waited_for(go, rows):
+    """Two batches, the second of which the account has no room for until the first has ended."""
+    full = Plan("failed", problem="Enqueued token limit reached", code="token_limit_exceeded", looks=1)
+    server = BatchServer([Plan(looks=6), full, Plan()])
+    store = go(server, "teacher.batch_requests=6")
+    assert len(store.traces()) == len(rows) and [len(batch) for batch in server.submitted] == [6, 6, 6]
+    with pytest.raises(TeacherError, match="takes no batch: Enqueued token limit"):
+        go(BatchServer([full]), folder="other")
+
+
+def test_an_endpoint_without_batches(go):
+    from starlette.applications import Starlette
+
+    class Bare(BatchServer):
+        app = Starlette()
+
+    with pytest.raises(TeacherError, match="has no batches"):
+        go(Bare())
+
+
+def test_the_budget_counts_what_is_under_way(go, rows):
+    """A request may cost about 0.04; an answer costs 0.015."""
+    server = BatchServer()
+    with pytest.raises(BudgetError, match="may cost"):
+        go(server, PRICES, "teacher.max_cost=0.15")
+    sent = sum(map(len, server.submitted))
+    assert 0 < sent < len(rows) and asked_once(server)
+    store = go(server, PRICES, "teacher.max_cost=3")
+    assert len(store.traces()) == len(rows) and asked_once(server)
+
+
+# ---- stopped and killed ----------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As good as a kill: nothing that follows is done."""
+
+
+def test_a_stop_leaves_batches_at_the_provider(go, rows):
+    server = BatchServer([Plan(looks=10**6)])
+    with pytest.raises(Stopped, match="go on at the provider"):
+        go(server, stop_asked=lambda: bool(server.batches))
+    server.plans = [Plan(looks=0)]
+    store = go(server)
+    assert len(store.traces()) == len(rows) and len(server.submitted) == 1
+
+
+def killed(go, server, monkeypatch, dying):
+    """One sitting, with `dying` in place of `Journal.append`, that is killed there."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journals.Journal, "append", dying)
+        with pytest.raises(Killed):
+            go(server)
+
+
+@pytest.mark.parametrize("moment", ["requests", "file", "id", "done"])
+@pytest.mark.parametrize("written", [True, False])
+def test_a_kill_at_any_step_submits_nothing_twice(go, rows, tmp_path, monkeypatch, moment, written):
+    """Before or after each line of the book; the job then runs again."""
+    append, server = journals.Journal.append, BatchServer()
+
+    def dying(self, entry):
+        if self.path.name == "batches.jsonl" and moment in entry:
+            if written:
+                append(self, entry)
+            raise Killed
+        append(self, entry)
+
+    killed(go, server, monkeypatch, dying)
+    store = go(server)
+    assert len(store.traces()) == len(rows) and len(server.submitted) == 1 and asked_once(server)
+    assert files_but_book(tmp_path / "traces") == files_but_book_of_one_sitting(go, tmp_path)
+
+
+def files_but_book_of_one_sitting(go, tmp_path):
+    go(BatchServer(), folder="whole")
+    return files_but_book(tmp_path / "whole")
+
+
+def test_a_kill_among_results_asks_for_none_again(go, rows, monkeypatch):
+    append, server, count = journals.Journal.append, BatchServer(), []
+
+    def dying(self, entry):
+        if self.path.name == "journal.jsonl":
+            count.append(entry)
+            if len(count) == 5:
+                raise Killed
+        append(self, entry)
+
+    killed(go, server, monkeypatch, dying)
+    store = go(server)
+    assert len(store.traces()) == len(rows) and len(server.submitted) == 1
+
+
+def test_an_answer_that_is_lost_creates_no_second_batch(go, rows):
+    server = BatchServer(drop_answers=1)
+    assert len(go(server).traces()) == len(rows) and len(server.submitted) == 1
+
+
+def test_no_key_is_written(go, tmp_path):
+    go(BatchServer())
+    for file in (tmp_path / "traces").iterdir():
+        assert KEY.encode() not in file.read_bytes()
+    first = json.loads((tmp_path / "traces" / "batches.jsonl").read_text().splitlines()[0])
+    assert first["entry"]["requests"]

@@ -1,0 +1,52 @@
+"""What a machine has: where nothing says so, and where there is a GPU (a stand-in for one)."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from limbeck.errors import RecipeError
+from limbeck.serve.settings import load_serving
+from limbeck.system import device
+
+
+def test_memory_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    psutil = pytest.importorskip("psutil")
+    assert device.total_memory() == pytest.approx(psutil.virtual_memory().total, rel=0.05)
+    assert device.taken_memory() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+
+
+def test_memory_of_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 2**30)
+    assert device.total_memory() == 80 * 2**30 and device.taken_memory() == 2**30
+
+
+def test_a_machine_that_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delattr(os, "sysconf")
+    assert device.total_memory() is None
+
+
+@pytest.mark.parametrize(
+    ("words", "memory", "found"),
+    [
+        ([], 64 * 2**30, (32 * 2**30, 4 * 2**30)),
+        ([], None, (None, 2**30)),
+        (["memory_budget=8G"], None, (8 * 2**30, 2**30)),
+        (["memory_budget=8G", "sequence_memory=512M"], 2**40, (8 * 2**30, 2**29)),
+    ],
+)
+def test_what_a_server_may_take_of_it(words: list[str], memory: int | None, found: tuple[int | None, int]) -> None:
+    assert load_serving(None, words).bytes_of(memory) == found
+
+
+def test_sequences_that_leave_no_room() -> None:
+    with pytest.raises(RecipeError, match=r"sequence_memory is 2G.*memory_budget of 1\.0 GiB. Lower the one or raise"):
+        load_serving(None, ["memory_budget=1G", "sequence_memory=2G"])

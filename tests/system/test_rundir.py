@@ -1,0 +1,73 @@
+"""Folders that say themselves whether they are whole; a manifest from elsewhere is not trusted."""
+
+import json
+import os
+
+import pytest
+
+from limbeck.system.rundir import atomic_dir, sha256_file, verify_dir
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with atomic_dir(tmp_path / "whole") as tmp:
+        (tmp / "sub").mkdir()
+        (tmp / "a.txt").write_text("a")
+        (tmp / "sub" / "b.txt").write_text("b")
+    return tmp_path / "whole"
+
+
+def rewrite(folder, change):
+    manifest = json.loads((folder / "MANIFEST.json").read_text())
+    change(manifest)
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+
+
+def test_a_whole_folder(folder):
+    assert verify_dir(folder) is None
+    assert verify_dir(folder, alone=True) is None
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "download").write_text("what a hub client leaves")
+    assert verify_dir(folder, alone=True) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/hostname", "../outside", "sub/../../outside", "a\\..\\b", "C:/x", "", "..", "sub/..", "a.txt\0"]
+)
+def test_names_that_lead_out_are_refused_and_not_read(folder, name):
+    outside = folder.parent / "outside"
+    outside.write_text("secret")
+    entry = {"bytes": 6, "sha256": sha256_file(outside)}
+    rewrite(folder, lambda manifest: manifest.update({name: entry}))
+    assert "not a name inside the folder" in (verify_dir(folder) or "")
+
+
+@pytest.mark.parametrize("where", ["a.txt", "sub"])
+def test_links_are_refused_even_where_the_content_is_right(folder, where):
+    moved = folder.parent / "moved"
+    os.rename(folder / where, moved)
+    (folder / where).symlink_to(moved)
+    assert "is a link" in (verify_dir(folder) or "")
+
+
+def test_what_is_no_plain_file_is_refused_and_not_waited_for(folder):
+    (folder / "a.txt").unlink()
+    os.mkfifo(folder / "a.txt")
+    assert "not a plain file" in (verify_dir(folder) or "")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}x", '{"a.txt": 3}', '{"a.txt": {"bytes": "x", "sha256": ""}}', '"a"', "[" * 100_000, "\udcff"]
+)
+def test_manifests_that_are_none(folder, text):
+    (folder / "MANIFEST.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert "not readable JSON" in (verify_dir(folder) or "")
+
+
+def test_files_beside_the_manifest(folder):
+    (folder / "sub" / "adapter_config.json").write_text("{}")
+    assert verify_dir(folder) is None
+    assert "not in the folder's MANIFEST.json" in (verify_dir(folder, alone=True) or "")
+    (folder / "sub" / "adapter_config.json").unlink()
+    (folder / "link").symlink_to("/etc")
+    assert "is a link" in (verify_dir(folder, alone=True) or "")
