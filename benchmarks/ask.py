@@ -25,7 +25,8 @@ from limbeck.label.replies import keep_text
 from limbeck.models.gguf_import import resolve_model
 from limbeck.recipe import Recipe
 from limbeck.system.device import resident_memory
-from limbeck.text.encode import Encoder, Example, load_tokenizer
+from limbeck.text.encode import Encoder, Example
+from limbeck.text.tokenizer import load_tokenizer
 from limbeck.types import Progress, Row
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from limbeck.curate.chain import curate
-from limbeck.curate.selection import Context
+from limbeck.curate.context import Context
 from limbeck.curate.verifiers import verify_all
 from limbeck.recipe import CurateRule
 from limbeck.types import Candidate

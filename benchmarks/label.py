@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, teacher
 
-from limbeck.label.local import label_rows, store_header
+from limbeck.label.local import label_rows
+from limbeck.label.plan import store_header
 from limbeck.recipe import Recipe
 from limbeck.store import StoreWriter
 from limbeck.types import Row

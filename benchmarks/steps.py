@@ -26,7 +26,8 @@ from common import interleave, machine, stdlib_rows, student, teacher
 from peers import TUNED, trl_step
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from limbeck.label.local import codec_of, score, support_spec
+from limbeck.label.local import score
+from limbeck.label.plan import codec_of, support_spec
 from limbeck.losses import Terms
 from limbeck.models.hf import packed_hidden
 from limbeck.recipe import Optimizer, Sampled, TraceSection

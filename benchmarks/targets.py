@@ -25,7 +25,7 @@ import torch
 from common import encoded_rows, machine, stdlib_rows, teacher
 from frontier import draw
 
-from limbeck.label.local import codec_of, support_spec
+from limbeck.label.plan import codec_of, support_spec
 from limbeck.losses import fused_distill_loss, iter_logits
 from limbeck.losses.support import SupportSpec, join, select, split
 from limbeck.models.hf import head_layer, packed_attention, packed_hidden

@@ -13,7 +13,7 @@ import torch
 
 from limbeck.data import read_rows
 from limbeck.evaluate.task_stage import judge_of, run_tasks
-from limbeck.export.safetensors import read_card, save_artifact
+from limbeck.models.artifact import read_card, save_artifact
 from limbeck.models.card import make_card
 from limbeck.models.open import open_hf
 from limbeck.recipe import Recipe

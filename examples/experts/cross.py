@@ -21,7 +21,7 @@ from limbeck.engine.batching import BatchEngine
 from limbeck.evaluate.compare import TEACHER, evaluate_models
 from limbeck.models.open import open_hf
 from limbeck.recipe import Evaluate
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 from limbeck.text.chat_template import ChatTemplate
 from limbeck.types import Sampling
 

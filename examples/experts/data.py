@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.data.stdlib import read_stdlib
 from limbeck.data.synthetic import make_problem
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

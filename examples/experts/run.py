@@ -23,7 +23,7 @@ from cross import cross_evaluate
 from data import DOMAINS, write_data
 from table import markdown
 
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from limbeck.capture.proxy import GRACE_SECONDS, serve
-from limbeck.serve.settings import is_loopback
+from limbeck.system.net import is_loopback
 from limbeck.system.signals import stop_on_signals
 
 if TYPE_CHECKING:

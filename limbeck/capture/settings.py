@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from limbeck.errors import CaptureError
-from limbeck.serve.settings import is_loopback
+from limbeck.system.net import is_loopback
 from limbeck.text.redact import make_redactor
 
 if TYPE_CHECKING:

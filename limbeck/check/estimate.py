@@ -18,16 +18,17 @@ from limbeck.evaluate.parity import MOST_POSITIONS, NEW_TOKENS, PROMPTS
 from limbeck.evaluate.speed import MOST_ROUNDS
 from limbeck.evaluate.task_stage import choose_questions, exam_of
 from limbeck.evaluate.tasks import batches_of
-from limbeck.label.local import label_rows, store_header
+from limbeck.label.local import label_rows
+from limbeck.label.plan import store_header
 from limbeck.losses.chunked import Terms, cut_head
 from limbeck.models.hf import HfLM, head_layer
 from limbeck.recipe import BITS, GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScoreMode, ScratchStudent
 from limbeck.students.pretrained import load_pretrained
 from limbeck.students.prune import prune_layers
 from limbeck.students.scratch import build_scratch
+from limbeck.system.atomic import sha256_file
 from limbeck.system.cost import measure
 from limbeck.system.device import pick_device, resolve_dtype
-from limbeck.system.rundir import sha256_file
 from limbeck.text.packing import labels_of, pack, plan_batches
 from limbeck.train.batches import Order
 from limbeck.train.distiller import Distiller

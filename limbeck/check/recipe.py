@@ -36,7 +36,8 @@ from limbeck.system.cost import disk_bytes, measure
 from limbeck.system.device import total_memory
 from limbeck.system.rundir import RunDir
 from limbeck.text.chat_template import ChatTemplate, compare_templates
-from limbeck.text.encode import Encoder, compare_tokenizers, load_tokenizer, template_hash
+from limbeck.text.encode import Encoder
+from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer, template_hash
 from limbeck.train.qad import stored_weights
 from limbeck.train.run import trusts_remote_code
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.config.schema import meant
+from limbeck.curate.context import Context
 from limbeck.curate.filters import FILTERS
-from limbeck.curate.selection import TOGETHER, Context
+from limbeck.curate.selection import TOGETHER
 from limbeck.errors import DataError
 from limbeck.recipe import QuotaRule
 

@@ -18,7 +18,7 @@ from limbeck.recipe import MISSED
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from limbeck.curate.selection import Context
+    from limbeck.curate.context import Context
     from limbeck.recipe import DecontaminateRule, DuplicateRule, NearDuplicateRule
     from limbeck.types import Candidate
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 
 from limbeck.errors import DataError, RunDirError
-from limbeck.report.format import visible
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
+from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,10 +10,10 @@ import csv
 import hashlib
 import io
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from limbeck.curate.context import Context
 from limbeck.curate.dedup import decontaminate, exact_duplicates, near_duplicates
 from limbeck.errors import DataError
 from limbeck.recipe import needs_reference
@@ -26,22 +26,6 @@ if TYPE_CHECKING:
     from limbeck.types import Candidate
 
     Verify = Callable[[Verifier, list[tuple[str, str]]], list[Verdict]]
-
-
-@dataclass
-class Context:
-    """What rules know besides the replies they are given: `verify` (cached, and stoppable), the replies that are held
-    out, the seed, the ids of all replies. And what they find: the share of right replies by row, the verdict on each
-    reply, those that a human wants to keep whatever later rules say, and sentences that a reader should know."""
-
-    verify: Verify
-    held_out: Sequence[Candidate] = ()
-    seed: int = 0
-    ids: frozenset[str] = frozenset()
-    pass_rate: dict[str, float] = field(default_factory=dict)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    wanted: set[str] = field(default_factory=set)
-    notes: list[str] = field(default_factory=list)
 
 
 def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.curate.chain import Curated, Step, curate
-from limbeck.curate.selection import Context
+from limbeck.curate.context import Context
 from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.recipe import Judge
-from limbeck.system.rundir import atomic_path, atomic_write, fingerprint
+from limbeck.system.atomic import atomic_path, atomic_write, fingerprint
 from limbeck.types import Candidate, Progress, Row, Trace
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from limbeck.data import Sample, count_rows, read_examples, row_id, source_files
 from limbeck.data.table import VERSION as ROWS_VERSION
 from limbeck.errors import DataError, EmptyRow, LongRow, RecipeError, UnsupervisedRow
 from limbeck.recipe import GenerateMode, Recipe, StdlibSource
-from limbeck.system.rundir import atomic_write, sha256_file
+from limbeck.system.atomic import atomic_write, sha256_file
 from limbeck.text.encode import Encoded, Encoder
 from limbeck.types import Progress, Row
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
-from limbeck.system.rundir import atomic_path
+from limbeck.system.atomic import atomic_path
 from limbeck.types import Row
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from limbeck.errors import TeacherError
-from limbeck.system.rundir import fingerprint
+from limbeck.system.atomic import fingerprint
 from limbeck.types import Cap
 
 VERSION = 1

@@ -12,9 +12,8 @@ where two tokens are as close as that, either may be chosen.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,13 +22,14 @@ from torch import Tensor
 from limbeck.engine.api import Scored
 from limbeck.engine.hf_memory import TorchMemory
 from limbeck.engine.llama_memory import LlamaMemory
+from limbeck.engine.memory import Logits, Memory, Part
 from limbeck.engine.scheduler import MEMORY, Desk, Event, Job
 from limbeck.errors import EngineError
 from limbeck.models.llamacpp import LlamaLM
 from limbeck.models.sampling import write_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from limbeck.models.hf import HfLM
 
@@ -37,49 +37,6 @@ STALL_SECONDS = 0.1  # what pieces of prompts may add to a step in which replies
 ALONE_SECONDS = 0.5  # what a step of prompts alone may take: so long does a newcomer wait for his turn
 LEAST, SURE, MOST = 32, 128, 512  # tokens of prompts in a step; as many tell how fast they are read
 REUSE = 16  # tokens of a beginning that are worth a copy
-
-Logits = Callable[[slice], Iterator[tuple[slice, Tensor]]]
-"""Some of the rows that were asked for, in blocks: (where among those, logits_nV in fp32), reused for the next one."""
-
-
-class Part(NamedTuple):
-    """Tokens that follow the first `start` of the sequence in `slot`."""
-
-    slot: int
-    start: int
-    ids: list[int]
-
-
-class Memory(Protocol):
-    """A model and the sequences that it is reading, each in its slot: up to `most` tokens, `most_bytes` all together.
-    Used by one thread."""
-
-    @property
-    def copies(self) -> bool:
-        """Whether what stands in one slot can be had in another."""
-        ...
-
-    @property
-    def most(self) -> int: ...
-
-    @property
-    def most_bytes(self) -> int: ...
-
-    @property
-    def bytes(self) -> int:
-        """What it takes now: a number that other threads may read."""
-        ...
-
-    def keep(self, source: int, slot: int, tokens: int) -> int:
-        """A new sequence for the slot, which begins with the first tokens of `source`: how many of them it has."""
-        ...
-
-    def read(self, parts: Sequence[Part], num_single: int, rows: list[int]) -> Logits:
-        """Read all parts, of which the first `num_single` have one token, and make logits behind those tokens of theirs
-        that `rows` counts, in that order. They can be had until the next call."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class BatchEngine(Desk):

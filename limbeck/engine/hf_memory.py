@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from limbeck.engine import kv_slots as slot_memory
 from limbeck.engine.compat import own_context, prove
 from limbeck.engine.kv_slots import Piece, Plan, SlotMemory, forward
-from limbeck.engine.scheduler import context_within
+from limbeck.engine.memory import context_within
 from limbeck.losses.chunked import iter_logits
 from limbeck.models.hf import attending
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.engine.batching import Logits, Part
+    from limbeck.engine.memory import Logits, Part
     from limbeck.models.hf import HfLM
 
 

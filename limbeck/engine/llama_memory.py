@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from limbeck.engine.scheduler import FALLBACK_CONTEXT, context_within, token_bytes_of
+from limbeck.engine.memory import context_within, token_bytes_of
+from limbeck.engine.scheduler import FALLBACK_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
-    from limbeck.engine.batching import Logits, Part
+    from limbeck.engine.memory import Logits, Part
     from limbeck.models.llamacpp import LlamaLM
 
 ROOM = 256  # tokens of each slot at first; llama.cpp takes multiples of that

@@ -7,7 +7,6 @@ hands out what each turn brought. Everything shared is behind one lock. When the
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from limbeck.engine.api import Ask, Scored, Stats
-from limbeck.errors import DataError, EngineError, EngineFull, LongRow, TeacherError
+from limbeck.errors import DataError, EngineError, EngineFull, LongRow
 from limbeck.models.sampling import Writer
 from limbeck.types import Written
 
@@ -278,30 +277,6 @@ class Desk:
             self._waiting.clear()
         self._hand_out((job, why) for job in jobs)
         self._worker.close()
-
-
-def token_bytes_of(lm: LiveLM) -> int:
-    """Bytes of keys and values that a token takes, measured on a few; 1 at least (where there is a state instead).
-
-    Raises TeacherError for models without sessions."""
-    with contextlib.closing(lm.session()) as session:
-        session.feed(np.arange(min(PROBE, lm.vocab), dtype=np.int32))
-        return max(session.token_bytes, 1)
-
-
-def context_within(name: str, asked: int | None, own: int, fits: int) -> int:
-    """Tokens of the longest sequence: as asked, or what the model can (`own`) and memory has room for (`fits`).
-
-    Raises TeacherError where what is asked is more than is possible.
-    """
-    most = min(own, fits)
-    if most < 2 or (asked is not None and not 2 <= asked <= most):
-        what = "the context" if asked is None else f"a context of {asked:,} tokens"
-        raise TeacherError(
-            f"{what} is not possible for {name}: here it can have 2 to {own:,} tokens, and memory for keys and values "
-            f"has room for {fits:,} in each slot. Ask for a shorter context, fewer slots, or more memory."
-        )
-    return asked or most
 
 
 def _deliver(items: list[tuple[Inbox, Event]]) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from limbeck.engine.api import Scored
-from limbeck.engine.scheduler import FALLBACK_CONTEXT, MEMORY, Desk, Event, Job, context_within, token_bytes_of
+from limbeck.engine.memory import context_within, token_bytes_of
+from limbeck.engine.scheduler import FALLBACK_CONTEXT, MEMORY, Desk, Event, Job
 from limbeck.errors import EngineError, LimbeckError
 
 if TYPE_CHECKING:

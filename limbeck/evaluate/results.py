@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from limbeck.evaluate.compare import METRICS, TEACHER, Evaluation
 from limbeck.metrics.calibration import ece
 from limbeck.metrics.intervals import Bootstrap, paired_bootstrap
-from limbeck.system.rundir import atomic_path
+from limbeck.system.atomic import atomic_path
 
 if TYPE_CHECKING:
     from pathlib import Path

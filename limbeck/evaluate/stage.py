@@ -19,7 +19,7 @@ from limbeck.evaluate.samples import choose_prompts, write_answers
 from limbeck.evaluate.speed import measure_speed
 from limbeck.metrics.calibration import ece
 from limbeck.metrics.intervals import Bootstrap, judge, judge_words, paired_bootstrap
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

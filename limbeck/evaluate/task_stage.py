@@ -14,7 +14,7 @@ from limbeck.evaluate.results import to_json
 from limbeck.evaluate.tasks import Exam, questions_of, take_exam
 from limbeck.metrics.pass_at_k import compare_attempts, final_answer
 from limbeck.recipe import Exact, Numeric, Regex, temperature_and_top_p
-from limbeck.system.rundir import atomic_write, fingerprint, sha256_file
+from limbeck.system.atomic import atomic_write, fingerprint, sha256_file
 from limbeck.text.encode import Encoder
 from limbeck.types import Row, Sampling
 

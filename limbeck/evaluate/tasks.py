@@ -15,7 +15,7 @@ import numpy as np
 
 from limbeck.errors import DataError, Stopped
 from limbeck.metrics.pass_at_k import Attempt, final_answer
-from limbeck.system.rundir import atomic_write, fingerprint
+from limbeck.system.atomic import atomic_write, fingerprint
 from limbeck.types import Progress, Sampling
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from limbeck.experts.verify import counted, verify_expert
 from limbeck.experts.versions import FIRST, check_name, check_version, following
 from limbeck.models.open import open_lm
 from limbeck.models.weights import pickle_only
+from limbeck.system.atomic import verify_dir
 from limbeck.system.cost import disk_bytes, measure
-from limbeck.system.rundir import verify_dir
 from limbeck.text.redact import make_redactor
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import ExpertError
 from limbeck.experts.card import parse_json
 from limbeck.models.weights import PICKLES
-from limbeck.system.rundir import sha256_file
+from limbeck.system.atomic import sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

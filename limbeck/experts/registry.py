@@ -27,7 +27,7 @@ from limbeck.experts import integrity as sealed
 from limbeck.experts.card import ExpertCard, PromptRow, card_json, read_card_json, read_row, rows_jsonl
 from limbeck.experts.readme import render
 from limbeck.experts.versions import NAME, VERSION, check_name, check_version, precedence
-from limbeck.system.rundir import fsync_dir, raise_if_full, seal_dir
+from limbeck.system.atomic import fsync_dir, raise_if_full, seal_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping

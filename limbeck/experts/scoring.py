@@ -87,7 +87,7 @@ def _check_row(lm: LiveLM, row: HeldOut) -> None:
 
 def scores_of(sums: Sums, *, seed: int = 0) -> dict[str, dict[str, float | int]]:
     """Each measure with its 95 % interval, as cards have them; "ce" as "perplexity". Rows of one prompt are resampled
-    together (`evaluate.intervals`)."""
+    together (`metrics.intervals`)."""
     if not len(sums.positions_R):
         return {}
     found = paired_bootstrap(

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from limbeck.data import read_examples, read_rows, row_id
 from limbeck.errors import DataError, EmptyRow, LongRow, RunDirError, UnsupervisedRow
-from limbeck.export.safetensors import read_card
 from limbeck.export.verified import Judged, export_lm, open_source, refuse_target, told_of
 from limbeck.export.verified import card_of as card_of_source
+from limbeck.models.artifact import read_card
 from limbeck.recipe import FileSource, GenerateMode, name_of_export
 from limbeck.recipe.io import load_recipe
 from limbeck.store import TraceStore

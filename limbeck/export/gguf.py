@@ -23,7 +23,7 @@ from limbeck.export.gguf_families import Part, describe, family_of, parts
 from limbeck.export.gguf_tokens import added_around, describe_tokens, read_tokens
 from limbeck.export.ollama import modelfile
 from limbeck.models.card import licence_of
-from limbeck.system.rundir import raise_if_full
+from limbeck.system.atomic import raise_if_full
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import importlib
-import json
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import ExportError, RunDirError, Stopped, StoreError, TeacherError
+from limbeck.errors import ExportError, RunDirError, TeacherError
 from limbeck.evaluate.parity import Parity, Sizes, parity
 from limbeck.evaluate.speed import stored_bytes
-from limbeck.export.safetensors import artifact_of, is_artifact, read_card, write_card
+from limbeck.models.artifact import artifact_of, is_artifact, read_card, write_card
 from limbeck.models.card import Card, hub_id, licence_of
 from limbeck.models.gguf_import import model_licence
 from limbeck.models.int8 import num_quantized
 from limbeck.models.open import open_format, open_hf
 from limbeck.models.weights import weight_bytes
-from limbeck.recipe import bound_of, name_of_export
-from limbeck.system.rundir import atomic_dir, atomic_write, sweep
+from limbeck.recipe import bound_of
+from limbeck.system.atomic import atomic_dir
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limbeck.models.hf import HfLM
-    from limbeck.pipeline.stage import Stages
     from limbeck.recipe import Export
     from limbeck.types import Artifact, OnProgress, Row, Trace
 
@@ -173,37 +171,6 @@ def card_of(source: str | Path) -> Card:
 
 
 # ---- the stage -------------------------------------------------------------------------------------------------------
-
-
-def run_exports(exports: Sequence[Export], artifact: Path, judged: Judged, stages: Stages, *, folder: Path) -> None:
-    """Write every export of a run that is not in `folder` yet, and parity.json for all of them.
-
-    An export is there when its folder is whole, was made of these weights, and meets its bound. Raises what
-    `export_artifact` raises; Stopped, between two of them, when asked to stop.
-    """
-    sweep(folder, "parity.json")
-    source, card = open_source(artifact), card_of(artifact)
-    told = []
-    for settings in exports:
-        if stages.stop_asked():
-            raise Stopped("stopped between two exports; run the same command again to go on.")
-        out = folder / name_of_export(settings)
-        if not _is_there(out, source, settings):
-            stages.on_message(f"exporting to {settings.kind} {settings.quant}")
-            export_lm(source, card, out, settings, judged, on_progress=stages.on_progress)
-        told.append(told_of(out, read_card(out)))
-    atomic_write(folder / "parity.json", json.dumps({"exports": told}, indent=1))
-
-
-def _is_there(out: Path, source: HfLM, settings: Export) -> bool:
-    sweep(out.parent, out.name)  # a folder whose replacement was cut short is put back
-    if not is_artifact(out):
-        return False
-    try:
-        found = read_card(out).parity or {}
-    except StoreError:
-        return False
-    return found.get("source") == source.fingerprint and found.get("kl", 1e9) <= bound_of(settings)
 
 
 def told_of(out: Path, card: Card) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from limbeck.errors import TeacherError
 from limbeck.label.recorders import keeping_of, reader_for
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, ScoreMode, TopK, Votes, name_of
 from limbeck.recipe.rules.check import raise_problems
-from limbeck.system.rundir import atomic_write, fingerprint
+from limbeck.system.atomic import atomic_write, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -16,7 +16,7 @@ from limbeck.label.local import make_trace
 from limbeck.label.replies import UNCUT, Keeping, Made, Said, ask_header, keep_text, reply_text, reply_trace
 from limbeck.label.votes import vote
 from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
-from limbeck.system.rundir import fingerprint
+from limbeck.system.atomic import fingerprint
 from limbeck.text.chat_template import ChatTemplate
 from limbeck.text.encode import Encoder
 from limbeck.text.packing import label_positions, labels_of

@@ -22,7 +22,7 @@ from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.messages import Answer, answer_from_json, answer_to_json
 from limbeck.endpoint.retry import Desk, run_loop, settle
 from limbeck.errors import Stopped, TeacherError
-from limbeck.label.local import plan_shards
+from limbeck.label.plan import plan_shards
 from limbeck.label.rejection import enough_right
 from limbeck.label.remote_batches import Request, ask_in_batches
 from limbeck.label.replies import Keeping, Said, ask_of, reply_text
@@ -31,7 +31,7 @@ from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, name_of
 from limbeck.store import StoreWriter, TraceStore, trace_id
 from limbeck.store.failures import Failures
 from limbeck.store.reply_log import Journal
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 from limbeck.types import Progress
 
 if TYPE_CHECKING:

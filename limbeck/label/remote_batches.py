@@ -21,7 +21,7 @@ from limbeck.endpoint.retry import Outcome
 from limbeck.endpoint.status import Again, Refused
 from limbeck.errors import BudgetError, Stopped, TeacherError
 from limbeck.store.reply_log import Journal
-from limbeck.system.rundir import fingerprint
+from limbeck.system.atomic import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint.messages import Ask, Choice
 from limbeck.errors import DataError
-from limbeck.label.local import bare_record, header_of, make_trace
+from limbeck.label.local import bare_record, make_trace
+from limbeck.label.plan import header_of
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, TextTarget, name_of
-from limbeck.system.rundir import fingerprint
+from limbeck.system.atomic import fingerprint
 from limbeck.text.encode import Encoder
 from limbeck.types import Sampling
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from yaml import YAMLError, safe_dump, safe_load
 
 from limbeck.errors import BudgetError, MissingExtra, RunDirError, TeacherError
-from limbeck.system.rundir import atomic_dir, fingerprint, sha256_file
+from limbeck.system.atomic import atomic_dir, fingerprint, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

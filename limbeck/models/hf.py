@@ -25,8 +25,8 @@ from limbeck.models.gguf_import import resolve_model
 from limbeck.models.int8 import plain, prepare_for
 from limbeck.models.weights import adapter_only, format_of
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
-from limbeck.text.encode import load_tokenizer, tokenizer_hash
 from limbeck.text.packing import pack
+from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.types import Batch, Cap, Head, Reply, Row, Sampling
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from limbeck.errors import MissingExtra, TeacherError
 from limbeck.models.gguf_header import file_fingerprint, read_header
 from limbeck.models.sampling import Writer, write_all
 from limbeck.system.device import prepare_cpu
-from limbeck.text.encode import load_tokenizer, tokenizer_hash
+from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.types import Cap, Reply, Sampling, Written
 
 if TYPE_CHECKING:

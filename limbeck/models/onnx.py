@@ -15,9 +15,9 @@ from torch import Tensor
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.models import onnx_check
 from limbeck.models.sampling import write_all
+from limbeck.system.atomic import fingerprint, sha256_file
 from limbeck.system.device import prepare_cpu
-from limbeck.system.rundir import fingerprint, sha256_file
-from limbeck.text.encode import load_tokenizer, tokenizer_hash
+from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.types import Cap, Reply, Sampling
 
 if TYPE_CHECKING:

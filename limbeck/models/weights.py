@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from limbeck.errors import StoreError
-from limbeck.system.rundir import verify_dir
+from limbeck.system.atomic import verify_dir
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 CARD_FILE = "limbeck.json"

@@ -22,16 +22,18 @@ from limbeck.data.build import data_fingerprint, run_data
 from limbeck.errors import Stopped
 from limbeck.evaluate.stage import run_evaluate
 from limbeck.evaluate.task_stage import run_tasks, task_files
-from limbeck.export.safetensors import read_card, save_artifact, update_card
-from limbeck.export.verified import Judged, run_exports
+from limbeck.export.verified import Judged
 from limbeck.label.judge import ask_judges
-from limbeck.label.local import run_label, store_header
+from limbeck.label.local import run_label
+from limbeck.label.plan import store_header
 from limbeck.label.preflight import keep_record, prepare
 from limbeck.label.remote import run_ask
 from limbeck.label.strip_reasoning import strips_thinking, without_thinking
+from limbeck.models.artifact import read_card, save_artifact, update_card
 from limbeck.models.card import Card, make_card
 from limbeck.models.gguf_import import model_licence, resolve_model
 from limbeck.models.open import open_hf
+from limbeck.pipeline.exports import run_exports
 from limbeck.pipeline.stage import NAMES, Stages
 from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
 from limbeck.recipe import (
@@ -52,11 +54,12 @@ from limbeck.report.write import run_report
 from limbeck.store import TraceStore
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
 from limbeck.students.build import build_student
+from limbeck.system.atomic import atomic_write, fingerprint, sha256_file
 from limbeck.system.cost import measure
 from limbeck.system.device import pick_device, resolve_dtype
-from limbeck.system.rundir import RunDir, StageRecord, atomic_write, fingerprint, sha256_file
+from limbeck.system.rundir import RunDir, StageRecord
 from limbeck.system.signals import stop_requests
-from limbeck.text.encode import load_tokenizer, template_hash, tokenizer_hash
+from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.loop import Job
 from limbeck.train.parallel import Ranks, barrier, join_ranks
 from limbeck.train.run import needs_teacher, run_train, stores_targets, trusts_remote_code
@@ -77,7 +80,7 @@ def run_recipe(
     on_progress: OnProgress | None = None,
     on_message: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Run a recipe up to the stage `until` (one of `jobs.stages.NAMES`).
+    """Run a recipe up to the stage `until` (one of `pipeline.stage.NAMES`).
 
     With `estimate`, a few seconds are spent first on what the run will cost. Returns the summary, as written to
     RUN/summary.json. Raises RecipeError before any work when `check` finds a problem; Stopped after a requested stop,

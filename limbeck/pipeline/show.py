@@ -14,7 +14,7 @@ from limbeck.recipe import name_of
 from limbeck.recipe.io import load_recipe
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
-from limbeck.text.encode import load_tokenizer, tokenizer_hash
+from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from limbeck.pipeline.stage import NAMES
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
     from limbeck.recipe import Recipe

@@ -22,7 +22,7 @@ from limbeck.recipe.curate import (
     VerifyRule,
 )
 from limbeck.recipe.data import CapturedSource, DatasetSource, FileSource, ProblemsSource, Source, StdlibSource
-from limbeck.recipe.evaluate import Harness, Tasks, temperature_and_top_p
+from limbeck.recipe.evaluate import Evaluate, Harness, Tasks, temperature_and_top_p
 from limbeck.recipe.export import BITS, EXPORTS, Export, bound_of, make_export, name_of_export, packages_of, quants_of
 from limbeck.recipe.objective import (
     AlsoTerm,
@@ -38,34 +38,22 @@ from limbeck.recipe.objective import (
     TokenWeights,
     needs_of,
 )
-from limbeck.recipe.recipe import (
-    WSD,
-    Constant,
-    Cosine,
-    Epochs,
-    Evaluate,
+from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.student import PretrainedStudent, PruneStudent, ScratchStudent
+from limbeck.recipe.teacher import HfTeacher, OpenAITeacher, Prices, VllmTeacher, is_local, name_of
+from limbeck.recipe.trace import (
     GenerateMode,
     Hybrid,
     Live,
-    Minutes,
-    Optimizer,
-    PretrainedStudent,
-    PruneStudent,
-    Qad,
-    Recipe,
     Sampled,
     ScoreMode,
-    ScratchStudent,
-    Steps,
     Target,
     TextTarget,
-    Tokens,
     TopK,
     TraceSection,
-    Train,
     Votes,
 )
-from limbeck.recipe.teacher import HfTeacher, OpenAITeacher, Prices, VllmTeacher, is_local, name_of
+from limbeck.recipe.train import WSD, Constant, Cosine, Epochs, Minutes, Optimizer, Qad, Steps, Tokens, Train
 from limbeck.recipe.verifier import Exact, JsonSchema, Judge, Math, Numeric, Regex, UnitTests, Verifier, needs_reference
 
 # fmt: off

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from limbeck.config.schema import Positive, Section
+
+if TYPE_CHECKING:
+    pass
 
 
 class StdlibSource(Section):
@@ -98,3 +101,22 @@ class CapturedSource(Section):
 
 
 Source = StdlibSource | FileSource | DatasetSource | ProblemsSource | CapturedSource
+
+
+class Data(Section):
+    """The transfer set: what is read, how long a row may be, and how much of it is held out."""
+
+    source: Source = Field(discriminator="kind")
+    max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="longest row in tokens")
+    long_rows: Literal["stop", "skip", "truncate"] = Field(
+        default="truncate", description="what to do with longer rows"
+    )
+    bad_rows: Literal["stop", "skip"] = Field(default="stop", description="what to do with empty or malformed rows")
+    chat_template: bool = Field(
+        default=True, description="render prompt/completion pairs as a chat; false joins them as plain text"
+    )
+    holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.1, description="share of rows held out, by content hash"
+    )
+    limit: Positive | None = Field(default=None, description="use at most this many training rows (a seeded sample)")
+    limit_heldout: Positive | None = Field(default=256, description="use at most this many held-out rows")

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from limbeck.config.problems import problem
 from limbeck.config.schema import Positive, Section
 from limbeck.recipe.data import Source
-from limbeck.recipe.verifier import Exact, Judge, Verifier
+from limbeck.recipe.verifier import Verifier
+
+if TYPE_CHECKING:
+    pass
+from typing import TYPE_CHECKING
+
+from limbeck.config.problems import problem
+from limbeck.recipe.verifier import Exact, Judge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,3 +100,16 @@ def temperature_and_top_p(decoding: Decoding) -> tuple[float, float]:
     if isinstance(decoding, SampledDecoding):
         return decoding.temperature, decoding.top_p
     return DECODINGS[decoding.kind]
+
+
+class Evaluate(Section):
+    """Fidelity on held-out rows against the live teacher, calibration, speed, and side-by-side answers."""
+
+    batch_tokens: Positive = Field(default=2048, description="tokens of one forward")
+    bootstrap: Positive = Field(default=2000, description="resamples of the paired bootstrap over held-out rows")
+    answers: Annotated[int, Field(ge=0)] = Field(
+        default=4, description="held-out prompts answered side by side in the report"
+    )
+    answer_tokens: Positive = Field(default=48, description="tokens of each answer")
+    tasks: Tasks | None = Field(default=None, description="problems that all models answer; null asks none")
+    harness: Harness | None = Field(default=None, description="tasks of lm-evaluation-harness; null runs none")

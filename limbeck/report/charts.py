@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from limbeck.report.format import number, percent, shortened
+from limbeck.report.format import number, percent
+from limbeck.text.visible import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.report.format import number, percent, shortened, visible
+from limbeck.report.format import number, percent
+from limbeck.text.visible import shortened, visible
 
 REASONS = 3
 

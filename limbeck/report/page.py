@@ -14,11 +14,12 @@ from markupsafe import Markup
 from limbeck.report import charts
 from limbeck.report.collect import MODELS, ROLES, RunFiles, dig
 from limbeck.report.export_table import export_table
-from limbeck.report.format import number, percent, perplexity, shortened, signed, times, visible
+from limbeck.report.format import number, percent, perplexity, signed, times
 from limbeck.report.funnel import funnel
 from limbeck.report.sample_cards import answer_cards
 from limbeck.report.task_table import task_table
 from limbeck.system.units import count, duration, size
+from limbeck.text.visible import shortened, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from limbeck.report.collect import MODELS, dig
-from limbeck.report.format import number, percent, visible, visible_end
+from limbeck.report.format import number, percent
+from limbeck.text.visible import visible, visible_end
 
 LONGEST_PROMPT = 1500
 LONGEST_ANSWER = 4000

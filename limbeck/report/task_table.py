@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.report import charts
 from limbeck.report.collect import MODELS, dig
-from limbeck.report.format import number, percent, shortened, signed
+from limbeck.report.format import number, percent, signed
+from limbeck.text.visible import shortened
 
 if TYPE_CHECKING:
     from markupsafe import Markup

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.report.collect import collect
 from limbeck.report.page import render
-from limbeck.system.rundir import atomic_write
+from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,7 +15,7 @@ import torch
 from limbeck.errors import StoreError, TeacherError
 from limbeck.models.weights import pickle_only
 from limbeck.router.features import HEAD, TAIL, Vector
-from limbeck.system.rundir import fingerprint, sha256_file
+from limbeck.system.atomic import fingerprint, sha256_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from limbeck.router.frontier import Target
 from limbeck.router.page import chart, page, standalone
 from limbeck.router.router import Router, experts_fingerprint, write
 from limbeck.router.scores import measure
-from limbeck.system.rundir import atomic_dir
+from limbeck.system.atomic import atomic_dir
 from limbeck.system.units import count
 
 if TYPE_CHECKING:

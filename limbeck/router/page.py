@@ -10,7 +10,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from limbeck.report.charts import COLOURS, drawing, reliability, svg
-from limbeck.report.format import number, percent, shortened, signed, visible
+from limbeck.report.format import number, percent, signed
+from limbeck.text.visible import shortened, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -25,7 +25,7 @@ from limbeck.router.features import SKETCH, Features, Hashing, sketch, weighted
 from limbeck.router.frontier import choose
 from limbeck.router.linear import sigmoid, softmax
 from limbeck.router.quality import Quality
-from limbeck.system.rundir import fingerprint, verify_dir
+from limbeck.system.atomic import fingerprint, verify_dir
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

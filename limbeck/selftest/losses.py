@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from limbeck.losses import chunked
 from limbeck.losses.divergences import DIVERGENCES
 from limbeck.losses.terms import Terms
+from limbeck.selftest.measure import Measure, worst
 from limbeck.selftest.oracles import Side, fused, plain
 from limbeck.selftest.pair import Pair
 from limbeck.train import batches
@@ -28,29 +29,6 @@ FP64 = 1e-3  # largest relative error of float32 products against float64, logit
 ZERO = 1e-5
 PRECISION = 1e-3  # nats, of a single position
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-class CannotRun(Exception):
-    """A statement has nothing to measure on this pair; the message says why."""
-
-
-class Measure(NamedTuple):
-    """What was measured, its value, and the range that it has to be in. NaN is outside."""
-
-    what: str
-    value: float
-    high: float = math.inf
-    low: float = -math.inf
-
-    @property
-    def passed(self) -> bool:
-        return self.low <= self.value <= self.high
-
-
-def worst(what: str, errors: dict[str, float], high: float) -> Measure:
-    """The largest of several errors, by name; one that is not a number counts as the largest."""
-    name = max(errors, key=lambda key: math.inf if math.isnan(errors[key]) else errors[key])
-    return Measure(f"{what} ({name})" if len(errors) > 1 else what, errors[name], high)
 
 
 def _tempered(name: str) -> bool:

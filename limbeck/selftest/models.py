@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck.losses.terms import Terms
 from limbeck.models import hf
 from limbeck.recipe import Steps, Train
-from limbeck.selftest.losses import Measure
+from limbeck.selftest.measure import Measure
 from limbeck.selftest.oracles import (
     Step,
     change,
@@ -25,8 +25,8 @@ from limbeck.selftest.oracles import (
     snapshot,
 )
 from limbeck.selftest.pair import Pair
-from limbeck.text.encode import compare_tokenizers
 from limbeck.text.packing import pack
+from limbeck.text.tokenizer import compare_tokenizers
 from limbeck.train import batches, loop
 from limbeck.train.checkpoint import FitState
 from limbeck.train.loop import Job

@@ -12,7 +12,7 @@ import torch
 from limbeck.errors import StoreError
 from limbeck.losses import chunked
 from limbeck.losses.terms import Terms
-from limbeck.selftest.losses import CannotRun, Measure
+from limbeck.selftest.measure import CannotRun, Measure
 from limbeck.selftest.oracles import logits_alone, predicting
 from limbeck.selftest.pair import Pair
 from limbeck.train import batches

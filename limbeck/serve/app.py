@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Security
@@ -22,37 +21,21 @@ from limbeck.serve.request import call_of
 from limbeck.serve.responses import EventStream, Head, timed_out
 from limbeck.serve.schemas import ChatRequest, CompletionRequest
 from limbeck.serve.settings import AUTO
+from limbeck.serve.state import House
 from limbeck.serve.validation import explain
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from limbeck.serve.catalogue import Catalogue
-    from limbeck.serve.dispatch import Chosen, Routes
-    from limbeck.serve.pool import Pool
-    from limbeck.serve.prometheus import Metrics
+    from limbeck.serve.dispatch import Chosen
     from limbeck.serve.request import Call
-    from limbeck.serve.settings import Serving
-    from limbeck.serve.upstream import Remotes
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Failure} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
 }
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
-
-
-@dataclass
-class House:
-    """Everything that answers a request."""
-
-    settings: Serving
-    catalogue: Catalogue
-    pool: Pool
-    routes: Routes
-    remotes: Remotes
-    metrics: Metrics
 
 
 def make_app(house: House) -> FastAPI:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from limbeck.serve import request
 from limbeck.serve.errors import ApiError
 from limbeck.serve.limits import Keys, Rates, json_depth
-from limbeck.serve.settings import is_loopback
+from limbeck.system.net import is_loopback
 from limbeck.system.units import num_bytes
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 if TYPE_CHECKING:
     from limbeck.experts import Expert
-    from limbeck.serve.app import House
+    from limbeck.serve.state import House
 
 HERE = Path(__file__).parent
 FILES = {

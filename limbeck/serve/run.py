@@ -19,20 +19,20 @@ from limbeck.serve.loading import opener
 from limbeck.serve.logs import Log
 from limbeck.serve.pool import Pool
 from limbeck.serve.prometheus import Metrics
-from limbeck.serve.settings import is_loopback
 from limbeck.serve.upstream import Remote, Remotes
 from limbeck.system.device import total_memory
+from limbeck.system.net import is_loopback
 from limbeck.system.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limbeck.experts import Expert
-    from limbeck.serve.app import House
     from limbeck.serve.dispatch import Decider
     from limbeck.serve.loading import Opened
     from limbeck.serve.middleware import Gate
     from limbeck.serve.settings import Serving
+    from limbeck.serve.state import House
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,9 @@ def build(
     """All parts of the server, put together; `open_with` and `router` stand in for what
     opens experts and for the registry's router. Raises as `run_serve`."""
     try:
-        from limbeck.serve.app import House, make_app
+        from limbeck.serve.app import make_app
         from limbeck.serve.middleware import Gate
+        from limbeck.serve.state import House
     except ImportError as error:
         raise MissingExtra("fastapi", "serve", "limbeck serve") from error
     metrics, log = Metrics(), Log(on_message, settings.log_prompts)

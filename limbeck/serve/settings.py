@@ -3,7 +3,6 @@ YAML file."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -15,6 +14,7 @@ from limbeck.config.overrides import apply_overrides
 from limbeck.config.schema import Fraction, Positive, Section
 from limbeck.config.yaml import Node, read_yaml
 from limbeck.errors import RecipeError
+from limbeck.system.net import is_loopback
 from limbeck.system.units import num_bytes, size
 
 if TYPE_CHECKING:
@@ -171,12 +171,3 @@ def contradictions(settings: Serving) -> list[str]:
     if unknown := [name for name in settings.preload if name in settings.backends]:
         found.append(f"preload names {unknown[0]}, which a backend runs: nothing is opened here. Remove one of them.")
     return found
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from limbeck.system.rundir import atomic_write, raise_if_full
+from limbeck.system.atomic import atomic_write, raise_if_full
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence

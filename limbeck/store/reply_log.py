@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import StoreError
-from limbeck.system.rundir import fsync_dir, raise_if_full
+from limbeck.system.atomic import fsync_dir, raise_if_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from limbeck.errors import StoreError
 from limbeck.store.codec import Codec
-from limbeck.system.rundir import fingerprint
+from limbeck.system.atomic import fingerprint
 from limbeck.types import Row, Span, Trace
 
 VERSION = 2

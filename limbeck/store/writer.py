@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
 from limbeck.store.schema import SCHEMA, VERSION, StoreHeader
-from limbeck.system.rundir import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
+from limbeck.system.atomic import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import DataError, RecipeError
-from limbeck.export.safetensors import save_artifact
+from limbeck.models.artifact import save_artifact
 from limbeck.models.card import make_card
 from limbeck.models.gguf_import import resolve_model
 from limbeck.recipe import OpenAITeacher, PretrainedStudent, PruneStudent, ScratchStudent, name_of
@@ -18,7 +18,7 @@ from limbeck.students.blocks import find_blocks, head_weight
 from limbeck.students.pretrained import load_pretrained
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
 from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
-from limbeck.text.encode import compare_tokenizers, load_tokenizer
+from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.errors import StoreError
-from limbeck.system.rundir import atomic_dir, sweep, verify_dir
+from limbeck.system.atomic import atomic_dir, sweep, verify_dir
 from limbeck.train.batches import Cursor
 from limbeck.train.parallel import Ranks, assign, barrier, full
 

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import MissingExtra
-from limbeck.system.rundir import atomic_write, raise_if_full
+from limbeck.system.atomic import atomic_write, raise_if_full
 
 if TYPE_CHECKING:
     from pathlib import Path

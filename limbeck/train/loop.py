@@ -11,7 +11,7 @@ import torch
 
 from limbeck.errors import BudgetError, NonFiniteError, Stopped
 from limbeck.recipe import Epochs, Minutes, Steps, Tokens, Train
-from limbeck.system.rundir import fingerprint
+from limbeck.system.atomic import fingerprint
 from limbeck.train import checkpoint
 from limbeck.train.checkpoint import FitState
 from limbeck.train.log import MetricsWriter

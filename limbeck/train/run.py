@@ -14,9 +14,9 @@ from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.models.hf import HfLM, head_layer
 from limbeck.recipe import Live, PretrainedStudent, Recipe, TextTarget
 from limbeck.store import TraceStore
+from limbeck.system.atomic import atomic_write
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
-from limbeck.system.rundir import atomic_write
-from limbeck.text.encode import load_tokenizer
+from limbeck.text.tokenizer import load_tokenizer
 from limbeck.train import batches
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller

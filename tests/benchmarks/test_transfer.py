@@ -12,7 +12,8 @@ from limbeck.data.synthetic import make_problem
 from limbeck.metrics.pass_at_k import Attempt
 from limbeck.recipe import Recipe
 from limbeck.recipe.rules.check import check_static
-from limbeck.text.encode import Encoder, Example, load_tokenizer
+from limbeck.text.encode import Encoder, Example
+from limbeck.text.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes" / "transfer").glob("*.yaml"))

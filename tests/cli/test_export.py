@@ -5,7 +5,7 @@ import json
 from typer.testing import CliRunner
 
 from limbeck.cli import app
-from limbeck.export.safetensors import read_card
+from limbeck.models.artifact import read_card
 
 runner = CliRunner()
 

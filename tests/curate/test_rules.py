@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from limbeck.curate.chain import curate
+from limbeck.curate.context import Context
 from limbeck.curate.filters import _stutters, thinking_of
-from limbeck.curate.selection import Context
 from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError
 from limbeck.recipe import CurateRule

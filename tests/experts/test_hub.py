@@ -12,7 +12,7 @@ from limbeck.errors import ExpertError
 from limbeck.experts import Registry
 from limbeck.experts import hub as door
 from limbeck.experts.integrity import Limits
-from limbeck.system.rundir import seal_dir
+from limbeck.system.atomic import seal_dir
 from tests.experts import hub_server
 from tests.experts.conftest import ROWS, make_card
 

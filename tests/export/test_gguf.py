@@ -21,7 +21,7 @@ from limbeck.export.gguf_tokens import read_tokens
 from limbeck.models.gguf_header import read_header
 from limbeck.models.gguf_import import resolve_model
 from limbeck.models.llamacpp import LlamaLM
-from limbeck.text.encode import load_tokenizer
+from limbeck.text.tokenizer import load_tokenizer
 from limbeck.types import Sampling
 from tests import tiny
 from tests.export import gguf_models as small

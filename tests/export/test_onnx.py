@@ -22,7 +22,7 @@ from tests import tiny
 
 FAMILIES = {"llama": {"num_hidden_layers": 2}, "gpt2": {"n_layer": 2}, "gemma2": {"num_hidden_layers": 2}}
 """What differs between families here: rotations and tied heads; learned positions, biases and another kind of product;
-windows, capped scores and logits. (tests/lms/test_onnx.py exports Qwen 2.)"""
+windows, capped scores and logits. (tests/models/test_onnx.py exports Qwen 2.)"""
 
 
 @pytest.fixture(scope="module")

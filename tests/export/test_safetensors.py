@@ -15,10 +15,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from limbeck.errors import MissingExtra, StoreError, TeacherError
-from limbeck.export.safetensors import read_artifact, read_card, save_artifact, update_card, write_safetensors
+from limbeck.export.safetensors import write_safetensors
+from limbeck.models.artifact import read_artifact, read_card, save_artifact, update_card
 from limbeck.models.hf import HfLM
 from limbeck.models.int8 import num_quantized
-from limbeck.system.rundir import verify_dir
+from limbeck.system.atomic import verify_dir
 from tests import tiny
 
 IDS = torch.arange(12)[None]
@@ -137,7 +138,7 @@ def test_other_folders_are_refused(tmp_path, model):
 
 
 def test_card_of_a_later_version_is_refused(tmp_path, model, tokenizer, card, monkeypatch):
-    monkeypatch.setattr("limbeck.export.safetensors.VERSION", 2)
+    monkeypatch.setattr("limbeck.models.artifact.VERSION", 2)
     save_artifact(tmp_path / "a", model, tokenizer, card)
     monkeypatch.undo()
     with pytest.raises(StoreError, match="version 2.*Update"):

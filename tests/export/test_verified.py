@@ -13,12 +13,12 @@ import limbeck
 from limbeck.errors import ExportError, RecipeError, RunDirError, StoreError, TeacherError
 from limbeck.export import verified as module
 from limbeck.export.command import Choice, default_folder, find_source, judged_on, run_export
-from limbeck.export.safetensors import read_artifact, read_card
 from limbeck.export.verified import export_artifact
+from limbeck.models.artifact import read_artifact, read_card
 from limbeck.models.open import open_hf
 from limbeck.pipeline.run import run_recipe
 from limbeck.recipe import Recipe, make_export
-from limbeck.system.rundir import sha256_file, verify_dir
+from limbeck.system.atomic import sha256_file, verify_dir
 from tests import tiny
 from tests.pipeline.killed import run_until_killed
 

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM
 from limbeck.errors import MissingExtra, RunDirError, TeacherError
 from limbeck.models import gguf_import
 from limbeck.models.gguf_import import DEMO_TEACHER, cache_dir, model_licence, resolve_model
-from limbeck.text.encode import Encoder, Example, compare_tokenizers, load_tokenizer
+from limbeck.text.encode import Encoder, Example
+from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer
 from tests import tiny
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from limbeck.errors import StoreError, TeacherError
-from limbeck.export.safetensors import save_artifact
+from limbeck.models.artifact import save_artifact
 from limbeck.models.card import Card
 from limbeck.models.hf import HfLM
 from limbeck.models.open import RUNNERS, open_hf, open_lm
 from limbeck.models.sampling import write_all
-from limbeck.system.rundir import atomic_dir
+from limbeck.system.atomic import atomic_dir
 from limbeck.types import Sampling
 from tests import tiny
 

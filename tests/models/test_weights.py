@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.errors import StoreError
 from limbeck.models.weights import adapter_only, checked_format, format_of, pickle_only, weight_bytes
-from limbeck.system.rundir import atomic_dir
+from limbeck.system.atomic import atomic_dir
 
 
 def artifact(path, form="gguf", **files):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.recipe import Recipe
-from limbeck.system.rundir import sha256_file
+from limbeck.system.atomic import sha256_file
 from tests.pipeline.killed import run_until_killed
 
 

@@ -8,7 +8,8 @@ import torch
 
 from limbeck.data import write_rows
 from limbeck.errors import DataError, RunDirError, StoreError
-from limbeck.label.local import label_rows, store_header
+from limbeck.label.local import label_rows
+from limbeck.label.plan import store_header
 from limbeck.models.open import open_lm
 from limbeck.pipeline.show import show_run, show_trace
 from limbeck.recipe.io import dump_recipe

@@ -2,7 +2,8 @@
 
 import pytest
 
-from limbeck.report.format import number, percent, perplexity, shortened, signed, times, visible, visible_end
+from limbeck.report.format import number, percent, perplexity, signed, times
+from limbeck.text.visible import shortened, visible, visible_end
 
 
 def test_what_could_steer_a_page_or_terminal_is_spelt_out():

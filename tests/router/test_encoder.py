@@ -12,7 +12,7 @@ from limbeck.router.dataset import Wish
 from limbeck.router.encoder import TextEncoder
 from limbeck.router.fit import fit
 from limbeck.router.router import Router, write
-from limbeck.system.rundir import atomic_dir
+from limbeck.system.atomic import atomic_dir
 from tests.router.routing import cases, costs, prompts
 
 

@@ -16,7 +16,7 @@ from limbeck.router.dataset import Wish
 from limbeck.router.fit import Fitted, fit
 from limbeck.router.frontier import auroc
 from limbeck.router.router import Router, experts_fingerprint, write
-from limbeck.system.rundir import atomic_dir
+from limbeck.system.atomic import atomic_dir
 from tests.router.routing import cases, costs, prompts
 
 

@@ -21,7 +21,7 @@ from limbeck.evaluate.harness import run_harness, task_manager
 from limbeck.experts import Registry
 from limbeck.models.open import open_lm
 from limbeck.recipe import Harness
-from limbeck.system.rundir import verify_dir
+from limbeck.system.atomic import verify_dir
 from tests.endpoint.servers import free_port
 from tests.evaluate.test_harness import write_tasks
 from tests.serve.conftest import KEY, expert_card, running

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from limbeck.errors import DataError, RecipeError
-from limbeck.export.safetensors import read_artifact, read_card
+from limbeck.models.artifact import read_artifact, read_card
 from limbeck.models.hf import HfLM
 from limbeck.recipe import Recipe
 from limbeck.students.build import build_student, probe_rows

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from limbeck.system.rundir import atomic_dir, sha256_file, verify_dir
+from limbeck.system.atomic import atomic_dir, sha256_file, verify_dir
 
 
 @pytest.fixture

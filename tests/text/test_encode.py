@@ -12,7 +12,8 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
 from limbeck.errors import DataError, EmptyRow, LongRow, TeacherError, UnsupervisedRow
-from limbeck.text.encode import Encoder, Example, compare_tokenizers, load_tokenizer, template_hash, tokenizer_hash
+from limbeck.text.encode import Encoder, Example
+from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer, template_hash, tokenizer_hash
 from tests import tiny
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from limbeck.check.recipe import check_recipe
 from limbeck.errors import RecipeError, Stopped
 from limbeck.export.gguf import write_gguf
-from limbeck.export.safetensors import save_artifact
 from limbeck.losses import Terms
+from limbeck.models.artifact import save_artifact
 from limbeck.models.card import make_card
 from limbeck.models.hf import HfLM, head_of
 from limbeck.recipe import Qad

@@ -1,11 +1,10 @@
 """What a recipe may not say although every key is valid: parts that contradict each other, and settings without effect.
 
-Pure logic on the recipe alone. What needs a model or data is in `jobs.check`.
+Pure logic on the recipe alone. What needs a model or data is in `check.recipe`.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from limbeck.config.problems import Problem, idle, problem
@@ -14,49 +13,28 @@ from limbeck.recipe.data import CapturedSource, DatasetSource, FileSource, Probl
 from limbeck.recipe.evaluate import task_problems
 from limbeck.recipe.export import export_problems
 from limbeck.recipe.objective import (
-    AlphaBeta,
-    ByTeacher,
-    Decoupled,
-    FirstTokens,
-    PlaceRamp,
-    Ranking,
-    Schedule,
     needs_of,
 )
-from limbeck.recipe.recipe import (
-    WSD,
-    GenerateMode,
-    Live,
-    PruneStudent,
-    Recipe,
-    Sampled,
-    ScoreMode,
-    ScratchStudent,
-    Steps,
-    TextTarget,
-    TopK,
-    Votes,
-)
+from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.rules.curate import curate_rules
 from limbeck.recipe.rules.data import captured_rules
+from limbeck.recipe.rules.objective import _all_divergences, objective_rules
+from limbeck.recipe.rules.student import student_rules
 from limbeck.recipe.rules.teacher import teacher_rules
 from limbeck.recipe.rules.trace import enough_rules, vote_rules
+from limbeck.recipe.rules.train import train_rules
 from limbeck.recipe.teacher import is_local
+from limbeck.recipe.trace import GenerateMode, Live, Sampled, ScoreMode, TextTarget, TopK
 from limbeck.types import Cap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from limbeck.recipe.objective import Divergence, Needs, Objective, PositionWeights, TeacherWeights
-    from limbeck.recipe.recipe import Target
-
-PARAMETERS = re.compile(r"\s*[0-9][0-9_]*(\.[0-9]+)?\s*[kKmMbB]?\s*")
-
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
     data = (_source, captured_rules, _rows, _mode, _target, vote_rules, enough_rules)
-    rules = (*data, _student, teacher_rules, curate_rules, _objective, _train, _evaluate, _export)
+    rules = (*data, student_rules, teacher_rules, curate_rules, objective_rules, train_rules, _evaluate, _export)
     return [found for rule in rules for found in rule(recipe)]
 
 
@@ -141,198 +119,7 @@ def _target(recipe: Recipe) -> Iterator[Problem]:
         )
 
 
-def _student(recipe: Recipe) -> Iterator[Problem]:
-    if isinstance(recipe.student, PruneStudent):
-        yield from _prune(recipe.student)
-    elif isinstance(recipe.student, ScratchStudent):
-        yield from _scratch(recipe.student)
-
-
-def _prune(student: PruneStudent) -> Iterator[Problem]:
-    if (student.layers is None) == (student.keep is None):
-        found = "neither `layers` nor `keep`" if student.layers is None else "both `layers` and `keep`"
-        yield problem(
-            "student",
-            f"has {found}; give exactly one: layers (how many to keep, chosen by block influence), or keep (which).",
-        )
-    if student.keep is None:
-        return
-    if not student.keep or min(student.keep) < 0 or list(student.keep) != sorted(set(student.keep)):
-        found = list(student.keep)
-        yield problem("student.keep", f"is {found}; it must be layer numbers from 0 in ascending order, each once.")
-    yield from idle(student, "student", ("probe_rows",), "with an explicit `keep`: nothing is measured")
-
-
-def _scratch(student: ScratchStudent) -> Iterator[Problem]:
-    sizes = {"hidden_size": student.hidden_size, "layers": student.layers, "heads": student.heads}
-    given = [name for name, value in sizes.items() if value is not None]
-    if student.parameters is not None and given:
-        yield problem(
-            "student", f"has both `parameters` and {', '.join(given)}; give the budget or the sizes, not both."
-        )
-    if student.parameters is None and len(given) < 3:
-        missing = [name for name in sizes if name not in given]
-        found = f"{', '.join(given)} but not {', '.join(missing)}" if given else "no size"
-        yield problem(
-            "student", f"has {found}; give parameters (such as 17M), or all of hidden_size, layers and heads."
-        )
-    if student.parameters is not None and not PARAMETERS.fullmatch(student.parameters):
-        message = f"is {student.parameters!r}; it must be a number with k, M or B, such as 500k, 17M or 1.5B."
-        yield problem("student.parameters", message)
-    if student.hidden_size and student.heads and student.hidden_size % student.heads:
-        message = f"is {student.hidden_size}, which {student.heads} heads do not divide; choose a multiple of `heads`."
-        yield problem("student.hidden_size", message)
-
-
-def _objective(recipe: Recipe) -> Iterator[Problem]:
-    objective, target = recipe.objective, recipe.trace.target
-    by_teacher = objective.position_weights.teacher
-    if objective.only_ce:
-        names = ("divergence", "temperature", "also")
-        yield from idle(objective, "objective", names, "when ce_weight is 1 (plain training)")
-        if not isinstance(target, (Live, TextTarget)) and by_teacher is None:
-            names = ("target",)
-            yield from idle(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
-    elif isinstance(target, TextTarget):
-        message = f"is text, which has no distribution, but objective.ce_weight is {objective.ce_weight}: set it to 1."
-        yield problem("trace.target.kind", message)
-    else:
-        yield from _divergences(recipe)
-        yield from _temperature(recipe)
-    yield from _ce(objective)
-    if isinstance(target, TextTarget) and by_teacher is not None:
-        yield problem("objective.position_weights.teacher", "weighs by what a text target does not hold; remove it.")
-    yield from _weights(objective.position_weights, target)
-
-
-def _all_divergences(objective: Objective) -> list[tuple[str, Divergence]]:
-    """Every divergence with its place in the recipe."""
-    also = [(f"objective.also[{n}].divergence", term.divergence) for n, term in enumerate(objective.also)]
-    return [("objective.divergence", objective.divergence), *also]
-
-
-def offers(target: Target) -> Needs:
-    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
-    if isinstance(target, Live):
-        return "full"
-    return "cells" if isinstance(target, TopK) and target.rest == "tail" else "sample"
-
-
-def knows_entropy(target: Target) -> bool:
-    """Whether the teacher's own entropy is stored: a sample's is another."""
-    return not isinstance(target, (TopK, Votes)) and not (isinstance(target, Sampled) and target.value == "probability")
-
-
-def _divergences(recipe: Recipe) -> Iterator[Problem]:
-    target = recipe.trace.target
-    for where, divergence in _all_divergences(recipe.objective):
-        needs, has = needs_of(divergence), offers(target)
-        if needs == "full" and has != "full":
-            yield problem(
-                where,
-                f"is {divergence.kind}, which compares the logits of every token; a stored {target.kind} target has "
-                "only some. Set trace.target.kind=full (the teacher runs beside the student).",
-            )
-        elif needs == "cells" and has == "sample":
-            yield problem(
-                where,
-                f"is {divergence.kind}, which weighs tokens by the student's probability, so it needs the teacher's "
-                f"probability of every token; a stored {target.kind} target has only some. Set trace.target.kind=full "
-                "(the teacher runs beside the student), or use forward_kl.",
-            )
-        for name, value in divergence.inert.items():
-            if getattr(divergence, name) == value:
-                yield problem(f"{where}.{name}", f"is {value:g}, at which the loss is always 0; lower it.")
-        if isinstance(divergence, (AlphaBeta, Decoupled)) and divergence.alpha == 0 == divergence.beta:
-            yield problem(where, "has alpha 0 and beta 0; at least one must be above 0.")
-        if isinstance(divergence, Ranking) and isinstance(target, TopK) and divergence.k > target.k:
-            yield problem(f"{where}.k", f"is {divergence.k}, but trace.target keeps {target.k} tokens; lower it.")
-
-
-def _temperature(recipe: Recipe) -> Iterator[Problem]:
-    objective, stored = recipe.objective, not isinstance(recipe.trace.target, Live)
-    by = objective.temperature
-    heeded = objective.divergence.tempered or any(
-        term.divergence.tempered and term.temperature is None for term in objective.also
-    )
-    if not heeded:
-        why = "on these divergences: the temperature changes nothing in them, or they have their own"
-        yield from idle(objective, "objective", ("temperature",), why)
-    if not isinstance(by, (int, float)):
-        if stored:
-            yield problem(
-                "objective.temperature",
-                f"is {by.kind}, but a stored {recipe.trace.target.kind} target has one temperature: its tail cannot be "
-                "re-tempered. Give a number, or set trace.target.kind=full (the teacher runs beside the student).",
-            )
-        ends = (by.certain, by.unsure) if isinstance(by, ByTeacher) else (by.start, by.end)
-        yield from _moves("objective.temperature", by.kind, ends)
-        if min(ends) == 0:
-            yield problem("objective.temperature", "reaches 0; it must be above 0 everywhere.")
-        if isinstance(by, ByTeacher):
-            yield from _doubt("objective.temperature", by)
-    for number, term in enumerate(objective.also):
-        where = f"objective.also[{number}].temperature"
-        if term.temperature is None:
-            continue
-        if not term.divergence.tempered:
-            yield problem(where, f"has no effect on {term.divergence.kind}; remove it.")
-        elif stored and term.temperature != by:
-            yield problem(
-                where,
-                f"is {term.temperature:g}, but a stored target has one temperature, and objective.temperature is its "
-                "own. Remove it, or set trace.target.kind=full.",
-            )
-
-
-def _moves(where: str, kind: str, ends: tuple[float, float]) -> Iterator[Problem]:
-    if ends[0] == ends[1]:
-        yield problem(where, f"is {kind} from {ends[0]:g} to {ends[1]:g}: it does not change. Write the number.")
-
-
-def _doubt(where: str, by: ByTeacher | TeacherWeights) -> Iterator[Problem]:
-    if by.by == "confidence" and by.full > 1:
-        yield problem(f"{where}.full", f"is {by.full:g}, but 1 - a probability is at most 1; lower it.")
-
-
-def _ce(objective: Objective) -> Iterator[Problem]:
-    by = objective.ce_weight
-    if isinstance(by, Schedule):
-        yield from _moves("objective.ce_weight", by.kind, (by.start, by.end))
-        if objective.most_ce > 1:
-            yield problem("objective.ce_weight", f"reaches {objective.most_ce:g}; a share is at most 1.")
-    if objective.most_ce == 0:
-        yield from idle(objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)")
-
-
-def _weights(weights: PositionWeights, target: Target) -> Iterator[Problem]:
-    where = "objective.position_weights"
-    teacher, tokens, place = weights.teacher, weights.tokens, weights.place
-    if teacher is not None:
-        yield from _doubt(f"{where}.teacher", teacher)
-        if teacher.certain == teacher.unsure:
-            yield problem(f"{where}.teacher", "gives every position one weight; remove it.")
-        if teacher.by == "entropy" and not knows_entropy(target):
-            yield problem(
-                f"{where}.teacher.by",
-                f"is entropy, which this {target.kind} target does not store. Use confidence, or another trace.target.",
-            )
-        if teacher.by == "confidence" and isinstance(target, Sampled) and target.draws < FEW_DRAWS:
-            yield problem(
-                f"{where}.teacher.by",
-                f"is confidence, of which {target.draws} draws are a poor witness. Use entropy, which is stored with "
-                f"them, or at least {FEW_DRAWS} draws.",
-            )
-    if tokens is not None and len(set(tokens.model_dump().values())) == 1:
-        yield problem(f"{where}.tokens", "gives every class one weight; remove it.")
-    if isinstance(place, FirstTokens) and place.weight == 1:
-        yield problem(f"{where}.place", "gives the first tokens the weight 1, which all have; remove it.")
-    if isinstance(place, PlaceRamp):
-        yield from _moves(f"{where}.place", place.kind, (place.start, place.end))
-
-
 SMALL_K = 32
-FEW_DRAWS = 16  # systematic draws tell a probability to within one draw
 
 
 def warn_static(recipe: Recipe) -> list[Problem]:
@@ -368,31 +155,6 @@ def warn_static(recipe: Recipe) -> list[Problem]:
         )
         found.append(problem("trace.target.k", message))
     return found
-
-
-def _train(recipe: Recipe) -> Iterator[Problem]:
-    train = recipe.train
-    if not all(0 <= beta < 1 for beta in train.optimizer.betas):
-        found = list(train.optimizer.betas)
-        yield problem("train.optimizer.betas", f"is {found}; both must be at least 0 and below 1, such as [0.9, 0.95].")
-    schedule = train.schedule
-    if isinstance(schedule, WSD) and schedule.warmup + schedule.decay > 1:
-        yield problem(
-            "train.schedule",
-            f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than "
-            "all of it; their sum may be at most 1.",
-        )
-    if train.qad is not None and isinstance(train.budget, Steps) and train.qad.start > 1 - 0.5 / train.budget.steps:
-        yield problem(
-            "train.qad.start",
-            f"is {train.qad.start:g}, after the last of {train.budget.steps} steps; lower it, or remove train.qad.",
-        )
-    if train.twin and recipe.objective.only_ce and recipe.objective.position_weights.teacher is None:
-        yield problem(
-            "train.twin",
-            "has no effect when objective.ce_weight is 1: the student is the hard-label twin already. Lower ce_weight, "
-            "or set train.twin=false.",
-        )
 
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.config.problems import Problem, idle, problem
-from limbeck.recipe.recipe import GenerateMode, PruneStudent, Recipe, ScoreMode, ScratchStudent, TextTarget, TopK, Votes
+from limbeck.recipe.recipe import Recipe
+from limbeck.recipe.student import PruneStudent, ScratchStudent
 from limbeck.recipe.teacher import GgufTeacher, OpenAITeacher, TextTeacher, is_local
+from limbeck.recipe.trace import GenerateMode, ScoreMode, TextTarget, TopK, Votes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.config.problems import Problem, problem
-from limbeck.recipe.recipe import GenerateMode, Recipe, Votes
+from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.teacher import OpenAITeacher
+from limbeck.recipe.trace import GenerateMode, Votes
 from limbeck.recipe.verifier import Judge
 
 if TYPE_CHECKING:

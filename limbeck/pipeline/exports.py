@@ -1,0 +1,51 @@
+"""The export stage."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from limbeck.errors import Stopped, StoreError
+from limbeck.models.artifact import is_artifact, read_card
+from limbeck.recipe import bound_of, name_of_export
+from limbeck.system.atomic import atomic_write, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from limbeck.models.hf import HfLM
+    from limbeck.pipeline.stage import Stages
+    from limbeck.recipe import Export
+from limbeck.export.verified import Judged, card_of, export_lm, open_source, told_of
+
+
+def run_exports(exports: Sequence[Export], artifact: Path, judged: Judged, stages: Stages, *, folder: Path) -> None:
+    """Write every export of a run that is not in `folder` yet, and parity.json for all of them.
+
+    An export is there when its folder is whole, was made of these weights, and meets its bound. Raises what
+    `export_artifact` raises; Stopped, between two of them, when asked to stop.
+    """
+    sweep(folder, "parity.json")
+    source, card = open_source(artifact), card_of(artifact)
+    told = []
+    for settings in exports:
+        if stages.stop_asked():
+            raise Stopped("stopped between two exports; run the same command again to go on.")
+        out = folder / name_of_export(settings)
+        if not _is_there(out, source, settings):
+            stages.on_message(f"exporting to {settings.kind} {settings.quant}")
+            export_lm(source, card, out, settings, judged, on_progress=stages.on_progress)
+        told.append(told_of(out, read_card(out)))
+    atomic_write(folder / "parity.json", json.dumps({"exports": told}, indent=1))
+
+
+def _is_there(out: Path, source: HfLM, settings: Export) -> bool:
+    sweep(out.parent, out.name)  # a folder whose replacement was cut short is put back
+    if not is_artifact(out):
+        return False
+    try:
+        found = read_card(out).parity or {}
+    except StoreError:
+        return False
+    return found.get("source") == source.fingerprint and found.get("kl", 1e9) <= bound_of(settings)

@@ -1,0 +1,125 @@
+"""`trace`: what the teacher does with a row, and what is kept of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from limbeck.config.schema import Positive, Section
+from limbeck.recipe.verifier import Verifier
+
+if TYPE_CHECKING:
+    pass
+
+
+class ScoreMode(Section):
+    """The teacher reads the given text (teacher forcing)."""
+
+    kind: Literal["score"] = "score"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the teacher says."""
+        return self.model_dump(mode="json")
+
+
+class Enough(Section):
+    """When a prompt is asked no further (rejection sampling, as in DeepSeek-R1's data, arXiv 2501.12948)."""
+
+    verifier: Annotated[Verifier, Field(discriminator="kind")] = Field(description="what makes a reply right")
+    right: Positive = Field(default=1, description="right replies after which a prompt is asked no further")
+
+
+class GenerateMode(Section):
+    """The teacher writes replies to the prompts, and its distributions on them are kept."""
+
+    kind: Literal["generate"] = "generate"
+    temperature: Annotated[float, Field(ge=0.0)] = Field(default=1.0, description="sampling temperature; 0 is greedy")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling")
+    n: Positive = Field(default=1, description="replies per prompt; with `enough` the most")
+    enough: Enough | None = Field(
+        default=None,
+        description="ask a prompt one reply after the other until enough are right; null asks every prompt `n` times",
+    )
+    max_tokens: Positive = Field(default=128, description="longest reply in tokens")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end a reply")
+    think: Literal["keep", "strip"] = Field(
+        default="keep",
+        description="whether reasoning in <think> tags is learnt: `strip` learns only what follows it (text targets), "
+        "while the store keeps all. To require reasoning, put the rule `think` into `curate`",
+    )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that decides what the teacher says; what is learnt of it does not."""
+        return self.model_dump(mode="json", exclude={"think", *(() if self.enough else ("enough",))})
+
+
+class TopK(Section):
+    """The k most probable tokens. Biased; least with the tail as one more cell, which is the default."""
+
+    kind: Literal["top_k"] = "top_k"
+    k: Annotated[int, Field(ge=1, le=1024)] = Field(default=32, description="tokens kept per position")
+    rest: Literal["tail", "gold", "spread", "renormalise"] = Field(
+        default="tail",
+        description="what becomes of the mass of all other tokens: `tail` keeps it as one cell; `gold` gives it to the "
+        "token that really follows, `spread` to all others evenly, `renormalise` to the k (all three biased more)",
+    )
+
+
+class Sampled(Section):
+    """Draws from the teacher, evenly spaced over its cumulative distribution: unbiased, and the smallest. `value` has
+    both readings of Gemma 3's 256 draws (arXiv 2503.19786)."""
+
+    kind: Literal["sampled"] = "sampled"
+    draws: Annotated[int, Field(ge=1, le=4096)] = Field(default=36, description="draws per position")
+    value: Literal["counts", "probability"] = Field(
+        default="counts",
+        description="weight of a drawn token: its count (unbiased), or the teacher's, renormalised (biased)",
+    )
+
+
+class Hybrid(Section):
+    """Exact head and sampled tail with importance weights: unbiased, the head without any noise."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    head: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="most tokens kept exactly")
+    min_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.02, description="tokens below this are left to the tail: certain positions store few tokens"
+    )
+    draws: Annotated[int, Field(ge=1, le=127)] = Field(
+        default=32,
+        description="draws for a tail of mass 1; a position's tail gets draws in proportion to its mass, at least 1",
+    )
+
+
+class Live(Section):
+    """Nothing is stored: the teacher runs beside the student and its full distribution is used."""
+
+    kind: Literal["full"] = "full"
+
+
+class TextTarget(Section):
+    """Nothing but text is kept: the student learns the teacher's words (hard labels, objective.ce_weight 1)."""
+
+    kind: Literal["text"] = "text"
+
+
+class Votes(Section):
+    """Soft labels without any log-prob: at each position, the share of a prompt's `trace.mode.n` replies that go on
+    with each token. Equal replies are stored once, weighed by their share."""
+
+    kind: Literal["votes"] = "votes"
+
+
+Target = TopK | Sampled | Hybrid | Live | TextTarget | Votes
+
+
+class TraceSection(Section):
+    """What the teacher does with each row, and what is kept of it."""
+
+    mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
+    target: Target = Field(default_factory=Sampled, discriminator="kind")
+    batch_tokens: Positive = Field(default=4096, description="tokens of one teacher forward")
+    shard_tokens: Positive = Field(default=65536, description="tokens of one shard: what a kill can cost")

@@ -1,0 +1,101 @@
+"""`train`: budget, optimizer, schedule, and how the loop runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from limbeck.config.schema import Fraction, Positive, Section
+
+if TYPE_CHECKING:
+    pass
+
+
+class Steps(Section):
+    kind: Literal["steps"] = "steps"
+    steps: Positive = Field(description="optimizer steps")
+
+
+class Tokens(Section):
+    kind: Literal["tokens"] = "tokens"
+    tokens: Positive = Field(description="tokens seen (all tokens of packed rows), rounded up to whole steps")
+
+
+class Epochs(Section):
+    kind: Literal["epochs"] = "epochs"
+    epochs: Annotated[float, Field(gt=0.0)] = Field(description="passes over the transfer set")
+
+
+class Minutes(Section):
+    kind: Literal["minutes"] = "minutes"
+    minutes: Annotated[float, Field(gt=0.0)] = Field(description="wall-clock minutes of training; not reproducible")
+
+
+class Constant(Section):
+    kind: Literal["constant"] = "constant"
+    warmup: Fraction = Field(default=0.0, description="share of the budget over which the rate rises from 0")
+
+
+class Cosine(Section):
+    kind: Literal["cosine"] = "cosine"
+    warmup: Fraction = Field(default=0.03, description="share of the budget over which the rate rises from 0")
+    floor: Fraction = Field(default=0.1, description="share of the rate at the end")
+
+
+class WSD(Section):
+    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395)."""
+
+    kind: Literal["wsd"] = "wsd"
+    warmup: Fraction = Field(default=0.03, description="share of the budget over which the rate rises from 0")
+    decay: Fraction = Field(default=0.2, description="share of the budget over which the rate falls")
+    floor: Fraction = Field(default=0.0, description="share of the rate at the end")
+
+
+class Optimizer(Section):
+    """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
+
+    lr: Annotated[float, Field(gt=0.0)] = Field(default=3e-4, description="peak learning rate")
+    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="decay rates of the moments")
+    eps: Annotated[float, Field(gt=0.0)] = Field(default=1e-8, description="added to the denominator")
+    weight_decay: Annotated[float, Field(ge=0.0)] = Field(default=0.01, description="decoupled weight decay")
+
+
+class Qad(Section):
+    """Quantization-aware distillation (BitDistiller, arXiv 2402.10631): student and twin compute with their weights as
+    the GGUF export of that kind stores them. What is saved, and exported, is what was trained."""
+
+    quant: Literal["q4_0", "q8_0"] = Field(
+        description="the export that is trained for (q4_0: four bits in the layers, eight in embedding and head)"
+    )
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.0, description="share of the budget after which it begins"
+    )
+
+
+class Train(Section):
+    """One loop for stored and live teachers."""
+
+    budget: Steps | Tokens | Epochs | Minutes = Field(discriminator="kind")
+    optimizer: Optimizer = Field(default_factory=Optimizer)
+    schedule: Constant | Cosine | WSD = Field(default_factory=Cosine, discriminator="kind")
+    batch_tokens: Positive = Field(default=2048, description="most tokens of one packed micro-batch")
+    accumulate: Positive = Field(default=1, description="micro-batches per step, over all ranks together")
+    clip: Annotated[float, Field(gt=0.0)] | None = Field(
+        default=1.0, description="largest gradient norm; null never clips"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the forward and backward pass; weights and moments stay float32"
+    )
+    qad: Qad | None = Field(default=None, description="train under the quantization of an export; null does not")
+    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    compile: bool = Field(default=False, description="torch.compile the student's body")
+    parallel: Literal["none", "ddp", "fsdp2"] = Field(
+        default="none", description="under torchrun: how ranks share the work"
+    )
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="minutes between checkpoints")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, description="newest checkpoints kept")
+    tensorboard: bool = Field(default=False, description="also write TensorBoard events (extra `tensorboard`)")
+    twin: bool = Field(
+        default=False, description="also train the hard-label twin: same student, rows and steps, CE only"
+    )
