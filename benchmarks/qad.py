@@ -26,9 +26,9 @@ from limbeck.models.hf import HfLM
 from limbeck.models.open import open_hf
 from limbeck.recipe import GenerateMode, Qad, Recipe
 from limbeck.store import TraceStore
-from limbeck.train.loop import Job
+from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
-from limbeck.train.qad import settle
+from limbeck.train.qad import bake
 from limbeck.train.run import run_train
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ ARMS = {PLAIN: "train.qad=null", UNDER: "train.qad={quant: q4_0}"}
 def train(recipe: Recipe, arm: str, student: Path, store: TraceStore, teacher: HfLM) -> HfLM:
     """The student after some more steps."""
     with tempfile.TemporaryDirectory() as folder:
-        job = Job("train", Path(folder), recipe.seed, Ranks(), lambda _: None, print, lambda: False)
+        job = TrainContext("train", Path(folder), recipe.seed, Ranks(), lambda _: None, print, lambda: False)
         begun = time.monotonic()
         items = store.traces("train")
         trained = run_train(recipe.override(ARMS[arm]), items, student, job, vocab=teacher.vocab, store=store)
@@ -58,7 +58,7 @@ def train(recipe: Recipe, arm: str, student: Path, store: TraceStore, teacher: H
 def rounded(lm: HfLM) -> HfLM:
     """The student as its q4_0 export stores it."""
     model = copy.deepcopy(lm.model)
-    settle(model, Qad(quant="q4_0"))
+    bake(model, Qad(quant="q4_0"))
     return HfLM.wrap(model, lm.tokenizer, name=f"{lm.name}, rounded")
 
 

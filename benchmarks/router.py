@@ -26,8 +26,8 @@ import torch
 from common import machine
 
 from limbeck.metrics.calibration import ece, reliability
-from limbeck.router.dataset import PromptCase, Wish
-from limbeck.router.fit import fit, look_at
+from limbeck.router.dataset import FitSettings, PromptCase
+from limbeck.router.fit import featurize_all, fit
 from limbeck.router.frontier import auroc
 from limbeck.router.linear import softmax
 
@@ -144,9 +144,9 @@ def ours(train: Labelled, held: Labelled, test: Labelled, outside: list[str]) ->
         PromptCase(name, text, split) for split, rows in (("train", train), ("heldout", held)) for text, name in rows
     ]
     begun = time.perf_counter()
-    router = fit(cases, Wish({**dict.fromkeys(names, 0.1), "teacher": 1.0})).router
+    router = fit(cases, FitSettings({**dict.fromkeys(names, 0.1), "teacher": 1.0})).router
     seconds = time.perf_counter() - begun
-    inside, beyond = look_at(router, [text for text, _ in test]), look_at(router, outside)
+    inside, beyond = featurize_all(router, [text for text, _ in test]), featurize_all(router, outside)
     label = np.array([router.experts.index(name) for _, name in test])
     chance, far = (softmax(looks.logits_NE / router.settings.temperature) for looks in (inside, beyond))
     base = {
@@ -218,7 +218,7 @@ def speed() -> None:
         for number in range(3100):
             text = " ".join(draw.choices(own, k=12))
             cases.append(PromptCase(name, text, "train" if number < 3000 else "heldout", _quality(name, number)))
-    router = fit(cases, Wish({"one": 0.1, "two": 0.1, "three": 0.1, "teacher": 1.0})).router
+    router = fit(cases, FitSettings({"one": 0.1, "two": 0.1, "three": 0.1, "teacher": 1.0})).router
     print("\ndecide(), milliseconds\ncharacters  median    p95")
     for length in (50, 500, 2000, 4000, 100_000):
         taken = []

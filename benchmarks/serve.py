@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from common import interleave, machine, stdlib_rows, teacher
 
-from limbeck.engine.api import Ask
+from limbeck.engine.api import GenerateRequest
 from limbeck.engine.batching import BatchEngine
 from limbeck.engine.serial import SerialEngine
 from limbeck.export.gguf import write_gguf
@@ -152,7 +152,7 @@ class Work:
         assert counts == [self.tokens] * len(prompts)
 
     async def _reply(self, ids: np.ndarray, sampling: Sampling) -> int:
-        async with contextlib.aclosing(self.engine.write(Ask(ids, sampling))) as writing:
+        async with contextlib.aclosing(self.engine.write(GenerateRequest(ids, sampling))) as writing:
             return len([one async for one in writing])
 
     def bare_prefill(self, length: int) -> None:
@@ -165,7 +165,7 @@ class Work:
 
     async def _first(self, ids: np.ndarray) -> float:
         begun = time.perf_counter()
-        async with contextlib.aclosing(self.engine.write(Ask(ids, Sampling(temperature=0.0)))) as writing:
+        async with contextlib.aclosing(self.engine.write(GenerateRequest(ids, Sampling(temperature=0.0)))) as writing:
             await anext(writing)
             return time.perf_counter() - begun
 
@@ -180,7 +180,7 @@ def memory_part(args) -> None:
     async def one() -> None:
         ids = draw.integers(3, lm.vocab, int(draw.integers(1, 64))).astype(np.int32)
         sampling = Sampling(temperature=float(draw.integers(0, 2)), max_tokens=int(draw.integers(1, 12)))
-        async with contextlib.aclosing(engine.write(Ask(ids, sampling))) as writing:
+        async with contextlib.aclosing(engine.write(GenerateRequest(ids, sampling))) as writing:
             async for _ in writing:
                 if draw.random() < 0.02:
                     return

@@ -29,7 +29,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from limbeck.engine.api import Ask
+from limbeck.engine.api import GenerateRequest
 from limbeck.experts import ExpertCard, Registry, Scope
 from limbeck.models.gguf_import import resolve_model
 from limbeck.serve import run
@@ -69,7 +69,7 @@ async def bare(engine: Any, ids: np.ndarray, streams: int, tokens: int) -> tuple
     firsts, counts, begun = [], [], time.perf_counter()
 
     async def one(index: int) -> None:
-        async with contextlib.aclosing(engine.write(Ask(ids, sampling(tokens, index), 0))) as written:
+        async with contextlib.aclosing(engine.write(GenerateRequest(ids, sampling(tokens, index), 0))) as written:
             count = 0
             async for _ in written:
                 if not count:

@@ -20,7 +20,7 @@ from limbeck.recipe import Recipe
 from limbeck.store import TraceStore
 from limbeck.students.build import build_student
 from limbeck.system.rundir import RunDir
-from limbeck.train.loop import Job
+from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
 from limbeck.train.run import run_train
 
@@ -55,7 +55,7 @@ def train_student(arm: str, seed: int, out: Path) -> None:
     with RunDir.open(folder) as run:
         start = build_student(recipe, run, teacher, [])
         where = folder / "train" / "student"
-        job = Job("train", where, seed, Ranks("none", 0, 1), lambda _: None, print, lambda: False)
+        job = TrainContext("train", where, seed, Ranks("none", 0, 1), lambda _: None, print, lambda: False)
         trained = run_train(
             recipe,
             everything if arm == "unfiltered" else right,

@@ -308,7 +308,7 @@ class Session(Protocol):
         ...
 
 
-class Written(NamedTuple):
+class GeneratedToken(NamedTuple):
     """One token of a reply under way, as an engine hands it out.
 
     `text` is what it adds: "" while a character is incomplete or a stop string may be coming. `logp` and `top` (id,

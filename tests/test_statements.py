@@ -10,12 +10,12 @@ from torch import nn
 from limbeck.label.local import run_label
 from limbeck.losses import Terms, fused_distill_loss
 from limbeck.models.hf import HfLM
-from limbeck.recipe import Steps, Train
+from limbeck.recipe import StepsBudget, Train
 from limbeck.text.packing import pack
 from limbeck.train import batches, loop
 from limbeck.train.checkpoint import FitState
 from limbeck.train.distiller import Distiller
-from limbeck.train.loop import Job
+from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
 from limbeck.types import Batch, Head, LiveTarget, LossOut, Row
 from tests.recipes import tiny_recipe
@@ -65,10 +65,10 @@ def test_the_loop_divides_once_by_all_positions(tmp_path):
     ]
     for batch_tokens, accumulate in ((4, 2), (6, 1)):
         student = _Given()
-        order = batches.Order(rows, batch_tokens, 0)
+        order = batches.BatchPlan(rows, batch_tokens, 0)
         assert len(order.plan(0)) == accumulate
-        settings = Train(budget=Steps(steps=1), batch_tokens=batch_tokens, accumulate=accumulate, clip=None)
-        job = Job("train", tmp_path, 0, Ranks(), lambda _: None, lambda _: None, lambda: False)
+        settings = Train(budget=StepsBudget(steps=1), batch_tokens=batch_tokens, accumulate=accumulate, clip=None)
+        job = TrainContext("train", tmp_path, 0, Ranks(), lambda _: None, lambda _: None, lambda: False)
         fetch = batches.plain(rows, torch.device("cpu"))
         optimizer = torch.optim.SGD(student.parameters(), lr=0.0)
         _, values = loop._step(student, optimizer, order, fetch, FitState(), settings, job)
@@ -162,7 +162,7 @@ def test_shuffled_rows_keep_their_own_targets(teacher, tmp_path):
         teacher, two_ranks.rows(12), tmp_path, "trace.target.kind=top_k", "trace.target.k=8", "trace.shard_tokens=40"
     )
     traces = store.traces()
-    order, fetch = batches.Order(traces, 40, seed=3), batches.stored(traces, store, torch.device("cpu"))
+    order, fetch = batches.BatchPlan(traces, 40, seed=3), batches.stored(traces, store, torch.device("cpu"))
     plan = order.plan(0)
     assert len(plan) > 2
     assert [index for batch in plan for index in batch] != list(range(len(traces)))

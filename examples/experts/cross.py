@@ -16,7 +16,7 @@ import numpy as np
 from transformers.utils import logging
 
 from limbeck.data import read_rows
-from limbeck.engine.api import Ask
+from limbeck.engine.api import GenerateRequest
 from limbeck.engine.batching import BatchEngine
 from limbeck.evaluate.compare import TEACHER, evaluate_models
 from limbeck.models.open import open_hf
@@ -79,7 +79,7 @@ async def how_sure(lm: HfLM, conversations: Sequence[list[dict[str, str]]]) -> l
     async def one(turns: list[dict[str, str]]) -> float:
         ids = np.array(lm.tokenizer(template.prompt(turns, "prompt"))["input_ids"], dtype=np.int32)
         async with contextlib.aclosing(
-            engine.write(Ask(ids, Sampling(temperature=0.0, max_tokens=LONGEST)))
+            engine.write(GenerateRequest(ids, Sampling(temperature=0.0, max_tokens=LONGEST)))
         ) as written:
             return float(np.mean([token.logp async for token in written]))
 

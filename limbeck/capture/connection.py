@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 READ_AHEAD = 256 * 2**10
 """Bytes that may lie here unread before the sender is told to wait."""
 
-Event = h11.Event | type[h11.PAUSED]
+HttpEvent = h11.Event | type[h11.PAUSED]
 
 
-class Peer(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """`on_made` and `on_lost` are called once each; one coroutine at a time may wait on a peer."""
 
     transport: asyncio.Transport
@@ -30,8 +30,8 @@ class Peer(asyncio.Protocol):
     def __init__(
         self,
         role: type[h11.CLIENT] | type[h11.SERVER],
-        on_made: Callable[[Peer], object] | None = None,
-        on_lost: Callable[[Peer], object] | None = None,
+        on_made: Callable[[Connection], object] | None = None,
+        on_lost: Callable[[Connection], object] | None = None,
     ) -> None:
         self.http = h11.Connection(role, max_incomplete_event_size=HEAD_BYTES)
         self.lost = False  # the connection is gone, in both directions
@@ -86,7 +86,7 @@ class Peer(asyncio.Protocol):
     def has_input(self) -> bool:
         return bool(self._received) or self.ended
 
-    def ready_event(self) -> Event | None:
+    def ready_event(self) -> HttpEvent | None:
         """The next HTTP event in what has been received; None when it is not all there. Raises h11.RemoteProtocolError
         for what is no HTTP or ends too early."""
         while (event := self.http.next_event()) is h11.NEED_DATA:
@@ -95,7 +95,7 @@ class Peer(asyncio.Protocol):
             self.http.receive_data(self._take())
         return event  # type: ignore[return-value]
 
-    async def next_event(self, seconds: float) -> Event:
+    async def next_event(self, seconds: float) -> HttpEvent:
         """As `ready_event`, but waits for it. Raises TimeoutError after `seconds` without a byte. A client that waits
         for permission to send its body is given it."""
         while (event := self.ready_event()) is None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from h11._headers import Headers as H11Headers
 
-    from limbeck.capture.settings import Upstream
+    from limbeck.capture.settings import CaptureUpstream
 
     Headers = list[tuple[bytes, bytes]]
 
@@ -85,7 +85,7 @@ def too_large(max_body: int) -> Refusal:
     return Refusal(413, "request_too_large", f"The request's body is above the limit of this proxy, {max_body} bytes.")
 
 
-def request_for(request: h11.Request, upstream: Upstream) -> h11.Request:
+def request_for(request: h11.Request, upstream: CaptureUpstream) -> h11.Request:
     """The same request for the upstream: its host, its path before ours, without what was said to the proxy alone."""
     headers = passed_on(request.headers, {b"host", b"expect", CONVERSATION_HEADER})
     kept = [(name, value) for name, value in headers if not name.lower().startswith(TAG_HEADER)]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import h11
 
 from limbeck.capture import headers as heads
-from limbeck.capture.connection import Peer
+from limbeck.capture.connection import Connection
 from limbeck.capture.headers import Refusal
-from limbeck.capture.recorder_link import Tap
+from limbeck.capture.recorder_link import RecorderLink
 from limbeck.capture.settings import parse_upstream
 from limbeck.errors import CaptureError
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from limbeck.capture.recorder_link import Exchange
-    from limbeck.capture.settings import CaptureSettings, Upstream
+    from limbeck.capture.settings import CaptureSettings, CaptureUpstream
 
 CLIENT_IDLE_SECONDS = 75.0
 """How long a client may keep a connection without a request; longer than clients keep theirs, so that they close it."""
@@ -41,7 +41,7 @@ GRACE_SECONDS = 10.0
 """How long answers that are on their way may take to end when the proxy is stopped."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """A request that gets no answer of the upstream's."""
 
     def __init__(self, refusal: Refusal) -> None:
@@ -50,15 +50,15 @@ class Refused(Exception):
 
 
 @dataclass
-class Pool:
+class UpstreamPool:
     """Connections to the upstream that are not in use, with the time since when."""
 
-    upstream: Upstream
+    upstream: CaptureUpstream
     connect_timeout: float
     tls: ssl.SSLContext | None
-    idle: list[tuple[float, Peer]] = field(default_factory=list)
+    idle: list[tuple[float, Connection]] = field(default_factory=list)
 
-    async def take(self) -> Peer:
+    async def take(self) -> Connection:
         """A connection that is still open, the one used last first, or a new one. Raises Refused."""
         while self.idle:
             since, peer = self.idle.pop()
@@ -67,23 +67,25 @@ class Pool:
             peer.abort()
         return await self._connect()
 
-    async def _connect(self) -> Peer:
+    async def _connect(self) -> Connection:
         to = self.upstream
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self.connect_timeout):
                 _, peer = await loop.create_connection(
-                    lambda: Peer(h11.CLIENT), to.host, to.port, ssl=self.tls, happy_eyeballs_delay=0.25
+                    lambda: Connection(h11.CLIENT), to.host, to.port, ssl=self.tls, happy_eyeballs_delay=0.25
                 )
         except TimeoutError as error:
             reason = f"The upstream did not accept a connection in {self.connect_timeout:g} s."
-            raise Refused(Refusal(504, "upstream_timeout", reason)) from error
+            raise RequestRefused(Refusal(504, "upstream_timeout", reason)) from error
         except OSError as error:  # also TLS errors and names that do not resolve
             reason = error.strerror or str(error) or type(error).__name__
-            raise Refused(Refusal(502, "upstream_unreachable", f"The upstream cannot be reached: {reason}.")) from error
+            raise RequestRefused(
+                Refusal(502, "upstream_unreachable", f"The upstream cannot be reached: {reason}.")
+            ) from error
         return peer
 
-    def give(self, peer: Peer) -> None:
+    def give(self, peer: Connection) -> None:
         """Take a connection back, to be used again where HTTP allows it."""
         done = peer.http.our_state is h11.DONE and peer.http.their_state is h11.DONE
         if done and not peer.has_input and len(self.idle) < MAX_IDLE:
@@ -101,40 +103,40 @@ class Pool:
 class Proxy:
     """The state of a running proxy: made by `serve`."""
 
-    def __init__(self, settings: CaptureSettings, tap: Tap) -> None:
+    def __init__(self, settings: CaptureSettings, tap: RecorderLink) -> None:
         upstream = parse_upstream(settings.upstream)
         tls = ssl.create_default_context() if upstream.tls else None
         self.settings, self.upstream, self.tap = settings, upstream, tap
-        self.pool = Pool(upstream, settings.connect_timeout, tls)
+        self.pool = UpstreamPool(upstream, settings.connect_timeout, tls)
         self.num_requests = 0
         self.address = ("", 0)
-        self.tasks: dict[Peer, asyncio.Task[None]] = {}
-        self.busy: set[Peer] = set()
+        self.tasks: dict[Connection, asyncio.Task[None]] = {}
+        self.busy: set[Connection] = set()
 
     def status(self) -> dict[str, Any]:
         """What `/-/status` tells: how many requests there were, and what became of the completions among them."""
         return {"requests": self.num_requests, "clients": len(self.tasks), **self.tap.status()}
 
-    def accept(self) -> Peer:
-        return Peer(h11.SERVER, self._made, self._lost)
+    def accept(self) -> Connection:
+        return Connection(h11.SERVER, self._made, self._lost)
 
-    def _made(self, client: Peer) -> None:
+    def _made(self, client: Connection) -> None:
         task = asyncio.get_running_loop().create_task(self._converse(client))
         self.tasks[client] = task
         task.add_done_callback(lambda _: self._done(client))
 
-    def _done(self, client: Peer) -> None:
+    def _done(self, client: Connection) -> None:
         del self.tasks[client]
         self.busy.discard(client)
 
-    def _lost(self, client: Peer) -> None:
+    def _lost(self, client: Connection) -> None:
         """The client went away: whatever is done for it ends, at the upstream as well."""
         if task := self.tasks.get(client):
             task.cancel()
 
     # ---- a client ----
 
-    async def _converse(self, client: Peer) -> None:
+    async def _converse(self, client: Connection) -> None:
         """One request after the other."""
         try:
             while await self._one_request(client):
@@ -144,7 +146,7 @@ class Proxy:
         finally:
             client.close()
 
-    async def _one_request(self, client: Peer) -> bool:
+    async def _one_request(self, client: Connection) -> bool:
         """Whether the connection can be used again."""
         try:
             event = await client.next_event(CLIENT_IDLE_SECONDS)
@@ -169,7 +171,7 @@ class Proxy:
         client.http.start_next_cycle()
         return True
 
-    async def _refuse(self, client: Peer, refusal: Refusal) -> None:
+    async def _refuse(self, client: Connection, refusal: Refusal) -> None:
         """Answer in the proxy's own name, and close: the body may not have been read."""
         if client.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             client.abort()  # the answer has begun; only breaking it off tells that it is not whole
@@ -177,7 +179,7 @@ class Proxy:
         self._send_json(client, refusal.status, refusal.body, close=True)
         await client.linger(LINGER_SECONDS)
 
-    def _send_json(self, client: Peer, status: int, body: bytes, *, close: bool) -> None:
+    def _send_json(self, client: Connection, status: int, body: bytes, *, close: bool) -> None:
         headers = [(b"Content-Type", b"application/json"), (b"Content-Length", str(len(body)).encode())]
         if close:
             headers.append((b"Connection", b"close"))
@@ -186,7 +188,7 @@ class Proxy:
         client.send(h11.EndOfMessage())
         client.flush()
 
-    async def _own_page(self, client: Peer, request: h11.Request) -> Refusal | None:
+    async def _own_page(self, client: Connection, request: h11.Request) -> Refusal | None:
         while isinstance(await client.next_event(self.settings.timeout), h11.Data):
             pass
         pages = {b"/-/health": {"ok": True}, b"/-/status": self.status()}
@@ -198,7 +200,7 @@ class Proxy:
 
     # ---- a request ----
 
-    async def _pass_on(self, client: Peer, request: h11.Request) -> Refusal | None:
+    async def _pass_on(self, client: Connection, request: h11.Request) -> Refusal | None:
         """Take a request to the upstream and its answer back. A refusal when the upstream gives none."""
         exchange = self.tap.begin(request)
         whole = False
@@ -208,7 +210,7 @@ class Proxy:
                 if exchange:
                     exchange.answered(response)
                 whole = await self._bring_back(client, upstream, response, exchange)
-        except Refused as error:
+        except RequestRefused as error:
             return error.refusal
         finally:
             self.tap.finish(exchange, whole=whole)
@@ -217,7 +219,7 @@ class Proxy:
         return None
 
     @contextlib.asynccontextmanager
-    async def _upstream(self) -> AsyncIterator[Peer]:
+    async def _upstream(self) -> AsyncIterator[Connection]:
         """A connection, kept when the exchange went well and broken off when it did not: that cancels it there."""
         peer = await self.pool.take()
         try:
@@ -228,7 +230,7 @@ class Proxy:
         self.pool.give(peer)
 
     async def _send_request(
-        self, client: Peer, upstream: Peer, request: h11.Request, exchange: Exchange | None
+        self, client: Connection, upstream: Connection, request: h11.Request, exchange: Exchange | None
     ) -> h11.Response:
         """Head and body as they come. The head of the answer, which may come before everything is sent."""
         upstream.send(heads.request_for(request, self.upstream))
@@ -236,7 +238,7 @@ class Proxy:
         while isinstance(event := await self._next_part(client, upstream), h11.Data):
             passed += len(event.data)
             if passed > self.settings.max_body:
-                raise Refused(heads.too_large(self.settings.max_body))
+                raise RequestRefused(heads.too_large(self.settings.max_body))
             if exchange:
                 exchange.asked(bytes(event.data))
             upstream.send(event)
@@ -248,7 +250,7 @@ class Proxy:
             pass
         return response
 
-    async def _next_part(self, client: Peer, upstream: Peer) -> h11.Event:
+    async def _next_part(self, client: Connection, upstream: Connection) -> h11.Event:
         """What comes next of the request, or the head of the answer if that is there first. When the client must be
         waited for, what it has said already is sent."""
         try:
@@ -259,36 +261,42 @@ class Proxy:
                     return response
                 event = await client.next_event(self.settings.timeout)
         except h11.RemoteProtocolError as error:
-            raise Refused(Refusal(400, "bad_request", f"The request's body is broken: {error}.")) from error
+            raise RequestRefused(Refusal(400, "bad_request", f"The request's body is broken: {error}.")) from error
         except TimeoutError as error:
-            raise Refused(Refusal(408, "request_timeout", "The request's body did not come to its end.")) from error
+            raise RequestRefused(
+                Refusal(408, "request_timeout", "The request's body did not come to its end.")
+            ) from error
         assert isinstance(event, h11.Data | h11.EndOfMessage)
         return event
 
-    async def _drain(self, upstream: Peer) -> None:
+    async def _drain(self, upstream: Connection) -> None:
         try:
             await upstream.drain(self.settings.timeout, or_input=True)
         except TimeoutError as error:
             raise self._silent() from error
 
-    async def _head(self, upstream: Peer, *, wait: bool) -> h11.Response | None:
+    async def _head(self, upstream: Connection, *, wait: bool) -> h11.Response | None:
         """The head of the answer; None when what came was none yet."""
         try:
             event = await upstream.next_event(self.settings.timeout) if wait else upstream.ready_event()
         except h11.RemoteProtocolError as error:
-            raise Refused(Refusal(502, "upstream_closed", f"The upstream's answer is no HTTP: {error}.")) from error
+            raise RequestRefused(
+                Refusal(502, "upstream_closed", f"The upstream's answer is no HTTP: {error}.")
+            ) from error
         except TimeoutError as error:
             raise self._silent() from error
         if isinstance(event, h11.ConnectionClosed):
-            raise Refused(Refusal(502, "upstream_closed", "The upstream closed the connection without an answer."))
+            raise RequestRefused(
+                Refusal(502, "upstream_closed", "The upstream closed the connection without an answer.")
+            )
         return event if isinstance(event, h11.Response) else None
 
-    def _silent(self) -> Refused:
+    def _silent(self) -> RequestRefused:
         reason = f"The upstream gave no answer in {self.settings.timeout:g} s."
-        return Refused(Refusal(504, "upstream_timeout", reason))
+        return RequestRefused(Refusal(504, "upstream_timeout", reason))
 
     async def _bring_back(
-        self, client: Peer, upstream: Peer, response: h11.Response, exchange: Exchange | None
+        self, client: Connection, upstream: Connection, response: h11.Response, exchange: Exchange | None
     ) -> bool:
         """Head and body as they come; whether the body came to its end."""
         seconds = self.settings.timeout
@@ -320,7 +328,7 @@ async def serve(settings: CaptureSettings) -> AsyncIterator[Proxy]:
     Raises CaptureError when the address cannot be used, RunDirError when the store is in use, StoreError when it cannot
     be written.
     """
-    tap = Tap(settings)
+    tap = RecorderLink(settings)
     await tap.start()
     try:
         proxy = Proxy(settings, tap)

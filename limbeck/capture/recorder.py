@@ -21,7 +21,7 @@ from typing import Any
 
 from limbeck.capture.exchange import line_of, record_of
 from limbeck.capture.framing import Frame, take
-from limbeck.capture.segments import Journal
+from limbeck.capture.segments import SegmentWriter
 from limbeck.capture.sse import CUT
 from limbeck.errors import CaptureError, RunDirError
 from limbeck.text.redact import Redactor, make_redactor
@@ -45,7 +45,7 @@ class State:
 
     settings: dict[str, Any]
     redactor: Redactor
-    journal: Journal | None = None
+    journal: SegmentWriter | None = None
     counts: Counter[str] = field(default_factory=Counter)
     unsynced: int = 0
     unsynced_cut: int = 0
@@ -92,7 +92,7 @@ def _start(settings: dict[str, Any]) -> State | None:
     end = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            state.journal = Journal(Path(settings["store"]), settings["segment_bytes"])
+            state.journal = SegmentWriter(Path(settings["store"]), settings["segment_bytes"])
             break
         except RunDirError as error:
             if time.monotonic() > end:
@@ -144,11 +144,11 @@ def _record(state: State, frame: Frame) -> None:
     state.unsynced_cut += CUT in record["finish_reasons"]
 
 
-def _journal(state: State) -> Journal | None:
+def _journal(state: State) -> SegmentWriter | None:
     """The store, opened anew when a while has passed since it failed."""
     if state.journal is None and time.monotonic() >= state.closed_until:
         try:
-            state.journal = Journal(Path(state.settings["store"]), state.settings["segment_bytes"])
+            state.journal = SegmentWriter(Path(state.settings["store"]), state.settings["segment_bytes"])
             state.trouble = ""
         except (OSError, RunDirError) as error:
             _fail(state, error)

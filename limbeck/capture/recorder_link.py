@@ -88,7 +88,7 @@ class Counts:
     cut: int = 0
 
 
-class Tap:
+class RecorderLink:
     """Between `start` and `close`; `counts` and `trouble` (a sentence, or "") may be read at any time."""
 
     def __init__(self, settings: CaptureSettings) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SEGMENT = re.compile(r"capture-(\d{5,})\.jsonl")
 
 
-class Journal:
+class SegmentWriter:
     """An open store. Every method that writes raises OSError; after that the journal must be closed and made anew."""
 
     def __init__(self, folder: Path, segment_bytes: int) -> None:

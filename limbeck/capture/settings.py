@@ -59,7 +59,7 @@ class CaptureSettings:
 
 
 @dataclass(frozen=True)
-class Upstream:
+class CaptureUpstream:
     """Where requests go. `path` is put before every request's path; `authority` is the Host header."""
 
     tls: bool
@@ -69,7 +69,7 @@ class Upstream:
     authority: bytes
 
 
-def parse_upstream(url: str) -> Upstream:
+def parse_upstream(url: str) -> CaptureUpstream:
     """The parts of an http(s) URL. `/v1` at its end is dropped, because clients' paths begin with it. Raises
     CaptureError for anything but scheme, host, port and path: a URL with a password would be seen in a process list."""
     advice = "Give it as https://HOST, https://HOST/v1 or http://HOST:PORT."
@@ -87,4 +87,4 @@ def parse_upstream(url: str) -> Upstream:
         raise CaptureError(f"--upstream has a query, a fragment, or characters that a URL cannot have. {advice}")
     path = parts.path.rstrip("/").removesuffix("/v1")
     tls = parts.scheme == "https"
-    return Upstream(tls, parts.hostname, port or (443 if tls else 80), path.encode(), authority)
+    return CaptureUpstream(tls, parts.hostname, port or (443 if tls else 80), path.encode(), authority)

@@ -16,7 +16,7 @@ import torch
 from limbeck.evaluate.compare import evaluate_models
 from limbeck.evaluate.parity import MOST_POSITIONS, NEW_TOKENS, PROMPTS
 from limbeck.evaluate.speed import MOST_ROUNDS
-from limbeck.evaluate.task_stage import choose_questions, exam_of
+from limbeck.evaluate.task_stage import choose_questions, task_settings_of
 from limbeck.evaluate.tasks import batches_of
 from limbeck.label.local import label_rows
 from limbeck.label.plan import store_header
@@ -30,12 +30,12 @@ from limbeck.system.atomic import sha256_file
 from limbeck.system.cost import measure
 from limbeck.system.device import pick_device, resolve_dtype
 from limbeck.text.packing import labels_of, pack, plan_batches
-from limbeck.train.batches import Order
+from limbeck.train.batches import BatchPlan
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import Budget
 from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.optim import build_optimizer
-from limbeck.train.qad import plain_products
+from limbeck.train.qad import remove_fake_quant
 from limbeck.train.run import needs_teacher, recompute_activations, stores_targets
 from limbeck.types import Batch, Dist, LiveTarget, Row, Sampling
 
@@ -61,7 +61,7 @@ def estimate_stages(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> dict[
     reply is taken to be as long as `max_tokens` allows, so with replies the estimate is an upper bound. Judging replies
     and the harness are not in it.
     """
-    probe = _Probe(recipe, teacher, [row for row in rows if row.split == "train"], list(rows))
+    probe = _StepProbe(recipe, teacher, [row for row in rows if row.split == "train"], list(rows))
     out: dict[str, dict[str, float]] = {}
     if probe.labels:
         out["label"] = probe.label()
@@ -79,7 +79,7 @@ def _costs(seconds: float, peak: float, disk: float) -> dict[str, float]:
 
 
 @dataclass
-class _Probe:
+class _StepProbe:
     recipe: Recipe
     teacher: HfLM
     train_rows: list[Row]
@@ -148,7 +148,7 @@ class _Probe:
         parameters = sum(param.numel() for param in self.student.parameters())
         rows = self.batch_rows
         batch = pack(rows, self._stored_target(), pick_device())
-        order = Order(rows if self.generates else self.train_rows, settings.batch_tokens, self.recipe.seed)
+        order = BatchPlan(rows if self.generates else self.train_rows, settings.batch_tokens, self.recipe.seed)
         budget = Budget(settings, order)
         per_epoch = [order.tokens(indices) for indices in order.plan(0)]
         micro_tokens = sum(per_epoch) / len(per_epoch)
@@ -219,7 +219,7 @@ class _Probe:
 
     def _task_seconds(self, tasks: Tasks, models: Sequence[HfLM], held_out: Sequence[Row]) -> float:
         """All models' replies to the problems, from a batch of middling length."""
-        exam = exam_of(tasks, self.recipe.seed)
+        exam = task_settings_of(tasks, self.recipe.seed)
         questions = choose_questions(self.recipe, tasks, self.teacher, held_out)
         batches = batches_of(questions, exam)
         prompts = [questions[index].ids for index in batches[len(batches) // 2]]
@@ -285,7 +285,7 @@ class _Probe:
                 step(batch)
                 seconds.append(time.monotonic() - begun)
         optimizer.zero_grad()
-        plain_products(self.student)
+        remove_fake_quant(self.student)
         return statistics.median(seconds), cost.peak_bytes
 
 

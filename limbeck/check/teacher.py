@@ -29,7 +29,7 @@ MUCH_TAIL = 0.05
 LEADING = 0.5
 
 
-class Doubt(NamedTuple):
+class TeacherStats(NamedTuple):
     """`sure`: mean probability of the teacher's first choice. `evenness`: how flat the distribution of all other tokens
     is where the first has more than half (geometric over arithmetic mean, 1 is flat; 0 where no row is so sure).
     `tail`: mean mass outside the k most probable tokens. All at temperature 1."""
@@ -39,11 +39,11 @@ class Doubt(NamedTuple):
     tail: float
 
 
-def doubt_of(logits_NV: Tensor, k: int) -> Doubt:
+def doubt_of(logits_NV: Tensor, k: int) -> TeacherStats:
     """Raises nothing for no rows: all is 0 then."""
     logp_NV = torch.log_softmax(logits_NV.double(), 1)
     if not logp_NV.shape[0]:
-        return Doubt(0.0, 0.0, 0.0)
+        return TeacherStats(0.0, 0.0, 0.0)
     p_NV = logp_NV.exp()
     first_N = p_NV.amax(1)
     others = max(p_NV.shape[1] - 1, 1)
@@ -52,7 +52,7 @@ def doubt_of(logits_NV: Tensor, k: int) -> Doubt:
     led = first_N > LEADING
     kept_N = p_NV.gather(1, top_ids(p_NV, min(k, p_NV.shape[1]))).sum(1)
     evenness = float(even_N[led].mean()) if bool(led.any()) else 0.0
-    return Doubt(float(first_N.mean()), evenness, float((1 - kept_N).clamp_min(0.0).mean()))
+    return TeacherStats(float(first_N.mean()), evenness, float((1 - kept_N).clamp_min(0.0).mean()))
 
 
 def warn_of_teacher(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> list[Problem]:
@@ -75,7 +75,7 @@ def _logits(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, teacher.vocab)
 
 
-def _sure(found: Doubt) -> list[Problem]:
+def _sure(found: TeacherStats) -> list[Problem]:
     if found.sure <= TOO_SURE:
         return []
     message = (
@@ -85,7 +85,7 @@ def _sure(found: Doubt) -> list[Problem]:
     return [problem("teacher.path", message)]
 
 
-def _warm(recipe: Recipe, found: Doubt) -> list[Problem]:
+def _warm(recipe: Recipe, found: TeacherStats) -> list[Problem]:
     warmest = recipe.objective.warmest
     if warmest <= WARM or (found.sure <= TOO_SURE and found.evenness <= FLAT):
         return []
@@ -98,7 +98,7 @@ def _warm(recipe: Recipe, found: Doubt) -> list[Problem]:
     return [problem("objective.temperature", message)]
 
 
-def _tail(recipe: Recipe, found: Doubt) -> list[Problem]:
+def _tail(recipe: Recipe, found: TeacherStats) -> list[Problem]:
     target = recipe.trace.target
     if not isinstance(target, TopK) or found.tail <= MUCH_TAIL:
         return []

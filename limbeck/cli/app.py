@@ -18,7 +18,7 @@ import typer
 from limbeck.cli import experts, export, route, serve
 from limbeck.cli import options as opt
 from limbeck.cli.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
-from limbeck.cli.terminal import complain, error_text, tell, watched
+from limbeck.cli.terminal import error_text, print_error, print_result, watched
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.version import __version__
 
@@ -59,8 +59,8 @@ def main() -> None:
     except LimbeckError as error:
         if "--json" in sys.argv:
             kind = type(error).__name__
-            tell({"error": {"type": kind, "message": str(error), "exit_code": error.exit_code}}, as_json=True)
-        complain(error_text(str(error)))
+            print_result({"error": {"type": kind, "message": str(error), "exit_code": error.exit_code}}, as_json=True)
+        print_error(error_text(str(error)))
         sys.exit(error.exit_code)
 
 
@@ -91,12 +91,12 @@ def _job(path: Path, overrides: list[str] | None, run_dir: Path | None, as_json:
 
         summary = run_recipe(recipe, folder, until=until, on_progress=on_progress, on_message=on_message)
     if as_json:
-        tell({"run": str(folder), **summary}, as_json=True)
+        print_result({"run": str(folder), **summary}, as_json=True)
         return
     from limbeck.cli.tables import result
 
-    tell(result(summary))
-    tell(f"\nreport: {folder / 'report.html'}" if until == "report" else f"\nrun folder: {folder}")
+    print_result(result(summary))
+    print_result(f"\nreport: {folder / 'report.html'}" if until == "report" else f"\nrun folder: {folder}")
 
 
 @app.command(rich_help_panel="Start")
@@ -117,19 +117,19 @@ def init(
 
     Example: limbeck init --data chats.jsonl --layers 20
     """
-    from limbeck.pipeline.init import Choice, recipe_text, write_recipe
+    from limbeck.pipeline.init import InitChoice, recipe_text, write_recipe
 
     if mode not in ("score", "generate"):
         raise typer.BadParameter(f"--mode is {mode!r}; it must be score or generate")
     if preset not in (None, "r1"):
         raise typer.BadParameter(f"--preset is {preset!r}; it must be r1")
     name = re.sub(r"[^a-z0-9._-]+", "-", Path(out).stem.lower()).strip("-._")[:64] or "distilled"
-    text = recipe_text(Choice(teacher, data, mode, student, layers, parameters, name, preset))
+    text = recipe_text(InitChoice(teacher, data, mode, student, layers, parameters, name, preset))
     if out == "-":
-        tell(text.removesuffix("\n"))
+        print_result(text.removesuffix("\n"))
         return
     write_recipe(text, Path(out), force=force)
-    tell(f"wrote {out}. Next: limbeck check {out}")
+    print_result(f"wrote {out}. Next: limbeck check {out}")
 
 
 @app.command(rich_help_panel="Start")
@@ -158,16 +158,16 @@ def check(
     warnings = [told(warning) for warning in found.warnings]
     if as_json:
         told_all = {"problems": problems, "warnings": warnings, "facts": found.facts, "estimate": found.estimate}
-        tell(told_all, as_json=True)
+        print_result(told_all, as_json=True)
     else:
         from limbeck.cli.tables import check_facts
 
-        tell(check_facts(found))
+        print_result(check_facts(found))
         for warning in warnings:
-            complain("warning: {origin}: {message}".format(**warning))
+            print_error("warning: {origin}: {message}".format(**warning))
         for problem in problems:
-            complain(error_text("{origin}: {message}".format(**problem)))
-        tell(f"\n{len(problems)} problems" if problems else "\nno problems")
+            print_error(error_text("{origin}: {message}".format(**problem)))
+        print_result(f"\n{len(problems)} problems" if problems else "\nno problems")
     if problems:
         raise typer.Exit(RecipeError.exit_code)
 
@@ -193,18 +193,18 @@ def selftest(
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise typer.BadParameter(f"--dtype is {dtype!r}; it must be auto, float32, bfloat16 or float16")
     with watched() as (on_progress, _):
-        from limbeck.selftest.run import Choice, run_selftest
+        from limbeck.selftest.run import SelfTestChoice, run_selftest
 
-        choice = Choice(rows, divergence, dtype, trust_remote_code)
+        choice = SelfTestChoice(rows, divergence, dtype, trust_remote_code)
         found = run_selftest(teacher, student, choice=choice, on_progress=on_progress)
     if as_json:
-        tell(found.to_json(), as_json=True)
+        print_result(found.to_json(), as_json=True)
     else:
         from limbeck.cli.tables import statements
 
-        tell(statements(found))
+        print_result(statements(found))
     if found.failed:
-        complain(error_text(f"these statements do not hold: {', '.join(found.failed)}"))
+        print_error(error_text(f"these statements do not hold: {', '.join(found.failed)}"))
         raise typer.Exit(FAILED)
 
 
@@ -263,7 +263,7 @@ def report(
     from limbeck.report.write import run_report
 
     path = str(run_report(folder))
-    tell({"report": path} if as_json else f"report: {path}", as_json=as_json)
+    print_result({"report": path} if as_json else f"report: {path}", as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
@@ -281,17 +281,17 @@ def review(
 
     shown, count = write_review(folder, out, most)
     told = f"{shown} of {count} replies: {out}"
-    tell({"review": str(out), "replies": count, "written": shown} if as_json else told, as_json=as_json)
+    print_result({"review": str(out), "replies": count, "written": shown} if as_json else told, as_json=as_json)
 
 
 @app.command(rich_help_panel="Work")
 def capture(
-    upstream: opt.Upstream,
+    upstream: opt.UpstreamOption,
     store: opt.Store,
     host: opt.Host = "127.0.0.1",
     port: opt.Port = 8100,
     allow_remote: opt.AllowRemote = False,
-    sample: opt.Sample = 1.0,
+    sample: opt.SampleOption = 1.0,
     redact: opt.Redact = ["all"],  # noqa: B006  (typer copies it)
     tag: opt.Tag = [],  # noqa: B006
     max_bytes: opt.MaxBytes = None,
@@ -306,9 +306,9 @@ def capture(
 
     told = {"allow_remote": allow_remote, "sample": sample, "redact": tuple(redact), "max_bytes": max_bytes}
     settings = CaptureSettings(upstream, store, host, port, tags=opt.tag_pairs(tag), **told)
-    status = run_capture(settings, on_message=complain)
+    status = run_capture(settings, on_message=print_error)
     if as_json:
-        tell(status, as_json=True)
+        print_result(status, as_json=True)
 
 
 app.command(rich_help_panel="Experts")(export.export)
@@ -334,7 +334,7 @@ def show_traces(
     from limbeck.pipeline.show import show_trace
 
     view = show_trace(folder, row=row, id=id, top=top)
-    tell(asdict(view) if as_json else trace(view), as_json=as_json)
+    print_result(asdict(view) if as_json else trace(view), as_json=as_json)
 
 
 @show_app.command("run")
@@ -347,7 +347,7 @@ def show_run(folder: RunFolder, as_json: Json = False) -> None:
     from limbeck.pipeline import show
 
     view = show.show_run(folder)
-    tell(asdict(view) if as_json else tables.run(view), as_json=as_json)
+    print_result(asdict(view) if as_json else tables.run(view), as_json=as_json)
 
 
 @app.command(rich_help_panel="Look")
@@ -361,16 +361,16 @@ def schema(
     if markdown:
         from limbeck.recipe.reference import recipe_markdown
 
-        tell(recipe_markdown().removesuffix("\n"))
+        print_result(recipe_markdown().removesuffix("\n"))
         return
     from limbeck.recipe import Recipe
 
-    tell(Recipe.model_json_schema(), as_json=True)
+    print_result(Recipe.model_json_schema(), as_json=True)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        tell(f"limbeck {__version__}")
+        print_result(f"limbeck {__version__}")
         raise typer.Exit
 
 

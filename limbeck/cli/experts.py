@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from limbeck.cli.options import Json, RunFolder
-from limbeck.cli.terminal import complain, error_text, tell, watched
+from limbeck.cli.options import Json, RegistryFolder, RunFolder
+from limbeck.cli.terminal import error_text, print_error, print_result, watched
 
 if TYPE_CHECKING:
     from limbeck.experts.registry import Registry
@@ -18,7 +18,6 @@ FAILED = 1
 
 app = typer.Typer(help="Keep distilled models as experts, in a registry that is a folder.", no_args_is_help=True)
 
-RegistryFolder = Annotated[Path, typer.Argument(metavar="REGISTRY", help="folder of experts", show_default=False)]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="name of the expert", show_default=False)]
 Version = Annotated[str | None, typer.Option("--version", help="which one (default: the newest)")]
 RepoId = Annotated[str, typer.Argument(metavar="REPO_ID", help="repository on the Hub, OWNER/NAME", show_default=False)]
@@ -56,14 +55,14 @@ def add(
     """
     with watched() as (on_progress, on_message):
         from limbeck.experts.add import add_expert
-        from limbeck.experts.transfer_set import Choice
+        from limbeck.experts.transfer_set import PromptChoice
 
-        choice = Choice(
+        choice = PromptChoice(
             name, version, domain, description, tuple(languages), tuple(counter), export, role=role, prompts=prompts
         )
         expert = add_expert(run, _registry(registry), choice, on_progress=on_progress, on_message=on_message)
     done = {"name": expert.name, "version": expert.version, "path": str(expert.path)}
-    tell(done if as_json else f"added {expert.name} {expert.version}: {expert.path}", as_json=as_json)
+    print_result(done if as_json else f"added {expert.name} {expert.version}: {expert.path}", as_json=as_json)
 
 
 @app.command("list")
@@ -76,7 +75,7 @@ def list_(registry: RegistryFolder, as_json: Json = False) -> None:
     from limbeck.experts.listing import list_experts
 
     found = list_experts(_registry(registry))
-    tell(found if as_json else listed(found), as_json=as_json)
+    print_result(found if as_json else listed(found), as_json=as_json)
 
 
 @app.command("show")
@@ -89,7 +88,7 @@ def show(registry: RegistryFolder, name: Name, version: Version = None, as_json:
     from limbeck.experts.listing import show_expert
 
     found = show_expert(_registry(registry), name, version)
-    tell(found if as_json else shown(found), as_json=as_json)
+    print_result(found if as_json else shown(found), as_json=as_json)
 
 
 @app.command("remove")
@@ -105,7 +104,7 @@ def remove(
     """
     _registry(registry).remove(name, version)
     told: dict[str, Any] = {"removed": {"name": name, "version": version}}
-    tell(told if as_json else f"removed {name} {version}", as_json=as_json)
+    print_result(told if as_json else f"removed {name} {version}", as_json=as_json)
 
 
 @app.command("verify")
@@ -129,11 +128,11 @@ def verify(
         found, broken = verify_all(_registry(registry), name, version, on_progress=on_progress)
     if as_json:
         lines = [{**asdict(one), "holds": one.holds} for one in found]
-        tell({"experts": lines, "damaged": broken}, as_json=True)
+        print_result({"experts": lines, "damaged": broken}, as_json=True)
     else:
-        tell(verified(found))
+        print_result(verified(found))
     for reason in broken.values():
-        complain(error_text(reason))
+        print_error(error_text(reason))
     if broken or not all(one.holds for one in found):
         raise typer.Exit(FAILED)
 
@@ -154,7 +153,9 @@ def push(
     from limbeck.experts.hub import push as push_expert
 
     where = push_expert(_registry(registry).expert(name, version), repo_id, private=private)
-    tell({"repo": repo_id, "commit": where} if as_json else f"pushed {name} to {repo_id} ({where})", as_json=as_json)
+    print_result(
+        {"repo": repo_id, "commit": where} if as_json else f"pushed {name} to {repo_id} ({where})", as_json=as_json
+    )
 
 
 @app.command("pull")
@@ -172,4 +173,4 @@ def pull(
 
     expert = pull_expert(repo_id, _registry(registry), revision=revision)
     done = {"name": expert.name, "version": expert.version, "path": str(expert.path)}
-    tell(done if as_json else f"added {expert.name} {expert.version}: {expert.path}", as_json=as_json)
+    print_result(done if as_json else f"added {expert.name} {expert.version}: {expert.path}", as_json=as_json)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from limbeck.cli.options import Json
-from limbeck.cli.terminal import tell, watched
+from limbeck.cli.terminal import print_result, watched
 from limbeck.recipe import EXPORTS, make_export, quants_of
 
 QUANTS = "; ".join(f"{kind}: {', '.join(quants_of(kind))}" for kind in EXPORTS)
@@ -43,13 +43,13 @@ def export(
     """
     settings = make_export(to, quant, max_kl)
     with watched() as (on_progress, on_message):
-        from limbeck.export.command import Choice, run_export
+        from limbeck.export.command import ExportChoice, run_export
 
-        told = run_export(Choice(source, out, rows), settings, on_progress=on_progress, on_message=on_message)
+        told = run_export(ExportChoice(source, out, rows), settings, on_progress=on_progress, on_message=on_message)
     if as_json:
-        tell(told, as_json=True)
+        print_result(told, as_json=True)
         return
     from limbeck.cli.tables import parity_table
 
-    tell(parity_table([told]))
-    tell(f"\nexport: {told['path']}")
+    print_result(parity_table([told]))
+    print_result(f"\nexport: {told['path']}")

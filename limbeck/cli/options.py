@@ -85,14 +85,14 @@ def tag_pairs(tags: list[str]) -> dict[str, str]:
     return {name: value for name, _, value in (text.partition("=") for text in tags)}
 
 
-Upstream = Annotated[
+UpstreamOption = Annotated[
     str, typer.Option(help="where requests go: https://HOST, http://HOST:PORT, with or without /v1", show_default=False)
 ]
 Store = Annotated[Path, typer.Option(help="folder that exchanges are written to", show_default=False)]
 Host = Annotated[str, typer.Option(help="address to listen on")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0 takes a free one")]
 AllowRemote = Annotated[bool, typer.Option("--allow-remote", help="listen on an address that other machines reach")]
-Sample = Annotated[float, typer.Option(help="share of conversations that is recorded")]
+SampleOption = Annotated[float, typer.Option(help="share of conversations that is recorded")]
 Redact = Annotated[
     list[str],
     typer.Option(help="what is taken out: all, none, email, phone, card, iban, ipv4, or NAME=REGEX. Keys always are"),
@@ -101,3 +101,4 @@ Tag = Annotated[list[str], typer.Option(metavar="NAME=VALUE", help="tag of every
 MaxBytes = Annotated[
     int | None, typer.Option(parser=_size, metavar="SIZE", help="stop recording, not the traffic, at this size")
 ]
+RegistryFolder = Annotated[Path, typer.Argument(metavar="REGISTRY", help="folder of experts", show_default=False)]

@@ -27,7 +27,7 @@ SHOWN = ("loss", "kl", "ce")
 
 
 @dataclass
-class Lines:
+class ProgressLines:
     """Plain lines through `write`: at most one every LINE_SECONDS per stage, the first and the last always."""
 
     write: Callable[[str], None]
@@ -43,7 +43,7 @@ class Lines:
 
 
 @dataclass
-class Bars:
+class ProgressBars:
     """One bar per stage, below the messages."""
 
     bars: RichProgress
@@ -60,11 +60,11 @@ class Bars:
 
 
 @contextlib.contextmanager
-def bars(console: Console) -> Iterator[Bars]:
+def bars(console: Console) -> Iterator[ProgressBars]:
     """Bars on `console` while the context lasts."""
     columns = (TextColumn("{task.description:<9}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     with RichProgress(*columns, TextColumn("{task.fields[speed]}", markup=False), console=console) as progress:
-        yield Bars(progress)
+        yield ProgressBars(progress)
 
 
 def speed(progress: Progress) -> str:

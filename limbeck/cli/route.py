@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli.options import Json
-from limbeck.cli.terminal import complain, tell
+from limbeck.cli.options import Json, RegistryFolder
+from limbeck.cli.terminal import print_error, print_result
 
 app = typer.Typer(help="Decide which expert answers a prompt, or the teacher.", no_args_is_help=True)
 
-RegistryFolder = Annotated[Path, typer.Argument(metavar="REGISTRY", help="folder of experts", show_default=False)]
-Share = Annotated[
+ShareOption = Annotated[
     float | None, typer.Option(min=0.0, help="at least this share of the teacher's quality, at least cost")
 ]
 
@@ -36,7 +35,7 @@ def _costs(pairs: list[str]) -> dict[str, float]:
 @app.command("fit")
 def fit(
     registry: RegistryFolder,
-    quality: Share = None,
+    quality: ShareOption = None,
     max_cost: Annotated[
         float | None, typer.Option(min=0.0, help="most quality, at no more than this share of the teacher's cost")
     ] = None,
@@ -65,20 +64,22 @@ def fit(
         raise typer.BadParameter("--quality and --max-cost are two targets; give one")
     costs = _costs(cost)
     from limbeck.router.from_registry import RouteChoice, fit_router
-    from limbeck.router.frontier import Target
+    from limbeck.router.frontier import RouteTarget
 
     target = (
-        Target("cost", max_cost) if max_cost is not None else Target("quality", 0.95 if quality is None else quality)
+        RouteTarget("cost", max_cost)
+        if max_cost is not None
+        else RouteTarget("quality", 0.95 if quality is None else quality)
     )
     choice = RouteChoice(target, costs, tuple(generalist), keep, out_of_scope, encoder)
-    report = fit_router(registry, choice, on_message=complain)
+    report = fit_router(registry, choice, on_message=print_error)
     if as_json:
-        tell(report, as_json=True)
+        print_result(report, as_json=True)
         return
     from limbeck.cli.route_tables import fitted
 
-    tell(fitted(report))
-    tell(f"\nreport: {registry / 'router' / 'report.html'}")
+    print_result(fitted(report))
+    print_result(f"\nreport: {registry / 'router' / 'report.html'}")
 
 
 @app.command("ask")
@@ -95,6 +96,6 @@ def ask(
 
     decision = ask_router(registry, prompt)
     if as_json:
-        tell(asdict(decision), as_json=True)
+        print_result(asdict(decision), as_json=True)
         return
-    tell(f"{decision.expert or 'teacher'}: {decision.reason}")
+    print_result(f"{decision.expert or 'teacher'}: {decision.reason}")

@@ -7,18 +7,17 @@ from typing import Annotated
 
 import typer
 
-from limbeck.cli.options import key_values
-from limbeck.cli.terminal import complain
+from limbeck.cli.options import RegistryFolder, key_values
+from limbeck.cli.terminal import print_error
 
-RegistryFolder = Annotated[Path, typer.Argument(metavar="REGISTRY", help="folder of experts", show_default=False)]
-Settings = Annotated[
+SettingsOption = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="settings, such as port=8080", show_default=False, callback=key_values),
 ]
 SettingsFile = Annotated[Path | None, typer.Option("--settings", help="YAML file with settings")]
 
 
-def serve(registry: RegistryFolder, settings: Settings = None, file: SettingsFile = None) -> None:
+def serve(registry: RegistryFolder, settings: SettingsOption = None, file: SettingsFile = None) -> None:
     """Serve a registry's experts behind one OpenAI-compatible endpoint, until it is stopped.
 
     Example: limbeck serve experts port=8080 upstream.url=https://api.openai.com/v1 upstream.model=gpt-5
@@ -28,4 +27,4 @@ def serve(registry: RegistryFolder, settings: Settings = None, file: SettingsFil
     loaded = load_serving(file, settings or [])
     from limbeck.serve.run import run_serve
 
-    run_serve(registry, loaded, on_message=complain)
+    run_serve(registry, loaded, on_message=print_error)

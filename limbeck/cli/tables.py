@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from limbeck.check.recipe import CheckResult
     from limbeck.pipeline.show import RunView, TokenView, TraceView
-    from limbeck.selftest.run import Finding, SelfTest
+    from limbeck.selftest.run import CheckOutcome, SelfTest
 
 WHO = ("teacher", "student", "twin")
 BREAKS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
@@ -151,7 +151,7 @@ def statements(found: SelfTest) -> Group:
     return Group(*parts, Text(), table, Text(), Text(f"{last} ({duration(found.seconds)})", style="bold"))
 
 
-def _add_finding(table: Table, finding: Finding) -> None:
+def _add_finding(table: Table, finding: CheckOutcome) -> None:
     word, style = VERDICTS[finding.passed]
     lines = [
         (measure.what, _measured(measure.value), _bound(measure.low, measure.high), measure.passed)

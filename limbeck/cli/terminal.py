@@ -24,7 +24,7 @@ def error_text(text: str) -> str:
     return "error: " + text.replace("\n", "\n       ")
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """Print a text on stderr; what terminals would obey is made visible."""
     from limbeck.cli.tables import visible
 
@@ -36,7 +36,7 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def tell(result: Any, *, as_json: bool = False) -> None:
+def print_result(result: Any, *, as_json: bool = False) -> None:
     """Print a JSON-able value, a text, or a renderable."""
     if not first_rank():
         return
@@ -55,19 +55,19 @@ def watched() -> Iterator[tuple[OnProgress, Callable[[str], None]]]:
     """Callbacks that show progress and messages of a job; Ctrl-C inside ends with a sentence, a second one at once."""
     from rich.console import Console
 
-    from limbeck.cli.progress import Lines, bars
+    from limbeck.cli.progress import ProgressLines, bars
 
     console = Console(stderr=True)
-    lines = Lines(complain)
+    lines = ProgressLines(print_error)
     try:
         if not first_rank():
             yield (lambda _progress: None), (lambda _text: None)
         elif not console.is_terminal:
-            yield lines.on_progress, complain
+            yield lines.on_progress, print_error
         else:
             with bars(console) as shown:
                 yield shown.on_progress, shown.on_message
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        complain("interrupted. What was finished is kept; run the same command again to go on.")
+        print_error("interrupted. What was finished is kept; run the same command again to go on.")
         raise typer.Exit(INTERRUPTED) from None

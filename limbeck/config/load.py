@@ -14,14 +14,14 @@ from pydantic import BaseModel, ValidationError
 
 from limbeck.config.overrides import apply_overrides
 from limbeck.config.schema import (
-    Site,
+    SectionPath,
     closest,
     default_kind,
     describe,
+    did_you_mean,
     item_kinds_of,
     items_of,
     kinds_of,
-    meant,
     options_of,
     parts_of,
     sections_of,
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
     from pydantic_core import ErrorDetails
 
-Model = TypeVar("Model", bound=BaseModel)
+Tree = TypeVar("Tree", bound=BaseModel)
 
 
-def load_tree(model: type[Model], path: str | Path, overrides: Sequence[str] = ()) -> Model:
+def load_tree(model: type[Tree], path: str | Path, overrides: Sequence[str] = ()) -> Tree:
     """The YAML file at `path` with `a.b.c=value` overrides, as `model`. Raises RecipeError naming file and line."""
     return validate(model, read_tree(model, path, overrides))
 
@@ -51,7 +51,7 @@ def read_tree(model: type[BaseModel], path: str | Path, overrides: Sequence[str]
     return apply_overrides(model, read_yaml(Path(path)), overrides)
 
 
-def override_tree(tree: Model, overrides: Sequence[str]) -> Model:
+def override_tree(tree: Tree, overrides: Sequence[str]) -> Tree:
     """A copy of a validated tree with overrides. Raises RecipeError."""
     root = node_of(tree.model_dump(mode="json"), "before the overrides")
     return validate(type(tree), apply_overrides(type(tree), root, overrides))
@@ -67,7 +67,7 @@ def origin_of(root: Node, where: str) -> str:
     return node.origin
 
 
-def validate(model: type[Model], root: Node) -> Model:
+def validate(model: type[Tree], root: Node) -> Tree:
     """Raises one RecipeError that names everything that is wrong, each with its origin."""
     if not isinstance(root.value, dict):
         raise RecipeError(f"{root.origin}: a recipe is a map of sections, found {show(root.value)}. See: limbeck init")
@@ -106,11 +106,11 @@ def _fill_item(info: FieldInfo, node: Node) -> Node:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _KeyPlace:
     """Where an error is: the section, the key in it (with its field, unless the key is unknown), what was written;
     `item` where it is one of a list whose kind is missing or wrong."""
 
-    site: Site
+    site: SectionPath
     key: str
     node: Node
     item: int | None = None
@@ -124,16 +124,16 @@ class _Place:
         return (*self.site.keys, self.key)
 
 
-def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _Place:
+def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _KeyPlace:
     """Follow pydantic's location down the types and the nodes. After the key of a union it has the kind."""
-    site, key, node = Site(model, model), str(loc[0]), _child(root, str(loc[0]))
+    site, key, node = SectionPath(model, model), str(loc[0]), _child(root, str(loc[0]))
     parts = list(loc[1:])
     while parts:
         part, info = parts.pop(0), site.model.model_fields[key]
         if isinstance(part, int):
             kinds = item_kinds_of(info)
             if kinds and (not parts or parts[0] not in kinds):
-                return _Place(site, key, _item(node, part), part)
+                return _KeyPlace(site, key, _item(node, part), part)
             if not items_of(info) or not parts:  # an item that is a value: the list is shown whole
                 break
             kind = str(parts.pop(0)) if kinds else None
@@ -151,7 +151,7 @@ def _place(model: type[BaseModel], root: Node, loc: tuple[int | str, ...]) -> _P
         site = site.into(key, part if union else None)
         key = str(parts.pop(0)) if union else part
         node = _child(node, key)
-    return _Place(site, key, node)
+    return _KeyPlace(site, key, node)
 
 
 def _child(node: Node, key: str) -> Node:
@@ -183,7 +183,7 @@ def _line_number(text: str) -> int:
     return int(digits) if digits.isdigit() else 0
 
 
-def _explain(place: _Place, error: ErrorDetails) -> str:
+def _explain(place: _KeyPlace, error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden" or place.info is None:
         return unknown_key(place.site, place.key)
     name, found, kinds = ".".join(place.keys), place.node.plain(), kinds_of(place.info)
@@ -199,7 +199,7 @@ def _explain(place: _Place, error: ErrorDetails) -> str:
     if kinds:
         allowed = f"a map whose kind is one of {', '.join(kinds)}" if place.item is not None else describe(place.info)
         return f"{name} is {show(found)}; it must be {allowed}."
-    hint = meant(found, options_of(place.info))
+    hint = did_you_mean(found, options_of(place.info))
     if str in parts_of(place.info.annotation) and isinstance(found, (bool, int, float)):
         hint = f' Put it in quotes: "{show(found)}".'
     return f"{name} is {show(found)}; it must be {describe(place.info)}.{hint}"

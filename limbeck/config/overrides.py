@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limbeck.config.schema import Site, default_kind, kinds_of, sections_of, show, unknown_key, wrong_kind
+from limbeck.config.schema import SectionPath, default_kind, kinds_of, sections_of, show, unknown_key, wrong_kind
 from limbeck.config.yaml import Node, dump_yaml, node_of, parse_yaml
 from limbeck.errors import RecipeError
 
@@ -24,7 +24,7 @@ def apply_overrides(model: type[BaseModel], root: Node, overrides: Sequence[str]
     if root.value is None and parsed:
         root = Node({}, root.origin)
     for path, node in [*kinds, *others]:
-        root = _set(Site(model, model), root, path, node)
+        root = _set(SectionPath(model, model), root, path, node)
     return root
 
 
@@ -43,7 +43,7 @@ def format_override(path: Sequence[str], value: Any) -> str:
     return f"{'.'.join(path)}={dump_yaml(value, flow=True)}".rstrip("\n")
 
 
-def _set(site: Site, section: Node, path: tuple[str, ...], node: Node) -> Node:
+def _set(site: SectionPath, section: Node, path: tuple[str, ...], node: Node) -> Node:
     """`section`, found at `site`, with `path` inside it set to `node`."""
     key, rest = path[0], path[1:]
     if not isinstance(section.value, dict):
@@ -61,7 +61,7 @@ def _set(site: Site, section: Node, path: tuple[str, ...], node: Node) -> Node:
     return Node({**section.value, key: _set_inside(site, key, child, rest, node)}, section.origin)
 
 
-def _set_inside(site: Site, key: str, child: Node, rest: tuple[str, ...], node: Node) -> Node:
+def _set_inside(site: SectionPath, key: str, child: Node, rest: tuple[str, ...], node: Node) -> Node:
     """The section `child` under `key` with `rest` inside it set to `node`, after finding out of which kind it is."""
     info = site.model.model_fields[key]
     kinds = kinds_of(info)

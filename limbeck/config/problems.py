@@ -30,7 +30,7 @@ def changed(section: Section, *names: str) -> list[str]:
     return [name for name in names if getattr(section, name) != fields[name].get_default(call_default_factory=True)]
 
 
-def idle(section: Section, where: str, names: tuple[str, ...], why: str) -> Iterator[Problem]:
+def no_effect(section: Section, where: str, names: tuple[str, ...], why: str) -> Iterator[Problem]:
     """A problem for each of the fields that was set although it has no effect."""
     for name in changed(section, *names):
         yield problem(f"{where}.{name}", f"has no effect {why}; remove it.")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Kinds = dict[str, type[BaseModel]]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+AboveZero = Annotated[float, Field(gt=0.0)]
 Positive = Annotated[int, Field(gt=0)]
 
 
@@ -28,7 +29,7 @@ class Section(BaseModel):
 
 
 @dataclass(frozen=True)
-class Site:
+class SectionPath:
     """One section of the tree: of type `model` at the path `keys`; `kind` of `kinds` where it is one of a union."""
 
     top: type[BaseModel]
@@ -37,17 +38,17 @@ class Site:
     kinds: Kinds = field(default_factory=dict)
     kind: str | None = None
 
-    def into(self, key: str, kind: str | None = None) -> Site:
+    def into(self, key: str, kind: str | None = None) -> SectionPath:
         """The section that the field `key` holds; `kind` says which, where it is a union."""
         kinds = kinds_of(self.model.model_fields[key])
         model = kinds[str(kind)] if kinds else sections_of(self.model.model_fields[key])[0]
-        return Site(self.top, model, (*self.keys, key), kinds, kind)
+        return SectionPath(self.top, model, (*self.keys, key), kinds, kind)
 
-    def into_item(self, key: str, index: int, kind: str | None = None) -> Site:
+    def into_item(self, key: str, index: int, kind: str | None = None) -> SectionPath:
         """One section of the list that the field `key` holds; `kind` says which, where they are of a union."""
         sections, kinds = items_of(self.model.model_fields[key]), item_kinds_of(self.model.model_fields[key])
         model = kinds[str(kind)] if kinds else sections[0]
-        return Site(self.top, model, (*self.keys, f"{key}[{index}]"), kinds, kind)
+        return SectionPath(self.top, model, (*self.keys, f"{key}[{index}]"), kinds, kind)
 
     @property
     def name(self) -> str:
@@ -192,19 +193,19 @@ def closest(word: object, options: Iterable[str]) -> str | None:
     return found[0] if found and found[0] != word else None
 
 
-def meant(word: object, options: Iterable[str]) -> str:
+def did_you_mean(word: object, options: Iterable[str]) -> str:
     """ " Did you mean X?", or nothing."""
     close = closest(word, options)
     return f" Did you mean {close}?" if close else ""
 
 
-def unknown_key(site: Site, key: str) -> str:
+def unknown_key(site: SectionPath, key: str) -> str:
     """`key` is not a key of the section: to which kind or section it belongs, what was meant, what is allowed."""
     text = f"{key!r} is not a key of {site.name}" + (f" of kind {site.kind}." if site.kind else ".")
     owners = [name for name, other in site.kinds.items() if key in other.model_fields]
     if owners:
         return f"{text} It belongs to kind {' or '.join(owners)}: set {site.name}.kind={owners[0]} too, or remove it."
-    close = meant(key, site.model.model_fields)
+    close = did_you_mean(key, site.model.model_fields)
     homes = [path for path in paths_of(site.top) if path.rpartition(".")[2] == key]
     if not close and homes:
         close = f" Did you mean {' or '.join(dict.fromkeys(homes))}?"
@@ -215,7 +216,7 @@ def unknown_key(site: Site, key: str) -> str:
 def wrong_kind(name: str, kinds: Kinds, kind: object, keys: Sequence[str]) -> str:
     """The section `name` has no kind, or none that exists. `keys` are what else was written in it."""
     if kind is not None:
-        return f"{name}.kind is {show(kind)}; it must be one of {', '.join(kinds)}.{meant(kind, kinds)}"
+        return f"{name}.kind is {show(kind)}; it must be one of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
     fitting = [option for option, section in kinds.items() if keys and all(key in section.model_fields for key in keys)]
     hint = f" With {keys[0]!r} it is {fitting[0]}." if len(fitting) == 1 else ""
     return f"{name} has no kind; {name}.kind must be one of {', '.join(kinds)}.{hint}"

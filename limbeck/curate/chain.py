@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from limbeck.config.schema import meant
+from limbeck.config.schema import did_you_mean
 from limbeck.curate.context import Context
 from limbeck.curate.filters import FILTERS
 from limbeck.curate.selection import TOGETHER
@@ -34,7 +34,7 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class Step:
+class RuleOutcome:
     """One rule's counts: replies that came in, that went out, and those left out by reason (up to its colon)."""
 
     number: int
@@ -50,7 +50,7 @@ class Curated:
 
     kept: list[Candidate]
     rejected: list[Rejected]
-    steps: list[Step]
+    steps: list[RuleOutcome]
 
 
 def curate(
@@ -58,12 +58,12 @@ def curate(
     rules: Sequence[CurateRule],
     context: Context,
     *,
-    on_step: Callable[[Step], None] = lambda _: None,
+    on_step: Callable[[RuleOutcome], None] = lambda _: None,
 ) -> Curated:
     """Apply `rules` in order, each to what the one before kept; `on_step` hears of each. A pure function of its
     arguments but for what `context` gathers. Raises DataError, MissingExtra, SandboxError or Stopped as the rules do;
     DataError for a topic that no reply has."""
-    kept, rejected, steps = list(candidates), list[Rejected](), list[Step]()
+    kept, rejected, steps = list(candidates), list[Rejected](), list[RuleOutcome]()
     context.ids = frozenset(one.id for one in candidates)
     for number, rule in enumerate(rules, 1):
         _refuse_unknown_topics(number, rule, candidates)
@@ -76,7 +76,7 @@ def curate(
         gone = [one for one in seen if one.id in out and one.id not in context.wanted]
         rejected += [Rejected(one, number, rule.kind, out[one.id]) for one in gone]
         reasons = Counter(out[one.id].partition(":")[0] for one in gone)
-        steps.append(Step(number, rule.kind, len(kept), len(kept) - len(gone), dict(reasons.most_common())))
+        steps.append(RuleOutcome(number, rule.kind, len(kept), len(kept) - len(gone), dict(reasons.most_common())))
         ids = {one.id for one in gone}
         kept = [one for one in kept if one.id not in ids]
         on_step(steps[-1])
@@ -91,7 +91,7 @@ def _refuse_unknown_topics(number: int, rule: CurateRule, candidates: Sequence[C
     if unknown:
         raise DataError(
             f"rule {number} ({rule.kind}) names the topic {unknown[0]!r}, which no training reply has; there are: "
-            f"{_some(sorted(topics))}.{meant(unknown[0], topics)}"
+            f"{_some(sorted(topics))}.{did_you_mean(unknown[0], topics)}"
         )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from limbeck.curate.chain import Curated, Step, curate
+from limbeck.curate.chain import Curated, RuleOutcome, curate
 from limbeck.curate.context import Context
 from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
@@ -88,7 +88,7 @@ def run_curate(
     cache = _Verdicts(folder / "verdicts.jsonl", ask, on_progress, stop_asked)
     context = Context(cache.verify, held_out, recipe.seed)
 
-    def on_step(step: Step) -> None:
+    def on_step(step: RuleOutcome) -> None:
         if stop_asked() and step.number < len(recipe.curate):
             raise Stopped("stopped while curating; verdicts are kept. Run the same command again to go on.")
 

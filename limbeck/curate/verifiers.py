@@ -15,7 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from limbeck.curate.sandbox.run import Limits, require, run_tests
+from limbeck.curate.sandbox.run import SandboxLimits, require, run_tests
 from limbeck.errors import DataError, MissingExtra, RecipeError, Stopped
 from limbeck.recipe import Exact, JsonSchema, Judge, Math, Numeric, Regex, UnitTests
 
@@ -299,7 +299,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 def _run_programs(verifier: UnitTests, pairs: Iterable[Pair]) -> Iterator[Verdict]:
     require(verifier.isolation)
-    limits = Limits(verifier.seconds, verifier.memory_mib * 2**20, verifier.processes)
+    limits = SandboxLimits(verifier.seconds, verifier.memory_mib * 2**20, verifier.processes)
 
     def run(pair: Pair) -> Verdict:
         outcome = run_tests(_code(pair[0], "python"), tests_of(pair[1]), limits, verifier.isolation)

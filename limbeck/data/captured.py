@@ -26,7 +26,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _CapturedTurn:
     """A reply with what was asked. `messages` is None for a plain completion, which has a `prompt`."""
 
     messages: list[dict[str, Any]] | None
@@ -83,7 +83,7 @@ def _refuse_mixtures(models: Counter[str], source: CapturedSource) -> None:
         )
 
 
-def _chosen(files: list[Path], source: CapturedSource, refuse: Callable[[str], None]) -> Iterator[_Turn]:
+def _chosen(files: list[Path], source: CapturedSource, refuse: Callable[[str], None]) -> Iterator[_CapturedTurn]:
     """The replies that the recipe asks for, whatever they hold."""
     since, until = (moment(text) if text else None for text in (source.since, source.until))
     tags = [tuple(tag.split("=", 1)) for tag in source.tags]
@@ -99,7 +99,7 @@ def _chosen(files: list[Path], source: CapturedSource, refuse: Callable[[str], N
         for number, reply in enumerate(record["replies"]):
             if reply["finish_reason"] in source.finish_reasons:
                 place = where if len(record["replies"]) == 1 else f"{where}, reply {number}"
-                yield _Turn(record.get("messages"), _prompt(record, reply), reply, record, place)
+                yield _CapturedTurn(record.get("messages"), _prompt(record, reply), reply, record, place)
 
 
 def moment(text: str) -> datetime:
@@ -164,7 +164,7 @@ def _beginnings(messages: list[dict[str, Any]]) -> Iterator[bytes]:
             yield digest.digest()
 
 
-def _whole(turn: _Turn) -> bytes:
+def _whole(turn: _CapturedTurn) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
     for message in [*(turn.messages or []), {"role": "assistant", "content": turn.reply["content"]}]:
         _add(digest, message)
@@ -175,7 +175,7 @@ def _add(digest: Any, message: dict[str, Any]) -> None:
     digest.update(json.dumps([message.get("role"), message.get("content")]).encode() + b"\n")
 
 
-def _example(turn: _Turn, source: CapturedSource) -> Example:
+def _example(turn: _CapturedTurn, source: CapturedSource) -> Example:
     """Raises DataError for what is no text."""
     topic = turn.record["tags"].get(source.topic, "") if source.topic else ""
     reply = _reply(turn, source)
@@ -188,7 +188,7 @@ def _example(turn: _Turn, source: CapturedSource) -> Example:
     return Example(messages=[*messages, reply], topic=topic, source=turn.source)
 
 
-def _reply(turn: _Turn, source: CapturedSource) -> dict[str, Any]:
+def _reply(turn: _CapturedTurn, source: CapturedSource) -> dict[str, Any]:
     content, calls = turn.reply.get("content"), turn.reply.get("tool_calls")
     if not isinstance(content, str) and not calls:
         raise DataError(f"{turn.source}: the reply has no text.")

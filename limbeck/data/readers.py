@@ -17,12 +17,12 @@ from limbeck.recipe import CapturedSource, DatasetSource, FileSource, ProblemsSo
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from limbeck.recipe import Source
+    from limbeck.recipe import DataSource
     from limbeck.text.encode import Example
 
 
 def read_examples(
-    source: Source, *, bad_rows: Literal["stop", "skip"], on_bad: Callable[[str], None]
+    source: DataSource, *, bad_rows: Literal["stop", "skip"], on_bad: Callable[[str], None]
 ) -> Iterator[Example]:
     """The examples of a source, in a fixed order, streamed.
 
@@ -48,7 +48,7 @@ def read_examples(
             yield from read_file(file, Columns.of(source), refuse)
 
 
-def count_rows(source: Source) -> int | None:
+def count_rows(source: DataSource) -> int | None:
     """About how many rows a source has; None when only reading them tells. Raises as `read_examples`."""
     if isinstance(source, StdlibSource):
         return None
@@ -61,7 +61,7 @@ def count_rows(source: Source) -> int | None:
     return sum(count_file(file) for file in find_files(source.path))
 
 
-def source_files(source: Source) -> list[Path]:
+def source_files(source: DataSource) -> list[Path]:
     """The files whose content a source is made of; [] for the standard library, problems and hub names."""
     if isinstance(source, StdlibSource | ProblemsSource):
         return []

@@ -37,7 +37,7 @@ MOST = 500
 
 
 @dataclass(frozen=True)
-class Problem:
+class SyntheticProblem:
     """`prompt` ends where a reply begins; `steps` lead to `answer`."""
 
     family: str
@@ -52,7 +52,7 @@ class Problem:
         return f"<think>{';'.join(self.steps)}</think>{self.answer}"
 
 
-def make_problem(family: str, level: int, *, seed: int, index: int, part: int = 0) -> Problem:
+def make_problem(family: str, level: int, *, seed: int, index: int, part: int = 0) -> SyntheticProblem:
     """The `index`-th problem of this seed and part. Raises ValueError for a family, level or part that is not there."""
     if family not in _MAKERS or level < 1 or not 0 <= part < PARTS:
         raise ValueError(
@@ -63,7 +63,7 @@ def make_problem(family: str, level: int, *, seed: int, index: int, part: int = 
     while True:  # one draw in PARTS is of the part
         prompt, steps, answer = _MAKERS[family](draws, level)
         if part_of(prompt) == part:
-            return Problem(family, level, f"{prompt}\n", tuple(steps), answer)
+            return SyntheticProblem(family, level, f"{prompt}\n", tuple(steps), answer)
 
 
 def part_of(prompt: str) -> int:

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint.client import body_of
-from limbeck.endpoint.messages import Answer
+from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.parse import Malformed, parse, read_answer
-from limbeck.endpoint.status import Again, Refused, judge
+from limbeck.endpoint.status import RequestRejected, RetryLater, judge
 from limbeck.errors import TeacherError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.endpoint.messages import Ask
+    from limbeck.endpoint.messages import ApiRequest
 
 WINDOW = "24h"
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -31,7 +31,7 @@ FULL = "token_limit_exceeded"  # the account has as many tokens enqueued as it m
 
 
 @dataclass(frozen=True)
-class Batch:
+class ApiBatch:
     """What the provider says of one: `problem` why it failed as a whole; `output` and `errors` name files, "" where
     there is none."""
 
@@ -48,13 +48,13 @@ class Batch:
         return self.status in ENDED
 
 
-def line_of(endpoint: Endpoint, name: str, ask: Ask) -> bytes:
+def line_of(endpoint: Endpoint, name: str, ask: ApiRequest) -> bytes:
     """The line of one request."""
     request = {"custom_id": name, "method": "POST", "url": url_of(ask), "body": body_of(endpoint.settings, ask)}
     return json.dumps(request, ensure_ascii=False).encode() + b"\n"
 
 
-def url_of(ask: Ask) -> str:
+def url_of(ask: ApiRequest) -> str:
     return "/v1/completions" if ask.prompt is not None else "/v1/chat/completions"
 
 
@@ -64,7 +64,7 @@ async def upload(endpoint: Endpoint, name: str, lines: bytes) -> str:
     return str(made.id)
 
 
-async def submit(endpoint: Endpoint, name: str, file: str, url: str) -> Batch:
+async def submit(endpoint: Endpoint, name: str, file: str, url: str) -> ApiBatch:
     """The batch of an uploaded file: the one that is there already (a process died before it could write that down, or
     the answer was lost), or a new one."""
 
@@ -80,7 +80,7 @@ async def submit(endpoint: Endpoint, name: str, file: str, url: str) -> Batch:
     return _batch(endpoint, await call(endpoint, make))
 
 
-async def look(endpoint: Endpoint, id: str) -> Batch:
+async def look(endpoint: Endpoint, id: str) -> ApiBatch:
     return _batch(endpoint, await call(endpoint, lambda: endpoint.client.batches.retrieve(id)))
 
 
@@ -92,8 +92,8 @@ async def download(endpoint: Endpoint, file: str) -> bytes:
 
 
 def results(
-    endpoint: Endpoint, lines: bytes, asks: Mapping[str, Ask]
-) -> Iterator[tuple[str, Answer | Again | Refused]]:
+    endpoint: Endpoint, lines: bytes, asks: Mapping[str, ApiRequest]
+) -> Iterator[tuple[str, ApiReply | RetryLater | RequestRejected]]:
     """What became of each request of `asks` that a file of answers or of errors tells of. Lines that cannot be read, or
     are about something else, tell nothing: what is never told of is asked again.
 
@@ -109,13 +109,13 @@ def results(
             yield name, _result(endpoint, found, asks[name])
 
 
-def _result(endpoint: Endpoint, found: dict[str, Any], ask: Ask) -> Answer | Again | Refused:
+def _result(endpoint: Endpoint, found: dict[str, Any], ask: ApiRequest) -> ApiReply | RetryLater | RequestRejected:
     response, error = found.get("response"), found.get("error")
     if not isinstance(response, dict):
         said = error.get("message") or error.get("code") if isinstance(error, dict) else "nothing"
         code = error.get("code") if isinstance(error, dict) else None
         kind = "server" if code in ("batch_expired", "batch_cancelled", None) else "malformed"
-        return Again(kind, endpoint.redact(str(said)[:300]))  # type: ignore[arg-type]
+        return RetryLater(kind, endpoint.redact(str(said)[:300]))  # type: ignore[arg-type]
     status, body = response.get("status_code"), response.get("body")
     if not isinstance(status, int) or not 200 <= status < 300:
         status = status if isinstance(status, int) else 500
@@ -127,13 +127,13 @@ def _result(endpoint: Endpoint, found: dict[str, Any], ask: Ask) -> Answer | Aga
     try:
         return read_answer(body, ask, 0.0)
     except Malformed as problem:
-        return Again("malformed", endpoint.redact(str(problem)), billed=True)
+        return RetryLater("malformed", endpoint.redact(str(problem)), billed=True)
 
 
-def _batch(endpoint: Endpoint, found: Any) -> Batch:
+def _batch(endpoint: Endpoint, found: Any) -> ApiBatch:
     counts = found.request_counts
     errors = found.errors.data if found.errors and found.errors.data else []
-    return Batch(
+    return ApiBatch(
         id=str(found.id),
         status=str(found.status),
         done=(counts.completed + counts.failed) if counts else 0,
@@ -159,7 +159,7 @@ async def call(endpoint: Endpoint, work: Callable[[], Awaitable[Any]]) -> Any:
         except openai.APIStatusError as error:
             found = _refusal(endpoint, error.status_code, error.response.headers, error.response.content)
         except (openai.APIConnectionError, openai.APIResponseValidationError, httpx2.HTTPError, OSError) as error:
-            found = Again("reset", endpoint.redact(str(error) or type(error).__name__))
+            found = RetryLater("reset", endpoint.redact(str(error) or type(error).__name__))
         pause = max(wait, found.after or 0.0)
         if asyncio.get_running_loop().time() - begun + pause > 60.0 * endpoint.settings.retry_minutes:
             raise TeacherError(
@@ -170,7 +170,7 @@ async def call(endpoint: Endpoint, work: Callable[[], Awaitable[Any]]) -> Any:
         wait = min(2 * wait, MOST_WAIT)
 
 
-def _refusal(endpoint: Endpoint, status: int, headers: Any, body: bytes) -> Again:
+def _refusal(endpoint: Endpoint, status: int, headers: Any, body: bytes) -> RetryLater:
     if status in (404, 405):
         raise TeacherError(
             f"{endpoint.where} has no batches ({status}): not every endpoint knows /files and /batches. Set "
@@ -180,6 +180,6 @@ def _refusal(endpoint: Endpoint, status: int, headers: Any, body: bytes) -> Agai
         found = judge(status, headers, body, endpoint.where)
     except TeacherError as error:
         raise TeacherError(endpoint.redact(str(error))) from None
-    if isinstance(found, Refused):
+    if isinstance(found, RequestRejected):
         raise TeacherError(f"{endpoint.where} refuses the batch: {endpoint.redact(found.reason)}.")
-    return Again(found.trouble, endpoint.redact(found.reason), found.after)
+    return RetryLater(found.trouble, endpoint.redact(found.reason), found.after)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from limbeck.endpoint.messages import Answer, Ask
+    from limbeck.endpoint.messages import ApiReply, ApiRequest
     from limbeck.recipe import OpenAITeacher, Prices
 
 TURN_TOKENS = 8
 """What a template may add to each turn, and once to the whole."""
 
 
-def most_prompt_tokens(settings: OpenAITeacher, ask: Ask) -> int:
+def most_prompt_tokens(settings: OpenAITeacher, ask: ApiRequest) -> int:
     """More tokens than the prompt can have, whatever the tokenizer: none is shorter than a byte."""
     if ask.given:
         return len(ask.given)
@@ -27,7 +27,7 @@ def most_prompt_tokens(settings: OpenAITeacher, ask: Ask) -> int:
     return sum(len(text.encode()) for text in [*contents, settings.system or ""]) + TURN_TOKENS * turns
 
 
-def most_reply_tokens(ask: Ask) -> int:
+def most_reply_tokens(ask: ApiRequest) -> int:
     return 1 if ask.given else ask.sampling.n * ask.sampling.max_tokens
 
 
@@ -36,7 +36,7 @@ def cost_of(prices: Prices | None, prompt_tokens: float, reply_tokens: float) ->
     return 0.0 if prices is None else (prompt_tokens * prices.input + reply_tokens * prices.output) / 1e6
 
 
-def answer_cost(prices: Prices | None, answer: Answer, worst: float) -> float:
+def answer_cost(prices: Prices | None, answer: ApiReply, worst: float) -> float:
     """By the endpoint's own token counts; the worst case where it tells none."""
     if answer.prompt_tokens is None or answer.completion_tokens is None:
         return worst

@@ -18,14 +18,14 @@ from urllib.parse import urlsplit
 
 from limbeck.endpoint.parse import Malformed, parse, read_answer
 from limbeck.endpoint.prompt_logprobs import given_body, read_given
-from limbeck.endpoint.status import Again, Refused, judge
+from limbeck.endpoint.status import RequestRejected, RetryLater, judge
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.recipe import OpenAITeacher, name_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from limbeck.endpoint.messages import Answer, Ask
+    from limbeck.endpoint.messages import ApiReply, ApiRequest
 
 MOST_BYTES = 64 * 2**20
 """Largest body that is read: an answer of a hundred thousand tokens with 20 log-probs each is smaller."""
@@ -48,7 +48,7 @@ class Endpoint:
     def where(self) -> str:
         return f"{self.settings.model} at {self.settings.base_url}"
 
-    async def ask(self, ask: Ask) -> Answer | Again | Refused:
+    async def ask(self, ask: ApiRequest) -> ApiReply | RetryLater | RequestRejected:
         """Send one request and read all that comes back, within `timeout_seconds`.
 
         Raises TeacherError, with nothing secret in it, for what every other request would meet too: a wrong key, an
@@ -60,9 +60,9 @@ class Endpoint:
                 status, headers, body = await self._send(ask)
         except TimeoutError:
             reason = f"no whole answer within {self.settings.timeout_seconds:g} s"
-            return Again("timeout", reason, billed=True)
+            return RetryLater("timeout", reason, billed=True)
         except Malformed as error:
-            return Again("malformed", self.redact(str(error)), billed=True)
+            return RetryLater("malformed", self.redact(str(error)), billed=True)
         except _trouble() as error:
             return self._judge_connection(error)
         seconds = asyncio.get_running_loop().time() - begun
@@ -71,7 +71,9 @@ class Endpoint:
         except TeacherError as error:
             raise TeacherError(self.redact(str(error))) from None
 
-    def _read(self, ask: Ask, status: int, headers: Any, body: bytes, seconds: float) -> Answer | Again | Refused:
+    def _read(
+        self, ask: ApiRequest, status: int, headers: Any, body: bytes, seconds: float
+    ) -> ApiReply | RetryLater | RequestRejected:
         if not 200 <= status < 300:
             return self._clean(judge(status, headers, body, self.where))
         try:
@@ -82,9 +84,9 @@ class Endpoint:
                 return self._clean(_hidden_error(found["error"], headers, body, self.where))
             return read_given(found, ask, seconds) if ask.given else read_answer(found, ask, seconds)
         except Malformed as error:
-            return Again("malformed", self.redact(str(error)), billed=True)
+            return RetryLater("malformed", self.redact(str(error)), billed=True)
 
-    async def _send(self, ask: Ask) -> tuple[int, Any, bytes]:
+    async def _send(self, ask: ApiRequest) -> tuple[int, Any, bytes]:
         import httpx2
         import openai
 
@@ -102,7 +104,7 @@ class Endpoint:
         async with contextlib.aclosing(response):
             return response.status_code, response.headers, await _whole(response.aiter_bytes())
 
-    def _judge_connection(self, error: Exception) -> Again:
+    def _judge_connection(self, error: Exception) -> RetryLater:
         import httpx2
         import openai
 
@@ -116,19 +118,19 @@ class Endpoint:
         said = self.redact(next((str(cause) for cause in reversed(causes) if str(cause)), type(error).__name__))
         kinds = {type(cause) for cause in causes}
         if any(isinstance(cause, socket.gaierror) for cause in causes):
-            return Again("connect", f"the host name is unknown ({said})")
+            return RetryLater("connect", f"the host name is unknown ({said})")
         if kinds & {httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError}:
-            return Again("connect", f"no connection ({said})")
+            return RetryLater("connect", f"no connection ({said})")
         if any(isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException) for cause in causes):
-            return Again("timeout", f"nothing came in time ({said})", billed=True)
+            return RetryLater("timeout", f"nothing came in time ({said})", billed=True)
         if httpx2.DecodingError in kinds:
-            return Again("malformed", f"the body cannot be decompressed ({said})", billed=True)
-        return Again("reset", f"the connection broke off ({said})", billed=True)
+            return RetryLater("malformed", f"the body cannot be decompressed ({said})", billed=True)
+        return RetryLater("reset", f"the connection broke off ({said})", billed=True)
 
-    def _clean(self, outcome: Again | Refused) -> Again | Refused:
-        if isinstance(outcome, Again):
-            return Again(outcome.trouble, self.redact(outcome.reason), outcome.after, outcome.billed)
-        return Refused(outcome.kind, self.redact(outcome.reason))
+    def _clean(self, outcome: RetryLater | RequestRejected) -> RetryLater | RequestRejected:
+        if isinstance(outcome, RetryLater):
+            return RetryLater(outcome.trouble, self.redact(outcome.reason), outcome.after, outcome.billed)
+        return RequestRejected(outcome.kind, self.redact(outcome.reason))
 
     def redact(self, text: str) -> str:
         """`text` with every piece of the key, of four characters or more, as `***`."""
@@ -173,7 +175,7 @@ def read_key(settings: OpenAITeacher) -> str:
     return key
 
 
-def body_of(settings: OpenAITeacher, ask: Ask) -> dict[str, Any]:
+def body_of(settings: OpenAITeacher, ask: ApiRequest) -> dict[str, Any]:
     """The request's JSON. What the recipe says in `extra_body` counts last, and null takes a key away."""
     if ask.given:
         return given_body(settings, ask)
@@ -212,7 +214,7 @@ def redact(text: str, key: str) -> str:
     return "".join(out)
 
 
-def _hidden_error(error: Any, headers: Any, body: bytes, where: str) -> Again | Refused:
+def _hidden_error(error: Any, headers: Any, body: bytes, where: str) -> RetryLater | RequestRejected:
     """Some gateways send errors with status 200; their code is the status that was meant."""
     code = error.get("code") if isinstance(error, dict) else None
     status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0

@@ -39,7 +39,7 @@ class ApiToken:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ApiChoice:
     """One reply. `finish_reason` as the endpoint gave it (stop, length, content_filter ...); `tokens` None without
     log-probs; `reasoning` what a reasoning endpoint told apart from the reply."""
 
@@ -50,11 +50,11 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Answer:
+class ApiReply:
     """What came back for one request. Token counts are the endpoint's own, None where it told none; `seconds` from
     sending to the last byte."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[ApiChoice, ...]
     model: str
     system_fingerprint: str
     prompt_tokens: int | None
@@ -63,7 +63,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ApiRequest:
     """One request: a conversation (`messages`, each with role and content) or a raw `prompt`, never both.
 
     `sampling.n` choices are asked for; `logprobs` most probable tokens per position (0 asks for no log-probs).
@@ -85,7 +85,7 @@ class Ask:
 # ---- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def answer_to_json(answer: Answer) -> dict[str, Any]:
+def answer_to_json(answer: ApiReply) -> dict[str, Any]:
     """A form that `json.dumps` takes; `answer_from_json` gives back an equal answer."""
     return {
         "choices": [_choice_to_json(choice) for choice in answer.choices],
@@ -96,9 +96,9 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-def answer_from_json(value: Mapping[str, Any]) -> Answer:
+def answer_from_json(value: Mapping[str, Any]) -> ApiReply:
     """Raises KeyError, TypeError or ValueError for what `answer_to_json` did not make."""
-    return Answer(
+    return ApiReply(
         tuple(_choice_from_json(choice) for choice in value["choices"]),
         value["model"],
         value["system_fingerprint"],
@@ -108,7 +108,7 @@ def answer_from_json(value: Mapping[str, Any]) -> Answer:
     )
 
 
-def _choice_to_json(choice: Choice) -> dict[str, Any]:
+def _choice_to_json(choice: ApiChoice) -> dict[str, Any]:
     found: dict[str, Any] = {"text": choice.text, "finish_reason": choice.finish_reason}
     if choice.reasoning:
         found["reasoning"] = choice.reasoning
@@ -117,11 +117,11 @@ def _choice_to_json(choice: Choice) -> dict[str, Any]:
     return found
 
 
-def _choice_from_json(value: Mapping[str, Any]) -> Choice:
+def _choice_from_json(value: Mapping[str, Any]) -> ApiChoice:
     tokens = value.get("tokens")
     if tokens is not None:
         tokens = tuple(ApiToken(*_read(token[:4]), tuple(_read(one) for one in token[4])) for token in tokens)
-    return Choice(value["text"], value["finish_reason"], tokens, value.get("reasoning", ""))
+    return ApiChoice(value["text"], value["finish_reason"], tokens, value.get("reasoning", ""))
 
 
 def _spelling(token: ApiToken | Alternative) -> tuple[str, str | bool | None, int | None, float]:

@@ -11,12 +11,12 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from limbeck.endpoint.messages import Alternative, Answer, ApiToken, Choice
+from limbeck.endpoint.messages import Alternative, ApiChoice, ApiReply, ApiToken
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.endpoint.messages import Ask
+    from limbeck.endpoint.messages import ApiRequest
 
 SLACK = 1e-3
 """A log-prob may be above 0 by rounding."""
@@ -42,7 +42,7 @@ def parse(body: bytes) -> Any:
         raise Malformed(f"the body is not JSON ({error}): {begin!r}") from None
 
 
-def read_answer(found: Any, ask: Ask, seconds: float) -> Answer:
+def read_answer(found: Any, ask: ApiRequest, seconds: float) -> ApiReply:
     """The answer in a parsed body of chat completions (for a conversation) or completions (for a raw prompt).
 
     Fewer choices than were asked for are an answer: some servers know only one. Raises Malformed.
@@ -56,7 +56,7 @@ def read_answer(found: Any, ask: Ask, seconds: float) -> Answer:
     if len({_index(choice) for choice in ordered}) < len(ordered) and ask.sampling.n > 1:
         raise Malformed("two choices have one index")
     usage = _object(body.get("usage") or {}, "usage")
-    return Answer(
+    return ApiReply(
         tuple(read(choice, ask) for choice in ordered),
         _text(body.get("model") or "", "model"),
         _text(body.get("system_fingerprint") or "", "system_fingerprint"),
@@ -69,7 +69,7 @@ def read_answer(found: Any, ask: Ask, seconds: float) -> Answer:
 # ---- choices ---------------------------------------------------------------------------------------------------------
 
 
-def _chat_choice(choice: dict[str, Any], ask: Ask) -> Choice:
+def _chat_choice(choice: dict[str, Any], ask: ApiRequest) -> ApiChoice:
     message = _object(choice.get("message"), "message")
     reason = _reason(choice)
     reasoning = _text(message.get("reasoning_content") or message.get("reasoning") or "", "reasoning_content")
@@ -85,17 +85,17 @@ def _chat_choice(choice: dict[str, Any], ask: Ask) -> Choice:
     found = None if logprobs is None else _object(logprobs, "logprobs").get("content")
     items = _wanted(found, ask, reason)
     tokens = None if items is None else _with_ids(_chat_tokens(items, text), choice)
-    return Choice(text, reason, tokens, reasoning)
+    return ApiChoice(text, reason, tokens, reasoning)
 
 
-def _text_choice(choice: dict[str, Any], ask: Ask) -> Choice:
+def _text_choice(choice: dict[str, Any], ask: ApiRequest) -> ApiChoice:
     text = _text(choice.get("text"), "text")
     reason = _reason(choice)
     logprobs = choice.get("logprobs")
     found = None if logprobs is None else _object(logprobs, "logprobs")
     names = _wanted(found and found.get("tokens"), ask, reason)
     tokens = None if names is None else _with_ids(_text_tokens(found or {}, names, text), choice)
-    return Choice(text, reason, tokens)
+    return ApiChoice(text, reason, tokens)
 
 
 def _reason(choice: dict[str, Any]) -> str:
@@ -112,7 +112,7 @@ def _index(choice: dict[str, Any]) -> int:
     return index
 
 
-def _wanted(tokens: Any, ask: Ask, reason: str) -> list[Any] | None:
+def _wanted(tokens: Any, ask: ApiRequest, reason: str) -> list[Any] | None:
     """The list of tokens where log-probs were asked for. What was filtered away may have none."""
     if not ask.logprobs:
         return None

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.endpoint.align import Ends, align, check_text, token_id
 from limbeck.endpoint.capabilities import STEADY, Capabilities
-from limbeck.endpoint.messages import Ask
+from limbeck.endpoint.messages import ApiRequest
 from limbeck.endpoint.parse import Malformed, read_answer
-from limbeck.endpoint.raw import Reply, post
+from limbeck.endpoint.raw import RawReply, post
 from limbeck.errors import TeacherError, UnalignedTokens
 from limbeck.types import Sampling
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.endpoint.messages import Alternative, Answer, ApiToken, Choice
+    from limbeck.endpoint.messages import Alternative, ApiChoice, ApiReply, ApiToken
     from limbeck.text.token_bytes import TokenBytes
 
 MOST_REQUESTS = 20
@@ -66,7 +66,7 @@ class Reader:
 
 
 @dataclass
-class _Probe:
+class _EndpointProbe:
     """The requests of one probe, and what all of them say of who answers and what it costs."""
 
     endpoint: Endpoint
@@ -80,7 +80,7 @@ class _Probe:
     told: int = 0
 
     @classmethod
-    def at(cls, endpoint: Endpoint, reader: Reader) -> _Probe:
+    def at(cls, endpoint: Endpoint, reader: Reader) -> _EndpointProbe:
         settings = endpoint.settings
         return cls(endpoint, reader, {"model": settings.model, "temperature": 0, **settings.extra_body})
 
@@ -92,7 +92,7 @@ class _Probe:
         system = self.endpoint.settings.system
         return [*([] if system is None else [{"role": "system", "content": system}]), {"role": "user", "content": text}]
 
-    async def ask(self, text: str, *, longest: int = 24, logprobs: int | None = None, **more: Any) -> Reply:
+    async def ask(self, text: str, *, longest: int = 24, logprobs: int | None = None, **more: Any) -> RawReply:
         """A question; `more` are further keys of the body, None takes one away."""
         asked: dict[str, Any] = {"messages": self.messages(text)} if self.chat else {"prompt": text}
         wanted = self.told if logprobs is None else logprobs
@@ -100,7 +100,7 @@ class _Probe:
             asked |= {"logprobs": True, "top_logprobs": wanted} if self.chat else {"logprobs": wanted}
         return await self.send(self.base | asked | {self.endpoint.settings.max_tokens_key: longest} | more)
 
-    async def send(self, body: dict[str, Any], *, tries: int = 4) -> Reply:
+    async def send(self, body: dict[str, Any], *, tries: int = 4) -> RawReply:
         self.requests += 1
         path = "/completions" if "prompt" in body else "/chat/completions"
         given = {key: value for key, value in body.items() if value is not None}
@@ -111,10 +111,10 @@ class _Probe:
             setattr(self, name, getattr(self, name) + (count if isinstance(count, int) else 0))
         return reply
 
-    def read(self, reply: Reply, *, n: int = 1, logprobs: int | None = None) -> Answer | None:
+    def read(self, reply: RawReply, *, n: int = 1, logprobs: int | None = None) -> ApiReply | None:
         """The answer in a body; None where it is none, or lacks the log-probs that were asked for."""
         wanted = self.told if logprobs is None else logprobs
-        ask = Ask(prompt=None if self.chat else "", sampling=Sampling(n=n), logprobs=wanted)
+        ask = ApiRequest(prompt=None if self.chat else "", sampling=Sampling(n=n), logprobs=wanted)
         try:
             answer = read_answer(reply.body, ask, 0.0) if reply.good else None
         except Malformed:
@@ -131,7 +131,7 @@ async def probe(endpoint: Endpoint, reader: Reader, *, logprobs: int = ALTERNATI
 
     Raises TeacherError where a plain question is not answered at all, or not to this key.
     """
-    run = _Probe.at(endpoint, reader)
+    run = _EndpointProbe.at(endpoint, reader)
     first = await _first(run, logprobs)
     more = await asyncio.gather(*(run.ask(OPEN) for _ in range(REPEATS - 1)))
     repeats = [first, *(found for each in more if (found := run.read(each)) is not None)]
@@ -169,7 +169,7 @@ async def probe(endpoint: Endpoint, reader: Reader, *, logprobs: int = ALTERNATI
 # ---- log-probs -------------------------------------------------------------------------------------------------------
 
 
-async def _first(run: _Probe, wanted: int) -> Answer:
+async def _first(run: _EndpointProbe, wanted: int) -> ApiReply:
     """A greedy reply with as many alternatives as are told. What an endpoint refuses is left out from then on: ids
     first, then the number of alternatives, log-probs, and at last temperature 0."""
     counts = [wanted, *(count for count in ALTERNATIVES if count < wanted), 0]
@@ -203,7 +203,7 @@ def _gap(one: ApiToken, other: ApiToken) -> float | None:
     return max((abs(ours[key] - theirs[key]) for key in common), default=None)
 
 
-def _spread(repeats: Sequence[Answer]) -> float | None:
+def _spread(repeats: Sequence[ApiReply]) -> float | None:
     """Over the positions that have the same tokens before them."""
     first = repeats[0].choices[0].tokens or ()
     worst: list[float] = []
@@ -216,7 +216,7 @@ def _spread(repeats: Sequence[Answer]) -> float | None:
     return max(worst, default=None)
 
 
-def _raw(cool: Answer, hot: Answer | None) -> bool | None:
+def _raw(cool: ApiReply, hot: ApiReply | None) -> bool | None:
     """The first position has the same words before it, whatever is sampled there."""
     ours, theirs = cool.choices[0].tokens, hot.choices[0].tokens if hot else None
     if not ours or not theirs:
@@ -225,7 +225,7 @@ def _raw(cool: Answer, hot: Answer | None) -> bool | None:
     return None if gap is None else gap <= STEADY
 
 
-def _ends_told(short: Answer | None, reader: Reader) -> bool | None:
+def _ends_told(short: ApiReply | None, reader: Reader) -> bool | None:
     if short is None or short.choices[0].finish_reason != "stop" or not short.choices[0].tokens:
         return None
     return token_id(short.choices[0].tokens[-1], reader.table) in reader.ends
@@ -234,7 +234,7 @@ def _ends_told(short: Answer | None, reader: Reader) -> bool | None:
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _tokens(choices: Sequence[Choice], reader: Reader) -> tuple[Literal["agree", "differ", "unknown"], str]:
+def _tokens(choices: Sequence[ApiChoice], reader: Reader) -> tuple[Literal["agree", "differ", "unknown"], str]:
     """Whether the tokens of replies are ours, and what shows it. Ids have to spell the text in our vocabulary. Without
     ids every token has to have the bytes of one of ours, and a text has to be cut as ours is: letters alone would be in
     every vocabulary."""
@@ -262,7 +262,7 @@ def _tokens(choices: Sequence[Choice], reader: Reader) -> tuple[Literal["agree",
     return "agree", f"{theirs} tokens have the {'ids' if named else 'bytes'} of ours"
 
 
-def _prompt(run: _Probe, first: Answer) -> Literal["agree", "differ", "unknown"]:
+def _prompt(run: _EndpointProbe, first: ApiReply) -> Literal["agree", "differ", "unknown"]:
     """By their number: whether the endpoint renders a conversation as this tokenizer does."""
     render = run.reader.render
     if first.prompt_tokens is None or (run.chat and render is None):
@@ -274,7 +274,7 @@ def _prompt(run: _Probe, first: Answer) -> Literal["agree", "differ", "unknown"]
 # ---- what is asked beside the question -------------------------------------------------------------------------------
 
 
-async def _sampling(run: _Probe) -> dict[str, bool]:
+async def _sampling(run: _EndpointProbe) -> dict[str, bool]:
     """Whether samples differ, a seed repeats one, and several come at once."""
     warm: dict[str, Any] = {"longest": 12, "logprobs": 0, "temperature": 1.0}
     one = await run.ask(OPEN, seed=7, **warm)
@@ -293,7 +293,7 @@ async def _sampling(run: _Probe) -> dict[str, bool]:
     }
 
 
-async def _stops(run: _Probe, text: str) -> bool | None:
+async def _stops(run: _EndpointProbe, text: str) -> bool | None:
     """A piece from within the greedy reply has to be missing when it is a stop string. None: no piece will do."""
     piece = _piece(text)
     if not piece:
@@ -314,7 +314,7 @@ def _piece(text: str) -> str:
     return next((piece for piece in pieces if piece.strip() and "\ufffd" not in piece), "")
 
 
-async def _follows_schema(run: _Probe) -> bool:
+async def _follows_schema(run: _EndpointProbe) -> bool:
     wanted = {"type": "json_schema", "json_schema": {"name": "probe", "strict": True, "schema": SCHEMA}}
     reply = await run.ask("Which animal?", longest=64, logprobs=0, response_format=wanted)
     answer = run.read(reply, logprobs=0)
@@ -324,7 +324,7 @@ async def _follows_schema(run: _Probe) -> bool:
         return False
 
 
-async def _given_text(run: _Probe) -> dict[str, bool]:
+async def _given_text(run: _EndpointProbe) -> dict[str, bool]:
     """Whether it takes raw prompts, as text and as token ids, and tells log-probs of what stands in them."""
     base = {"model": run.base["model"], "temperature": 0, "max_tokens": 1}
     ids = run.reader.encode(SCORED)
@@ -344,6 +344,6 @@ async def _given_text(run: _Probe) -> dict[str, bool]:
     return found
 
 
-def _choice(reply: Reply) -> dict[str, Any]:
+def _choice(reply: RawReply) -> dict[str, Any]:
     choices = reply.body.get("choices") if reply.good and isinstance(reply.body, dict) else None
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}

@@ -9,20 +9,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from limbeck.endpoint.messages import Alternative, Answer, ApiToken, Choice
+from limbeck.endpoint.messages import Alternative, ApiChoice, ApiReply, ApiToken
 from limbeck.endpoint.parse import SLACK, TOKEN_ID, Malformed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from limbeck.endpoint.messages import Ask
+    from limbeck.endpoint.messages import ApiRequest
     from limbeck.recipe import OpenAITeacher
 
 SCORED = "scored"
 """The finish reason of text that was given and not written."""
 
 
-def given_body(settings: OpenAITeacher, ask: Ask) -> dict[str, Any]:
+def given_body(settings: OpenAITeacher, ask: ApiRequest) -> dict[str, Any]:
     """The request. One token is written besides, since servers refuse to write none; it is thrown away."""
     body: dict[str, Any] = {"model": settings.model, "prompt": list(ask.given), "temperature": 0, "max_tokens": 1}
     body |= {"echo": True, "logprobs": ask.logprobs} if ask.echo else {"prompt_logprobs": ask.logprobs}
@@ -30,7 +30,7 @@ def given_body(settings: OpenAITeacher, ask: Ask) -> dict[str, Any]:
     return {key: value for key, value in body.items() if value is not None}
 
 
-def read_given(body: Mapping[str, Any], ask: Ask, seconds: float) -> Answer:
+def read_given(body: Mapping[str, Any], ask: ApiRequest, seconds: float) -> ApiReply:
     """The tokens from `ask.first` on, each with the most probable ones in its place, as one choice.
 
     Raises Malformed.
@@ -43,12 +43,12 @@ def read_given(body: Mapping[str, Any], ask: Ask, seconds: float) -> Answer:
     usage: Any = body.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
-    choice = Choice("", SCORED, tokens)
+    choice = ApiChoice("", SCORED, tokens)
     model, print_ = (str(body.get(name) or "") for name in ("model", "system_fingerprint"))
-    return Answer((choice,), model, print_, prompt, completion, seconds)
+    return ApiReply((choice,), model, print_, prompt, completion, seconds)
 
 
-def _prompted(choice: Mapping[str, Any], ask: Ask) -> tuple[ApiToken, ...]:
+def _prompted(choice: Mapping[str, Any], ask: ApiRequest) -> tuple[ApiToken, ...]:
     rows = choice.get("prompt_logprobs")
     if not isinstance(rows, list) or len(rows) != len(ask.given):
         found = f"{len(rows)} of them" if isinstance(rows, list) else "none"
@@ -65,7 +65,7 @@ def _prompted(choice: Mapping[str, Any], ask: Ask) -> tuple[ApiToken, ...]:
     return tuple(tokens)
 
 
-def _echoed(choice: Mapping[str, Any], ask: Ask) -> tuple[ApiToken, ...]:
+def _echoed(choice: Mapping[str, Any], ask: ApiRequest) -> tuple[ApiToken, ...]:
     found = choice.get("logprobs")
     names, logps, tops = (_list(found, name) for name in ("tokens", "token_logprobs", "top_logprobs"))
     if not len(names) == len(logps) == len(tops) or len(names) < len(ask.given):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint.parse import Malformed, parse
-from limbeck.endpoint.status import Again, judge
+from limbeck.endpoint.status import RetryLater, judge
 from limbeck.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ FIRST_WAIT, MOST_WAIT = 1.0, 60.0  # seconds between tries, doubling
 
 
 @dataclass(frozen=True)
-class Reply:
+class RawReply:
     """`status` and the parsed body; {} where it was not JSON. `reason` says why there is no use in it, "" where there
     is."""
 
@@ -35,7 +35,7 @@ class Reply:
         return not self.reason
 
 
-async def post(endpoint: Endpoint, path: str, body: dict[str, Any], *, tries: int = TRIES) -> Reply:
+async def post(endpoint: Endpoint, path: str, body: dict[str, Any], *, tries: int = TRIES) -> RawReply:
     """Send one request; what may work later is tried again, at most `tries` times. A request that the endpoint does not
     understand is a Reply with a reason.
 
@@ -44,7 +44,7 @@ async def post(endpoint: Endpoint, path: str, body: dict[str, Any], *, tries: in
     wait, reason = FIRST_WAIT, ""
     for left in range(tries, 0, -1):
         outcome = await _once(endpoint, path, body)
-        if isinstance(outcome, Reply):
+        if isinstance(outcome, RawReply):
             return outcome
         reason = outcome.reason
         if left > 1:
@@ -56,7 +56,7 @@ async def post(endpoint: Endpoint, path: str, body: dict[str, Any], *, tries: in
     )
 
 
-async def _once(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Reply | Again:
+async def _once(endpoint: Endpoint, path: str, body: dict[str, Any]) -> RawReply | RetryLater:
     import httpx2
     import openai
 
@@ -67,23 +67,23 @@ async def _once(endpoint: Endpoint, path: str, body: dict[str, Any]) -> Reply | 
     except openai.APIStatusError as error:
         status, headers, content = error.status_code, error.response.headers, error.response.content
     except (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, OSError) as error:  # a timeout is one too
-        return Again("reset", endpoint.redact(str(error) or type(error).__name__))
+        return RetryLater("reset", endpoint.redact(str(error) or type(error).__name__))
     if not 200 <= status < 300:
         return _refused(endpoint, status, headers, content)
     try:
-        return Reply(status, parse(content))
+        return RawReply(status, parse(content))
     except Malformed as error:
-        return Reply(status, {}, endpoint.redact(str(error)))
+        return RawReply(status, {}, endpoint.redact(str(error)))
 
 
-def _refused(endpoint: Endpoint, status: int, headers: Any, content: bytes) -> Reply | Again:
+def _refused(endpoint: Endpoint, status: int, headers: Any, content: bytes) -> RawReply | RetryLater:
     """What is wrong with every request ends the probe; what is wrong with this one is its answer."""
     try:
         verdict = judge(status, headers, content, endpoint.where)
     except TeacherError as error:
         if status in (401, 402, 403, 429) or 300 <= status < 400:
             raise TeacherError(endpoint.redact(str(error))) from None
-        return Reply(status, {}, endpoint.redact(str(error)))
-    if isinstance(verdict, Again) and status != 500:  # which is what servers say to what they did not foresee
+        return RawReply(status, {}, endpoint.redact(str(error)))
+    if isinstance(verdict, RetryLater) and status != 500:  # which is what servers say to what they did not foresee
         return verdict
-    return Reply(status, {}, endpoint.redact(verdict.reason))
+    return RawReply(status, {}, endpoint.redact(verdict.reason))

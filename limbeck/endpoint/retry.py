@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from limbeck.endpoint.budget import Ledger, answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
 from limbeck.endpoint.client import open_endpoint
-from limbeck.endpoint.messages import Answer
+from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.rate_limit import Rate, Throttle, backoff
-from limbeck.endpoint.status import Again, Refused
+from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.system.units import duration
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.endpoint.messages import Ask
+    from limbeck.endpoint.messages import ApiRequest
     from limbeck.recipe import OpenAITeacher
 
 Found = TypeVar("Found")
@@ -36,16 +36,16 @@ UNKNOWN_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestOutcome:
     """The end of a request: its answer, or why there is none; what it cost, lost attempts included; attempts made."""
 
-    found: Answer | Refused
+    found: ApiReply | RequestRejected
     cost: float
     attempts: int
 
 
 @dataclass
-class Desk:
+class RetryingClient:
     """What all requests to one endpoint share. `on_message` hears of each new kind of trouble once."""
 
     endpoint: Endpoint
@@ -60,14 +60,14 @@ class Desk:
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
-    def of(cls, endpoint: Endpoint, on_message: Callable[[str], None], spent: float = 0.0) -> Desk:
+    def of(cls, endpoint: Endpoint, on_message: Callable[[str], None], spent: float = 0.0) -> RetryingClient:
         """With the limits of the endpoint's settings. `spent` is what earlier sittings cost."""
         settings = endpoint.settings
         requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
         throttle = Throttle(settings.concurrency, requests and Rate(requests), tokens and Rate(tokens))  # type: ignore[arg-type]
         return cls(endpoint, throttle, Ledger(settings.max_cost, spent), on_message)
 
-    async def ask(self, ask: Ask) -> Outcome:
+    async def ask(self, ask: ApiRequest) -> RequestOutcome:
         """Raises TeacherError or BudgetError when the job cannot go on; other requests should then be let end."""
         settings, begun = self.endpoint.settings, asyncio.get_running_loop().time()
         prompt, reply = most_prompt_tokens(settings, ask), most_reply_tokens(ask)
@@ -76,20 +76,22 @@ class Desk:
         while True:
             found, paid, sent = await self._send(ask, prompt + reply, worst)
             cost, attempt = cost + paid, attempt + 1
-            if not isinstance(found, Again):
-                return Outcome(found, cost, attempt)
+            if not isinstance(found, RetryLater):
+                return RequestOutcome(found, cost, attempt)
             self._note(found)
             malformed += found.trouble == "malformed"
             if malformed >= settings.malformed_tries:
-                return Outcome(Refused("malformed", found.reason), cost, attempt)
+                return RequestOutcome(RequestRejected("malformed", found.reason), cost, attempt)
             if found.trouble == "overload":
                 self.throttle.overloaded(sent, found.after)
             wait = max(backoff(attempt - 1, self.rng), found.after or 0.0)
             if self._is_hopeless(found, begun, wait):
-                return Outcome(Refused(found.trouble, found.reason), cost, attempt)
+                return RequestOutcome(RequestRejected(found.trouble, found.reason), cost, attempt)
             await asyncio.sleep(wait)
 
-    async def _send(self, ask: Ask, tokens: int, worst: float) -> tuple[Answer | Again | Refused, float, float]:
+    async def _send(
+        self, ask: ApiRequest, tokens: int, worst: float
+    ) -> tuple[ApiReply | RetryLater | RequestRejected, float, float]:
         """One attempt: what came, what it cost, when it was sent."""
         await self._afford(worst)
         cost = 0.0
@@ -108,17 +110,17 @@ class Desk:
         finally:
             self.ledger.settle(worst, cost)
             self._settled.set()
-        if isinstance(found, Answer):
+        if isinstance(found, ApiReply):
             self.answered += 1
             self.answered_at = asyncio.get_running_loop().time()
             used = (found.prompt_tokens or 0) + (found.completion_tokens or 0)
             self.throttle.succeeded(tokens, used or tokens)
         return found, cost, sent
 
-    def _cost(self, found: Answer | Again | Refused, worst: float) -> float:
-        if isinstance(found, Answer):
+    def _cost(self, found: ApiReply | RetryLater | RequestRejected, worst: float) -> float:
+        if isinstance(found, ApiReply):
             return answer_cost(self.endpoint.settings.prices, found, worst)
-        return worst if isinstance(found, Again) and found.billed else 0.0
+        return worst if isinstance(found, RetryLater) and found.billed else 0.0
 
     async def _afford(self, worst: float) -> None:
         """Set the worst case aside; wait for requests under way where they hold what is missing."""
@@ -134,12 +136,12 @@ class Desk:
             self._settled.clear()
             await self._settled.wait()
 
-    def _note(self, found: Again) -> None:
+    def _note(self, found: RetryLater) -> None:
         self.troubles[found.trouble] += 1
         if self.troubles[found.trouble] == 1:
             self.on_message(f"{self.endpoint.where}: {found.trouble}: {found.reason}; it is tried again")
 
-    def _is_hopeless(self, found: Again, begun: float, wait: float) -> bool:
+    def _is_hopeless(self, found: RetryLater, begun: float, wait: float) -> bool:
         """Whether to give this request up, alone. Raises TeacherError when the endpoint is what fails."""
         now, longest = asyncio.get_running_loop().time(), 60.0 * self.endpoint.settings.retry_minutes
         where, again = self.endpoint.where, "What was answered is kept; run the same command again to go on."
@@ -155,13 +157,15 @@ class Desk:
         return True
 
 
-def ask_all(settings: OpenAITeacher, asks: Sequence[Ask], on_message: Callable[[str], None]) -> list[Outcome]:
+def ask_all(
+    settings: OpenAITeacher, asks: Sequence[ApiRequest], on_message: Callable[[str], None]
+) -> list[RequestOutcome]:
     """The outcomes of a few requests, in their order, as many at once as the settings allow. Nothing is written down:
-    for probes and judges. Raises as `Desk.ask`, after what was under way ended."""
+    for probes and judges. Raises as `RetryingClient.ask`, after what was under way ended."""
 
-    async def work() -> list[Outcome]:
+    async def work() -> list[RequestOutcome]:
         async with open_endpoint(settings) as endpoint:
-            desk = Desk.of(endpoint, on_message)
+            desk = RetryingClient.of(endpoint, on_message)
             tasks = [asyncio.create_task(desk.ask(ask)) for ask in asks]
             try:
                 return await asyncio.gather(*tasks)
@@ -181,7 +185,7 @@ def run_loop(work: Coroutine[Any, Any, Found]) -> Found:
         return pool.submit(asyncio.run, work).result()
 
 
-async def settle(tasks: Sequence[asyncio.Task[Any]], desk: Desk, grace: float) -> None:
+async def settle(tasks: Sequence[asyncio.Task[Any]], desk: RetryingClient, grace: float) -> None:
     """End the tasks of a job: those that are not waiting for an answer at once, the others when it came, or after
     `grace` seconds: what is under way is paid already. Their errors are not raised."""
     loop = asyncio.get_running_loop()

@@ -21,7 +21,7 @@ Trouble = Literal["overload", "server", "connect", "reset", "timeout", "malforme
 
 
 @dataclass(frozen=True)
-class Again:
+class RetryLater:
     """It may work later. `after`: the endpoint wants at least so many seconds; `billed`: work may have been done."""
 
     trouble: Trouble
@@ -31,7 +31,7 @@ class Again:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RequestRejected:
     """This request will never be answered; others may be."""
 
     kind: str  # context_length, content_filter, invalid
@@ -53,7 +53,7 @@ ADVICE = {
 }
 
 
-def judge(status: int, headers: Mapping[str, str], body: bytes, where: str) -> Again | Refused:
+def judge(status: int, headers: Mapping[str, str], body: bytes, where: str) -> RetryLater | RequestRejected:
     """Raises TeacherError for what no other request will be spared either; `where` names the endpoint."""
     facts = _facts(body)
     found = f"{status}{f' {facts.code}' if facts.code else ''}: {facts.message}"
@@ -61,11 +61,11 @@ def judge(status: int, headers: Mapping[str, str], body: bytes, where: str) -> A
     if status == 402 or (status in (400, 403, 429) and facts.codes & QUOTA):
         raise TeacherError(f"the quota or credit at {where} is spent ({found}). {ADVICE[402]}")
     if status in (429, 503, 529):
-        return Again("overload", found, after)
+        return RetryLater("overload", found, after)
     if status in (408, 409, 425) or (status >= 500 and status not in (501, 505)):
-        return Again("server", found, after, billed=status in (500, 502, 504, 408))
+        return RetryLater("server", found, after, billed=status in (500, 502, 504, 408))
     if status in (400, 413, 422) and not facts.codes & SETTINGS:
-        return Refused(_kind(facts), found)
+        return RequestRejected(_kind(facts), found)
     if 300 <= status < 400:
         target = headers.get("location", "nowhere")
         raise TeacherError(

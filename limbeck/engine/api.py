@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from limbeck.types import Sampling, Written
+    from limbeck.types import GeneratedToken, Sampling
 
 
 @dataclass(frozen=True)
-class Ask:
+class GenerateRequest:
     """One reply that is wanted. `ids` (int32 [T], at least one) are the prompt's tokens.
 
     `sampling.n` must be 1: several replies to one prompt are several asks with `draw_index` 0, 1, ... The `top` most
@@ -64,7 +64,7 @@ class Writing(Protocol):
 
     def __aiter__(self) -> Writing: ...
 
-    async def __anext__(self) -> Written: ...
+    async def __anext__(self) -> GeneratedToken: ...
 
     async def aclose(self) -> None: ...
 
@@ -81,7 +81,7 @@ class Engine(Protocol):
         """Tokens of prompt and reply together, at most."""
         ...
 
-    def write(self, ask: Ask) -> Writing:
+    def write(self, ask: GenerateRequest) -> Writing:
         """One reply, token by token, until one has a finish reason.
 
         Raises at once, before any token: LongRow where the prompt does not fit, DataError for tokens that the model

@@ -22,8 +22,8 @@ from torch import Tensor
 from limbeck.engine.api import Scored
 from limbeck.engine.hf_memory import TorchMemory
 from limbeck.engine.llama_memory import LlamaMemory
-from limbeck.engine.memory import Logits, Memory, Part
-from limbeck.engine.scheduler import MEMORY, Desk, Event, Job
+from limbeck.engine.memory import Logits, Memory, SlotTokens
+from limbeck.engine.scheduler import MEMORY, EngineEvent, EngineRequest, EngineThread
 from limbeck.errors import EngineError
 from limbeck.models.llamacpp import LlamaLM
 from limbeck.models.sampling import write_rows
@@ -39,7 +39,7 @@ LEAST, SURE, MOST = 32, 128, 512  # tokens of prompts in a step; as many tell ho
 REUSE = 16  # tokens of a beginning that are worth a copy
 
 
-class BatchEngine(Desk):
+class BatchEngine(EngineThread):
     """An engine for a model of transformers or a GGUF file in llama.cpp. `slots` replies are written at a time,
     `waiting` requests wait, and prompt and reply have `max_context` tokens together: the model's own bound by default.
 
@@ -70,7 +70,7 @@ class _Sequence:
     """`ids` so far; the first `fed` of them stand in memory, once it has `begun`. `logp` and `top` are collected for
     jobs that score."""
 
-    job: Job
+    job: EngineRequest
     slot: int
     ids: list[int]
     fed: int = 0
@@ -93,7 +93,7 @@ class BatchWorker:
     def __init__(self, memory: Memory, slots: int) -> None:
         self._memory = memory
         self._held: list[list[int]] = [[] for _ in range(slots)]  # what stands in slots that nobody writes to
-        self._sequences: dict[Job, _Sequence] = {}
+        self._sequences: dict[EngineRequest, _Sequence] = {}
         self._rate = LEAST / STALL_SECONDS  # tokens of prompts a second, as last seen
 
     @property
@@ -103,7 +103,7 @@ class BatchWorker:
     def close(self) -> None:
         self._memory.close()
 
-    def admit(self, job: Job) -> None:
+    def admit(self, job: EngineRequest) -> None:
         ids = [int(token) for token in job.ids]
         taken = {sequence.slot for sequence in self._sequences.values()}
         # That with the same beginning; else the lowest: those that are written together are best side by side.
@@ -111,7 +111,7 @@ class BatchWorker:
         slot = max(common, key=lambda slot: (common[slot] if common[slot] >= REUSE and job.writer else 0, -slot))
         self._sequences[job] = _Sequence(job, slot, ids)
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: EngineRequest) -> None:
         sequence = self._sequences.pop(job)
         if sequence.begun:
             self._held[sequence.slot] = sequence.ids[: sequence.fed]
@@ -135,7 +135,7 @@ class BatchWorker:
         self._held[sequence.slot] = []
         return True
 
-    def turn(self) -> list[tuple[Job, Event]]:
+    def turn(self) -> list[tuple[EngineRequest, EngineEvent]]:
         begun = time.perf_counter()
         with torch.inference_mode():  # what it writes to memory was made in it, and can be changed in it only
             written, pieces = self._plan()
@@ -164,7 +164,9 @@ class BatchWorker:
             pieces.append((sequence, num))
         return written, pieces
 
-    def _read(self, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]) -> list[tuple[Job, Event]]:
+    def _read(
+        self, written: list[_Sequence], pieces: list[tuple[_Sequence, int]]
+    ) -> list[tuple[EngineRequest, EngineEvent]]:
         """Everyone's next tokens are read; what that brought: tokens drawn, and log-probs of those that were given."""
         parts = [*((sequence, 1) for sequence in written), *pieces]
         drawing = {}  # who draws, and behind which of the tokens
@@ -175,7 +177,7 @@ class BatchWorker:
             elif sequence.left == num:
                 drawing[sequence] = at + num - 1
             at += num
-        fed = [Part(one.slot, one.fed, one.ids[one.fed : one.fed + num]) for one, num in parts]
+        fed = [SlotTokens(one.slot, one.fed, one.ids[one.fed : one.fed + num]) for one, num in parts]
         rows = [*drawing.values(), *(row for _, _, some in scoring for row in some)]
         logits = self._memory.read(fed, len(written), rows)
         for sequence, num in parts:
@@ -186,7 +188,7 @@ class BatchWorker:
             at += len(some)
         return events
 
-    def _written(self, sequences: list[_Sequence], logits: Logits) -> list[tuple[Job, Event]]:
+    def _written(self, sequences: list[_Sequence], logits: Logits) -> list[tuple[EngineRequest, EngineEvent]]:
         """The next token of every reply whose prompt is read; theirs are the first rows of logits."""
         if not sequences:
             return []
@@ -197,22 +199,26 @@ class BatchWorker:
             return self._broken(sequences, logits_NV, good.tolist())
         return self._drawn(sequences, logits_NV)
 
-    def _drawn(self, sequences: list[_Sequence], logits_NV: Tensor) -> list[tuple[Job, Event]]:
+    def _drawn(self, sequences: list[_Sequence], logits_NV: Tensor) -> list[tuple[EngineRequest, EngineEvent]]:
         writers = [sequence.job.writer for sequence in sequences if sequence.job.writer]
-        events: list[tuple[Job, Event]] = []
+        events: list[tuple[EngineRequest, EngineEvent]] = []
         for sequence, one in zip(sequences, write_rows(writers, logits_NV), strict=True):
             sequence.ids.append(one.id)
             events.append((sequence.job, one))
         return events
 
-    def _broken(self, sequences: list[_Sequence], logits_NV: Tensor, good: list[bool]) -> list[tuple[Job, Event]]:
+    def _broken(
+        self, sequences: list[_Sequence], logits_NV: Tensor, good: list[bool]
+    ) -> list[tuple[EngineRequest, EngineEvent]]:
         """Logits that are no numbers end the request that they belong to, and no other."""
         error = EngineError("the model's logits are not finite; nothing can be drawn from them.")
         whole = [row for row, is_good in enumerate(good) if is_good]
         events = self._drawn([sequences[row] for row in whole], logits_NV[whole]) if whole else []
         return [*events, *((sequences[row].job, error) for row, is_good in enumerate(good) if not is_good)]
 
-    def _scored(self, sequence: _Sequence, num: int, blocks: Iterable[tuple[slice, Tensor]]) -> list[tuple[Job, Event]]:
+    def _scored(
+        self, sequence: _Sequence, num: int, blocks: Iterable[tuple[slice, Tensor]]
+    ) -> list[tuple[EngineRequest, EngineEvent]]:
         """Log-probs of the tokens that follow the `num` just read, for a request that scores."""
         first = sequence.fed - num + 1
         for part, logits_nV in blocks:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from limbeck.engine import kv_slots
-from limbeck.engine.kv_slots import Piece, Plan, SlotMemory, forward
+from limbeck.engine.kv_slots import SlotMemory, SlotPiece, SlotPlan, forward
 from limbeck.engine.scheduler import FALLBACK_CONTEXT
 from limbeck.errors import TeacherError
 from limbeck.losses.chunked import iter_logits
@@ -55,7 +55,7 @@ def _in_slots(lm: HfLM, rows: list[np.ndarray], memory: SlotMemory) -> list[Tens
             pieces.sort(key=lambda piece: piece.end - piece.start > 1)  # those of one token come first
             num = sum(piece.end - piece.start == 1 for piece in pieces)
             ids = [int(token) for piece in pieces for token in rows[piece.slot][piece.start : piece.end]]
-            hidden_TD = forward(lm.model.get_decoder(), ids, Plan(memory, pieces[:num], pieces[num:], lm.device))
+            hidden_TD = forward(lm.model.get_decoder(), ids, SlotPlan(memory, pieces[:num], pieces[num:], lm.device))
             logits_TV = torch.cat([logits_nV.clone() for _, logits_nV in iter_logits(hidden_TD, lm.head)])
             parts = logits_TV.split([piece.end - piece.start for piece in pieces])
             for piece, part_TV in zip(pieces, parts, strict=True):
@@ -64,8 +64,8 @@ def _in_slots(lm: HfLM, rows: list[np.ndarray], memory: SlotMemory) -> list[Tens
     return [torch.cat(parts) for parts in out]
 
 
-def _next(slot: int, at: int, length: int) -> Piece:
-    return Piece(slot, at, at + max(min(TURN, length - 2 - at), 1))
+def _next(slot: int, at: int, length: int) -> SlotPiece:
+    return SlotPiece(slot, at, at + max(min(TURN, length - 2 - at), 1))
 
 
 def own_context(lm: HfLM) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.engine import kv_slots as slot_memory
 from limbeck.engine.compat import own_context, prove
-from limbeck.engine.kv_slots import Piece, Plan, SlotMemory, forward
+from limbeck.engine.kv_slots import SlotMemory, SlotPiece, SlotPlan, forward
 from limbeck.engine.memory import context_within
 from limbeck.losses.chunked import iter_logits
 from limbeck.models.hf import attending
@@ -14,7 +14,7 @@ from limbeck.models.hf import attending
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.engine.memory import Logits, Part
+    from limbeck.engine.memory import Logits, SlotTokens
     from limbeck.models.hf import HfLM
 
 
@@ -43,10 +43,10 @@ class TorchMemory:
             self._slots.copy(source, slot, tokens)
         return tokens
 
-    def read(self, parts: Sequence[Part], num_single: int, rows: list[int]) -> Logits:
+    def read(self, parts: Sequence[SlotTokens], num_single: int, rows: list[int]) -> Logits:
         self._slots.grow(max(part.start + len(part.ids) for part in parts))
-        places = [Piece(part.slot, part.start, part.start + len(part.ids)) for part in parts]
-        plan = Plan(self._slots, places[:num_single], places[num_single:], self._lm.device)
+        places = [SlotPiece(part.slot, part.start, part.start + len(part.ids)) for part in parts]
+        plan = SlotPlan(self._slots, places[:num_single], places[num_single:], self._lm.device)
         hidden_TD = forward(self._decoder, [token for part in parts for token in part.ids], plan)
         hidden_ND = hidden_TD if rows == list(range(len(hidden_TD))) else hidden_TD[rows]
         return lambda some: iter_logits(hidden_ND[some], self._head)

@@ -35,7 +35,7 @@ def _no_mask(*_args: object, **_kwargs: object) -> None:
     return None
 
 
-class Piece(NamedTuple):
+class SlotPiece(NamedTuple):
     """Tokens `start` to `end` of the sequence in `slot`: some that are new, all of them after what stands there."""
 
     slot: int
@@ -89,12 +89,12 @@ def _grown(tensor: Tensor, room: int) -> Tensor:
 
 
 @dataclass
-class Plan:
+class SlotPlan:
     """What the tokens of one forward attend to. The first tokens are those of `written`, one each; `pieces` follow."""
 
     memory: SlotMemory
-    written: list[Piece]
-    pieces: list[Piece]
+    written: list[SlotPiece]
+    pieces: list[SlotPiece]
     device: torch.device
     _masks: dict[object, Tensor | None] = field(default_factory=dict)
 
@@ -138,7 +138,7 @@ class Plan:
         mask_BL = torch.zeros(seen_BL.shape, dtype=dtype, device=self.device).masked_fill_(~seen_BL, MINUS)
         return mask_BL[:, None, None]
 
-    def piece_mask(self, piece: Piece, window: int | None) -> Tensor | None:
+    def piece_mask(self, piece: SlotPiece, window: int | None) -> Tensor | None:
         """True where a token of the piece sees one of its sequence: [new, all]; None where that is just causal."""
         window = window if window is not None and window < piece.end else None
         if piece.start == 0 and window is None:
@@ -152,14 +152,14 @@ class Plan:
         return self._masks[key]
 
 
-def forward(decoder: Any, ids: Sequence[int], plan: Plan) -> Tensor:
+def forward(decoder: Any, ids: Sequence[int], plan: SlotPlan) -> Tensor:
     """hidden_TD (after the final norm) of the plan's tokens, which stand in memory afterwards."""
     ids_T = torch.tensor(ids, device=plan.device)
     out = decoder(input_ids=ids_T[None], position_ids=plan.positions_T[None], use_cache=False, plan=plan)
     return out.last_hidden_state[0]
 
 
-def _split(written: Sequence[Piece]) -> tuple[list[int], list[int]]:
+def _split(written: Sequence[SlotPiece]) -> tuple[list[int], list[int]]:
     """Which attend together and which alone, so that least is read: those together read as much as the longest and the
     highest slot of them would, each alone costs a call."""
     order = sorted(range(len(written)), key=lambda at: written[at].end)
@@ -184,7 +184,7 @@ def slot_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     sliding_window: int | None = None,
-    plan: Plan | None = None,
+    plan: SlotPlan | None = None,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
     """Attention of each token to its own sequence. query [1, heads, T, d], key and value [1, kv heads, T, d], of new
@@ -224,7 +224,7 @@ def slot_attention(
 Kind = tuple[float, float | None, int | None]  # scaling, soft cap, window
 
 
-def _written(q: Tensor, keys: Tensor, values: Tensor, plan: Plan, kind: Kind) -> Tensor:
+def _written(q: Tensor, keys: Tensor, values: Tensor, plan: SlotPlan, kind: Kind) -> Tensor:
     """The sequences' next tokens: q [tokens, kv heads, group, d] -> [tokens, heads, d]."""
     scaling, softcap, window = kind
     if plan.even:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from limbeck.engine.memory import Logits, Part
+    from limbeck.engine.memory import Logits, SlotTokens
     from limbeck.models.llamacpp import LlamaLM
 
 ROOM = 256  # tokens of each slot at first; llama.cpp takes multiples of that
@@ -46,7 +46,7 @@ class LlamaMemory:
         self._context.memory_seq_rm(slot, -1, -1)
         return 0
 
-    def read(self, parts: Sequence[Part], num_single: int, rows: list[int]) -> Logits:
+    def read(self, parts: Sequence[SlotTokens], num_single: int, rows: list[int]) -> Logits:
         self._make_room(max(part.start + len(part.ids) for part in parts))
         wanted = set(rows)
         tokens = [(token, part.start + at, part.slot) for part in parts for at, token in enumerate(part.ids)]

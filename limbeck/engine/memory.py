@@ -26,7 +26,7 @@ Logits = Callable[[slice], Iterator[tuple[slice, Tensor]]]
 """Some of the rows that were asked for, in blocks: (where among those, logits_nV in fp32), reused for the next one."""
 
 
-class Part(NamedTuple):
+class SlotTokens(NamedTuple):
     """Tokens that follow the first `start` of the sequence in `slot`."""
 
     slot: int
@@ -58,7 +58,7 @@ class Memory(Protocol):
         """A new sequence for the slot, which begins with the first tokens of `source`: how many of them it has."""
         ...
 
-    def read(self, parts: Sequence[Part], num_single: int, rows: list[int]) -> Logits:
+    def read(self, parts: Sequence[SlotTokens], num_single: int, rows: list[int]) -> Logits:
         """Read all parts, of which the first `num_single` have one token, and make logits behind those tokens of theirs
         that `rows` counts, in that order. They can be had until the next call."""
         ...

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from limbeck.engine.api import Ask, Scored, Stats
+from limbeck.engine.api import GenerateRequest, Scored, Stats
 from limbeck.errors import DataError, EngineError, EngineFull, LongRow
-from limbeck.models.sampling import Writer
-from limbeck.types import Written
+from limbeck.models.sampling import TokenDecoder
+from limbeck.types import GeneratedToken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from limbeck.types import LiveLM
 
-Event = Written | Scored | Exception
+EngineEvent = GeneratedToken | Scored | Exception
 MEMORY = 2 * 2**30  # bytes of keys and values
 FALLBACK_CONTEXT = 2048  # for models that do not say
 RATE_SECONDS = 5.0
@@ -34,11 +34,11 @@ DRAIN_SECONDS = 0.02  # between two looks whether all are done
 
 
 @dataclass(eq=False)
-class Job:
+class EngineRequest:
     """A request under way: `ids` to read, and a `writer` for its reply; without one its ids are scored, with `top`."""
 
     ids: np.ndarray
-    writer: Writer | None
+    writer: TokenDecoder | None
     top: int
     inbox: Inbox
 
@@ -48,10 +48,10 @@ class Inbox:
     """What has come for a request and was not read yet. Touched in its own loop only."""
 
     loop: asyncio.AbstractEventLoop
-    events: deque[Event] = field(default_factory=deque)
+    events: deque[EngineEvent] = field(default_factory=deque)
     reader: asyncio.Future[None] | None = None
 
-    def put(self, event: Event) -> None:
+    def put(self, event: EngineEvent) -> None:
         self.events.append(event)
         if self.reader is not None and not self.reader.done():
             self.reader.set_result(None)
@@ -60,19 +60,19 @@ class Inbox:
 class Stream:
     """A reply as its reader sees it (`Writing`). Closed, or forgotten, it ends the job."""
 
-    def __init__(self, job: Job, cancel: Callable[[Job], None]) -> None:
+    def __init__(self, job: EngineRequest, cancel: Callable[[EngineRequest], None]) -> None:
         self._job, self._cancel, self._done = job, cancel, False
 
     def __aiter__(self) -> Stream:
         return self
 
-    async def __anext__(self) -> Written:
+    async def __anext__(self) -> GeneratedToken:
         event = await self.event()
-        assert isinstance(event, Written)
+        assert isinstance(event, GeneratedToken)
         self._done = event.finish_reason is not None
         return event
 
-    async def event(self) -> Written | Scored:
+    async def event(self) -> GeneratedToken | Scored:
         inbox = self._job.inbox
         if self._done:
             raise StopAsyncIteration
@@ -105,31 +105,31 @@ class Worker(Protocol):
         """Bytes that sequences take now, and at most."""
         ...
 
-    def admit(self, job: Job) -> None:
+    def admit(self, job: EngineRequest) -> None:
         """Give it a slot: there is one."""
         ...
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: EngineRequest) -> None:
         """Its slot is free."""
         ...
 
-    def turn(self) -> list[tuple[Job, Event]]:
+    def turn(self) -> list[tuple[EngineRequest, EngineEvent]]:
         """A bounded piece of work for those that are admitted, and what it brought. Jobs that end lose their slot."""
         ...
 
     def close(self) -> None: ...
 
 
-class Desk:
+class EngineThread:
     """An `Engine` around a worker."""
 
     def __init__(self, lm: LiveLM, worker: Worker, *, slots: int, max_context: int, most_waiting: int) -> None:
         self.lm, self.max_context, self._vocab = lm, max_context, lm.vocab
         self._worker, self._slots, self._most_waiting = worker, slots, most_waiting
         self._changed = threading.Condition()
-        self._waiting: deque[Job] = deque()
-        self._running: set[Job] = set()
-        self._gone: deque[Job] = deque()  # whose reader left
+        self._waiting: deque[EngineRequest] = deque()
+        self._running: set[EngineRequest] = set()
+        self._gone: deque[EngineRequest] = deque()  # whose reader left
         self._closing = self._draining = False
         self._dead = ""
         self._tokens, self._recent = 0, deque[tuple[float, int]]()
@@ -146,7 +146,7 @@ class Desk:
             counts = len(self._running), len(self._waiting), self._slots, self._tokens
             return Stats(*counts, recent / RATE_SECONDS, *self._worker.memory, self._dead)
 
-    def write(self, ask: Ask) -> Stream:
+    def write(self, ask: GenerateRequest) -> Stream:
         self._check(ask.ids, room=1)
         sampling = ask.sampling
         if sampling.n != 1 or sampling.max_tokens < 1 or sampling.temperature < 0 or not 0 < sampling.top_p <= 1:
@@ -158,7 +158,7 @@ class Desk:
         room = self.max_context - len(ask.ids)
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
         ends = self.lm.end_ids
-        writer = Writer(self.lm.tokenizer, ask.ids, sampling, ends, draw_index=ask.draw_index, top=ask.top)
+        writer = TokenDecoder(self.lm.tokenizer, ask.ids, sampling, ends, draw_index=ask.draw_index, top=ask.top)
         return self._submit(ask.ids, writer, ask.top)
 
     async def score(self, ids: np.ndarray, top: int = 0) -> Scored:
@@ -194,8 +194,8 @@ class Desk:
         if int(ids.min()) < 0 or int(ids.max()) >= self._vocab:
             raise DataError(f"token ids from {ids.min()} to {ids.max()}; this model knows 0 to {self._vocab - 1}.")
 
-    def _submit(self, ids: np.ndarray, writer: Writer | None, top: int) -> Stream:
-        job = Job(ids, writer, top, Inbox(asyncio.get_running_loop()))
+    def _submit(self, ids: np.ndarray, writer: TokenDecoder | None, top: int) -> Stream:
+        job = EngineRequest(ids, writer, top, Inbox(asyncio.get_running_loop()))
         with self._changed:
             if self._dead or self._closing or self._draining:
                 raise EngineError(self._dead or "the engine takes no more requests: it is being closed.")
@@ -208,7 +208,7 @@ class Desk:
             self._changed.notify()
         return Stream(job, self._cancel)
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: EngineRequest) -> None:
         # Without the lock: a stream that is forgotten ends wherever the garbage collector finds it.
         self._gone.append(job)
 
@@ -242,15 +242,15 @@ class Desk:
             self._worker.admit(job)
         return not closing
 
-    def _hand_out(self, events: Iterable[tuple[Job, Event]]) -> None:
+    def _hand_out(self, events: Iterable[tuple[EngineRequest, EngineEvent]]) -> None:
         """Each loop is woken once for all that a turn brought."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Inbox, Event]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Inbox, EngineEvent]]] = {}
         with self._changed:
             num = 0
             for job, event in events:
                 by_loop.setdefault(job.inbox.loop, []).append((job.inbox, event))
-                num += isinstance(event, Written)
-                if not isinstance(event, Written) or event.finish_reason:
+                num += isinstance(event, GeneratedToken)
+                if not isinstance(event, GeneratedToken) or event.finish_reason:
                     self._running.discard(job)
             self._count(num)
         for loop, items in by_loop.items():
@@ -279,6 +279,6 @@ class Desk:
         self._worker.close()
 
 
-def _deliver(items: list[tuple[Inbox, Event]]) -> None:
+def _deliver(items: list[tuple[Inbox, EngineEvent]]) -> None:
     for inbox, event in items:
         inbox.put(event)

@@ -15,17 +15,17 @@ import torch
 
 from limbeck.engine.api import Scored
 from limbeck.engine.memory import context_within, token_bytes_of
-from limbeck.engine.scheduler import FALLBACK_CONTEXT, MEMORY, Desk, Event, Job
+from limbeck.engine.scheduler import FALLBACK_CONTEXT, MEMORY, EngineEvent, EngineRequest, EngineThread
 from limbeck.errors import EngineError, LimbeckError
 
 if TYPE_CHECKING:
-    from limbeck.models.sampling import Writer
+    from limbeck.models.sampling import TokenDecoder
     from limbeck.types import LiveLM, Session
 
 PIECE = 128  # tokens of a prompt that are read in one turn
 
 
-class SerialEngine(Desk):
+class SerialEngine(EngineThread):
     """As `BatchEngine` for any model with sessions; `slots` of them are open at a time.
 
     Raises TeacherError for models without. What a session refuses ends its own request, and no other.
@@ -48,10 +48,10 @@ class SerialEngine(Desk):
 
 
 @dataclass(eq=False)
-class _Turn:
+class _SerialTurn:
     """A job and its session, once it was `fed` some tokens. `unread` are those that were not fed yet."""
 
-    job: Job
+    job: EngineRequest
     unread: np.ndarray
     session: Session | None = None
     fed: int = 0
@@ -62,7 +62,7 @@ class SerialWorker:
 
     def __init__(self, lm: LiveLM, most_tokens: int, token_bytes: int) -> None:
         self._lm, self._most_bytes, self._token_bytes = lm, most_tokens * token_bytes, token_bytes
-        self._turns: deque[_Turn] = deque()
+        self._turns: deque[_SerialTurn] = deque()
         self._held = 0  # tokens in sessions: a number that other threads may read
 
     @property
@@ -70,10 +70,10 @@ class SerialWorker:
         """What is held now is counted by tokens; what a library sets aside for the next ones comes on top."""
         return self._held * self._token_bytes, self._most_bytes
 
-    def admit(self, job: Job) -> None:
-        self._turns.append(_Turn(job, job.ids))
+    def admit(self, job: EngineRequest) -> None:
+        self._turns.append(_SerialTurn(job, job.ids))
 
-    def drop(self, job: Job) -> None:
+    def drop(self, job: EngineRequest) -> None:
         for turn in [turn for turn in self._turns if turn.job is job]:
             self._turns.remove(turn)
             if turn.session is not None:
@@ -84,7 +84,7 @@ class SerialWorker:
         for turn in list(self._turns):
             self.drop(turn.job)
 
-    def turn(self) -> list[tuple[Job, Event]]:
+    def turn(self) -> list[tuple[EngineRequest, EngineEvent]]:
         turn = self._turns[0]
         self._turns.rotate(-1)
         try:
@@ -97,7 +97,7 @@ class SerialWorker:
             self.drop(turn.job)
         return [(turn.job, event)]
 
-    def _feed(self, turn: _Turn, writer: Writer) -> Event | None:
+    def _feed(self, turn: _SerialTurn, writer: TokenDecoder) -> EngineEvent | None:
         if turn.session is None:
             turn.session = self._lm.session()
         piece, turn.unread = turn.unread[:PIECE], turn.unread[PIECE:]
@@ -111,7 +111,7 @@ class SerialWorker:
         turn.unread = np.array([written.id], dtype=np.int32)
         return written
 
-    def _score(self, job: Job) -> Scored:
+    def _score(self, job: EngineRequest) -> Scored:
         logp_TV = self._lm.logits(job.ids)[:-1].log_softmax(-1)
         ids_T = torch.from_numpy(job.ids[1:].astype(np.int64))
         logp_T = np.concatenate([[np.nan], logp_TV.gather(1, ids_T[:, None])[:, 0].numpy()]).astype(np.float32)

@@ -19,7 +19,7 @@ from limbeck.system.atomic import atomic_path
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from limbeck.evaluate.samples import Answers
+    from limbeck.evaluate.samples import SampleAnswers
     from limbeck.evaluate.speed import Speed
 
 MOST_TOPICS = 64
@@ -68,7 +68,13 @@ def write_first_choices(path: Path, found: Evaluation) -> None:
 
 
 def details(
-    found: Evaluation, speeds: dict[str, Speed], answers: Answers, warnings: list[str], *, resamples: int, seed: int
+    found: Evaluation,
+    speeds: dict[str, Speed],
+    answers: SampleAnswers,
+    warnings: list[str],
+    *,
+    resamples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Everything that the report draws, means where there are sums."""
     errors = found.errors_R.sum()
@@ -146,7 +152,7 @@ def _topic(found: Evaluation, topic: str, index_r: np.ndarray, resamples: int, s
     return {"topic": topic, "rows": len(index_r), "positions": int(found.positions_R[index_r].sum()), **scores}
 
 
-def answers_json(answers: Answers) -> list[dict[str, Any]]:
+def answers_json(answers: SampleAnswers) -> list[dict[str, Any]]:
     """One entry per prompt; a piece is [text, agrees, chance, what the teacher would have written]."""
     return [
         {

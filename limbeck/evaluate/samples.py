@@ -26,7 +26,7 @@ REPLACEMENT = "\ufffd"
 
 
 @dataclass(frozen=True)
-class Prompt:
+class SamplePrompt:
     """What is continued: `ids` and its `text`; `truth` is the text that really follows."""
 
     id: str
@@ -36,7 +36,7 @@ class Prompt:
     truth: str
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """A run of tokens that is whole characters (usually one token). `agrees`: the teacher, reading the same words,
     would have written these tokens; `chance` is its probability of them, `instead` what it would have written first."""
 
@@ -47,24 +47,24 @@ class Piece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answer:
+class SampleAnswer:
     """One model's answer to one prompt. `finish_reason` is "stop" or "length"."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[AnswerPiece, ...]
     finish_reason: str
 
 
-class Answers(NamedTuple):
+class SampleAnswers(NamedTuple):
     """`by_prompt[i][model]`, and the tokens per second of each model while it wrote all answers as one batch."""
 
-    prompts: list[Prompt]
-    by_prompt: list[dict[str, Answer]]
+    prompts: list[SamplePrompt]
+    by_prompt: list[dict[str, SampleAnswer]]
     tokens_per_second: dict[str, float]
 
 
 def choose_prompts(
     rows: Sequence[Row | Trace], tokenizer: PreTrainedTokenizerBase, num: int, *, longest: int, seed: int
-) -> list[Prompt]:
+) -> list[SamplePrompt]:
     """`num` prompts from different rows, over as many topics as there are; deterministic given `seed`.
 
     A plain text is continued from the middle (after at most TEXT_PROMPT tokens), a conversation from its first reply.
@@ -93,23 +93,23 @@ def _cut(row: Row | Trace) -> int:
     return start
 
 
-def _prompt(row: Row | Trace, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+def _prompt(row: Row | Trace, tokenizer: PreTrainedTokenizerBase) -> SamplePrompt:
     cut, (start, end) = _cut(row), row.spans[0]
     truth = row.ids[cut : end if start > 1 else len(row.ids)]
-    return Prompt(row.id, row.topic, row.ids[:cut], _decode(tokenizer, row.ids[:cut]), _decode(tokenizer, truth))
+    return SamplePrompt(row.id, row.topic, row.ids[:cut], _decode(tokenizer, row.ids[:cut]), _decode(tokenizer, truth))
 
 
 def write_answers(
-    teacher: HfLM | None, students: Mapping[str, HfLM], prompts: Sequence[Prompt], *, num_tokens: int
-) -> Answers:
+    teacher: HfLM | None, students: Mapping[str, HfLM], prompts: Sequence[SamplePrompt], *, num_tokens: int
+) -> SampleAnswers:
     """Greedy answers of at most `num_tokens` tokens of the teacher (where there is one) and every student to all
     prompts. Without a teacher nothing is marked."""
     models = dict(students) if teacher is None else {"teacher": teacher, **students}
     sampling = Sampling(temperature=0.0, max_tokens=num_tokens)
-    by_prompt: list[dict[str, Answer]] = [{} for _ in prompts]
+    by_prompt: list[dict[str, SampleAnswer]] = [{} for _ in prompts]
     rates: dict[str, float] = {}
     if not prompts:
-        return Answers([], [], {})
+        return SampleAnswers([], [], {})
     for name, lm in models.items():
         begun = time.perf_counter()
         replies = [each[0] for each in lm.generate([prompt.ids for prompt in prompts], sampling)]
@@ -117,15 +117,15 @@ def write_answers(
         written = len(prompts) * max(len(reply.ids) for reply in replies)
         rates[name] = written / max(time.perf_counter() - begun, 1e-9)
         for number, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
-            pieces: tuple[Piece, ...] = ()
+            pieces: tuple[AnswerPiece, ...] = ()
             if len(reply.ids):
-                unmarked = (Piece(_decode(lm.tokenizer, reply.ids), True, 1.0, ""),)
+                unmarked = (AnswerPiece(_decode(lm.tokenizer, reply.ids), True, 1.0, ""),)
                 pieces = unmarked if teacher is None else mark(teacher, prompt.ids, reply.ids)
-            by_prompt[number][name] = Answer(pieces, reply.finish_reason)
-    return Answers(list(prompts), by_prompt, rates)
+            by_prompt[number][name] = SampleAnswer(pieces, reply.finish_reason)
+    return SampleAnswers(list(prompts), by_prompt, rates)
 
 
-def mark(teacher: HfLM, prompt_ids: np.ndarray, reply_ids: np.ndarray) -> tuple[Piece, ...]:
+def mark(teacher: HfLM, prompt_ids: np.ndarray, reply_ids: np.ndarray) -> tuple[AnswerPiece, ...]:
     """The reply's pieces, each with the teacher's own choice after the prompt and the reply so far."""
     ids = np.concatenate([prompt_ids, reply_ids]).astype(np.int32)
     row = Row("answer", "heldout", "", "", ids, ((len(prompt_ids), len(ids)),), "answer")
@@ -139,7 +139,7 @@ def mark(teacher: HfLM, prompt_ids: np.ndarray, reply_ids: np.ndarray) -> tuple[
     for end, text in whole_characters(teacher.tokenizer, prompt_ids, reply_ids):
         agrees = all(int(reply_ids[i]) == top[i] for i in range(start, end))
         instead = _decode(teacher.tokenizer, [top[start]])
-        pieces.append(Piece(text, agrees, float(np.prod(chance[start:end])), instead))
+        pieces.append(AnswerPiece(text, agrees, float(np.prod(chance[start:end])), instead))
         start = end
     return tuple(pieces)
 

@@ -11,7 +11,7 @@ from limbeck.data.split import Sample, row_id
 from limbeck.evaluate.compare import TEACHER
 from limbeck.evaluate.harness import run_harness
 from limbeck.evaluate.results import to_json
-from limbeck.evaluate.tasks import Exam, questions_of, take_exam
+from limbeck.evaluate.tasks import TaskSettings, answer_questions, questions_of
 from limbeck.metrics.pass_at_k import compare_attempts, final_answer
 from limbeck.recipe import Exact, Numeric, Regex, temperature_and_top_p
 from limbeck.system.atomic import atomic_write, fingerprint, sha256_file
@@ -46,8 +46,10 @@ def run_tasks(
     tasks, harness = recipe.evaluate.tasks, recipe.evaluate.harness
     if tasks is not None:
         questions = choose_questions(recipe, tasks, next(iter(models.values())), rows)
-        exam = exam_of(tasks, recipe.seed, stop_asked)
-        attempts = take_exam(models, questions, exam, folder / "tasks", on_progress=on_progress, stop_asked=stop_asked)
+        exam = task_settings_of(tasks, recipe.seed, stop_asked)
+        attempts = answer_questions(
+            models, questions, exam, folder / "tasks", on_progress=on_progress, stop_asked=stop_asked
+        )
         found = compare_attempts(
             attempts,
             ks=tasks.ks,
@@ -106,12 +108,14 @@ def _read(recipe: Recipe, tasks: Tasks, lm: LiveLM) -> list[Row]:
     return rows
 
 
-def exam_of(tasks: Tasks, seed: int, stop_asked: Callable[[], bool] = lambda: False) -> Exam:
+def task_settings_of(tasks: Tasks, seed: int, stop_asked: Callable[[], bool] = lambda: False) -> TaskSettings:
     """The recipe's section as what models are asked."""
     temperature, top_p = temperature_and_top_p(tasks.decoding)
     sampling = Sampling(temperature, top_p, tasks.n, tasks.max_tokens, seed=seed)
     key = fingerprint(tasks.verifier.model_dump(mode="json"))
-    return Exam(sampling, judge_of(tasks.verifier, stop_asked), key, extractor(tasks.verifier), tasks.batch_tokens)
+    return TaskSettings(
+        sampling, judge_of(tasks.verifier, stop_asked), key, extractor(tasks.verifier), tasks.batch_tokens
+    )
 
 
 def judge_of(verifier: Verifier, stop_asked: Callable[[], bool] = lambda: False) -> Judge:

@@ -44,7 +44,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Exam:
+class TaskSettings:
     """How questions are put: decoding, how many tokens one batch may take, what makes a verdict (its name is part of
     what is remembered of a file of replies), and what the answer of a reply is, by which votes are counted."""
 
@@ -73,10 +73,10 @@ def questions_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> lis
     return found
 
 
-def take_exam(
+def answer_questions(
     models: Mapping[str, LM],
     questions: Sequence[Question],
-    exam: Exam,
+    exam: TaskSettings,
     folder: Path,
     *,
     on_progress: OnProgress,
@@ -97,7 +97,7 @@ def take_exam(
     return found
 
 
-def exam_key(lm: LM, questions: Sequence[Question], exam: Exam) -> str:
+def exam_key(lm: LM, questions: Sequence[Question], exam: TaskSettings) -> str:
     """All that an LM's judged replies depend on."""
     asked = [[one.id, one.ids.tolist(), one.reference] for one in questions]
     return fingerprint(lm.fingerprint, asked, asdict(exam.sampling), exam.judged_by, exam.batch_tokens)
@@ -106,7 +106,7 @@ def exam_key(lm: LM, questions: Sequence[Question], exam: Exam) -> str:
 def ask(
     lm: LM,
     questions: Sequence[Question],
-    exam: Exam,
+    exam: TaskSettings,
     *,
     stage: str,
     on_progress: OnProgress,
@@ -129,7 +129,7 @@ def ask(
     return replies
 
 
-def batches_of(questions: Sequence[Question], exam: Exam) -> list[list[int]]:
+def batches_of(questions: Sequence[Question], exam: TaskSettings) -> list[list[int]]:
     """Which questions are asked together."""
     order = sorted(range(len(questions)), key=lambda index: len(questions[index].ids))
     batches: list[list[int]] = []
@@ -147,7 +147,7 @@ def _seeded(sampling: Sampling, ids: list[str]) -> Sampling:
     return Sampling(sampling.temperature, sampling.top_p, sampling.n, sampling.max_tokens, sampling.stop, seed)
 
 
-def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Reply]], exam: Exam) -> Attempts:
+def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Reply]], exam: TaskSettings) -> Attempts:
     """All replies judged in one go: verifiers that run programs run them side by side."""
     pairs = [(reply.text, one.reference) for one, each in zip(questions, replies, strict=True) for reply in each]
     verdicts = iter(exam.judge(pairs))

@@ -16,7 +16,7 @@ from limbeck.experts.finished_run import FinishedRun
 from limbeck.experts.registry import Registry
 from limbeck.experts.replay import PROMPTS, REPLAY, write_replays
 from limbeck.experts.scoring import HELDOUT, REPRODUCED, jsonl, score_rows, scores_of
-from limbeck.experts.transfer_set import Choice, Kept
+from limbeck.experts.transfer_set import PromptChoice, TransferSet
 from limbeck.experts.verify import counted, verify_expert
 from limbeck.experts.versions import FIRST, check_name, check_version, following
 from limbeck.models.open import open_lm
@@ -39,7 +39,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 def add_expert(
     run: Path | str,
     registry: Registry,
-    choice: Choice,
+    choice: PromptChoice,
     *,
     on_progress: OnProgress = lambda _: None,
     on_message: Callable[[str], None] = lambda _: None,
@@ -63,7 +63,7 @@ def add_expert(
         pass
     with measure() as during:
         lm = open_lm(artifact, dtype=facts["dtype"])
-        kept = Kept.of(finished, lm, choice, make_redactor(["none"]))
+        kept = TransferSet.of(finished, lm, choice, make_redactor(["none"]))
         replays, speed = write_replays(lm, kept.replayed(), counted(on_progress, "replay", PROMPTS, "answers"))
     own = score_rows(lm, kept.heldout, counted(on_progress, "score", len(kept.heldout), "rows"))
     own_artifact = choice.artifact is None
@@ -122,7 +122,7 @@ def machine() -> str:
 # ---- the artifact ----------------------------------------------------------------------------------------------------
 
 
-def _artifact(finished: FinishedRun, choice: Choice) -> tuple[Path, dict[str, Any]]:
+def _artifact(finished: FinishedRun, choice: PromptChoice) -> tuple[Path, dict[str, Any]]:
     """The folder of the model, whole and not pickled, and what its card says."""
     own = finished.path / "train" / choice.role / "artifact"
     path = own

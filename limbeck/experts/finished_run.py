@@ -40,7 +40,7 @@ SHOWN = {"ce": "perplexity"}
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskOutcome:
     """A problem of the evaluation's tasks, and the share of each model's replies that were right."""
 
     id: str
@@ -121,9 +121,9 @@ class FinishedRun:
         return dict(zip(table.column("row").to_pylist(), table.column("tokens").to_pylist(), strict=True))
 
     @cached_property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[TaskOutcome]:
         """What the evaluation's tasks asked of every model; [] without tasks."""
-        found: dict[str, Problem] = {}
+        found: dict[str, TaskOutcome] = {}
         for model in (TEACHER, "student", "twin"):
             file = self.path / "evaluate" / "tasks" / f"{model}.jsonl"
             attempts = read_attempts(file) if self.recipe.evaluate.tasks is not None else None
@@ -132,7 +132,9 @@ class FinishedRun:
             lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
             for number, replies in enumerate(attempts):
                 line = lines[number * len(replies)]
-                problem = found.setdefault(line["problem"], Problem(line["problem"], line["prompt"], line["topic"], {}))
+                problem = found.setdefault(
+                    line["problem"], TaskOutcome(line["problem"], line["prompt"], line["topic"], {})
+                )
                 problem.correct[model] = sum(one.ok is True for one in replies) / len(replies)
         return list(found.values())
 

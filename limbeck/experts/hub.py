@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from limbeck.errors import ExpertError
 from limbeck.experts.card import MOST_BYTES
-from limbeck.experts.integrity import MANIFEST, Limits, read_manifest, refuse_excess, refuse_file, safe_name
+from limbeck.experts.integrity import MANIFEST, FolderLimits, read_manifest, refuse_excess, refuse_file, safe_name
 from limbeck.text.redact import make_redactor
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def push(expert: Expert, repo_id: str, *, private: bool = True) -> str:
     return str(done.oid)
 
 
-def pull(repo_id: str, registry: Registry, *, revision: str | None = None, limits: Limits | None = None) -> Expert:
+def pull(
+    repo_id: str, registry: Registry, *, revision: str | None = None, limits: FolderLimits | None = None
+) -> Expert:
     """Add what a repository holds, byte for byte. Name and version are those of its card.
 
     Raises ExpertError with the Hub's reason, for a repository that is no expert, for names that are not allowed,

@@ -24,12 +24,12 @@ PLAIN = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".data")
 """Tensors: their first bytes may look like anything."""
 
 Stamp = tuple[int, int, int, int, int]
-Seen = dict[Path, tuple[Stamp, str]]
+SeenFiles = dict[Path, tuple[Stamp, str]]
 """Hashes of files by what the file system says of them: a file that did not change is not hashed again."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class FolderLimits:
     """The most that a folder of others may hold."""
 
     files: int = 2000
@@ -60,9 +60,9 @@ def read_manifest(text: str) -> dict[str, dict[str, Any]]:
     return manifest
 
 
-def refuse_excess(sizes: Iterable[int], limits: Limits | None = None) -> None:
+def refuse_excess(sizes: Iterable[int], limits: FolderLimits | None = None) -> None:
     """Raises ExpertError for more files, or more bytes, than an expert may have."""
-    limits, sizes = limits or Limits(), list(sizes)
+    limits, sizes = limits or FolderLimits(), list(sizes)
     if len(sizes) > limits.files or sum(sizes) > limits.bytes:
         raise ExpertError(
             f"it has {len(sizes)} files of {sum(sizes) / 2**30:.1f} GiB; at most {limits.files} files of "
@@ -70,10 +70,10 @@ def refuse_excess(sizes: Iterable[int], limits: Limits | None = None) -> None:
         )
 
 
-def names_in(folder: Path, limits: Limits | None = None) -> list[str]:
+def names_in(folder: Path, limits: FolderLimits | None = None) -> list[str]:
     """Every file in a folder, as relative names with '/', sorted. Raises ExpertError for links, devices, pickles, names
     that are not allowed, and more than `limits`."""
-    limits = limits or Limits()
+    limits = limits or FolderLimits()
     found: dict[str, int] = {}
     for name, info in _walk(folder, "", limits):
         refuse_file(safe_name(name))
@@ -91,7 +91,7 @@ def refuse_file(name: str) -> None:
         raise ExpertError(f"{name} may be a pickle, and opening one can run code; only safetensors, GGUF and ONNX are")
 
 
-def _walk(folder: Path, inside: str, limits: Limits) -> Iterator[tuple[str, os.stat_result]]:
+def _walk(folder: Path, inside: str, limits: FolderLimits) -> Iterator[tuple[str, os.stat_result]]:
     if inside.count("/") >= limits.depth:
         raise ExpertError(f"{inside} lies deeper than {limits.depth} folders")
     with os.scandir(folder / inside) as entries:
@@ -116,7 +116,7 @@ def _refuse_content(file: Path) -> None:
         raise ExpertError(f"{file.name} begins as a pickle or an archive does; only plain files are allowed")
 
 
-def check_sealed(folder: Path, seen: Seen, limits: Limits | None = None) -> list[str]:
+def check_sealed(folder: Path, seen: SeenFiles, limits: FolderLimits | None = None) -> list[str]:
     """The names of a sealed folder's files. Raises ExpertError unless they are exactly those of its manifest, and as
     they were written. `seen` is filled and used."""
     names = names_in(folder, limits)
@@ -139,7 +139,7 @@ def _is_entry(entry: object) -> bool:
     return sound and entry["bytes"] >= 0  # type: ignore[index]
 
 
-def _check_file(file: Path, name: str, entry: dict[str, object], seen: Seen) -> None:
+def _check_file(file: Path, name: str, entry: dict[str, object], seen: SeenFiles) -> None:
     info = file.stat()
     if info.st_size != entry["bytes"]:
         raise ExpertError(f"{name} has {info.st_size} bytes instead of {entry['bytes']}")

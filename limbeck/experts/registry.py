@@ -63,7 +63,7 @@ class Registry:
     """The experts in a folder. Every file is hashed when it is first seen, and again when it has changed since."""
 
     path: Path
-    _seen: sealed.Seen = field(default_factory=dict, repr=False, compare=False)
+    _seen: sealed.SeenFiles = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
@@ -271,7 +271,7 @@ class Registry:
             os.close(fd)
 
 
-def read_expert(folder: Path, name: str, version: str, seen: sealed.Seen) -> ExpertCard:
+def read_expert(folder: Path, name: str, version: str, seen: sealed.SeenFiles) -> ExpertCard:
     """The card of a sealed folder after checking all of it. Raises ExpertError, OSError."""
     if folder.is_symlink() or not folder.is_dir():
         raise ExpertError(f"{folder} is not a plain folder")

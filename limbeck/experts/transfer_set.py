@@ -35,7 +35,7 @@ MOST_TOPICS = 64
 
 
 @dataclass(frozen=True)
-class Choice:
+class PromptChoice:
     """What the command line says of a new expert. `artifact` is an exported folder instead of the run's own model (in
     the run, or anywhere); `counter` are texts, or files of one prompt per line; `prompts` false stores no text."""
 
@@ -59,17 +59,17 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Kept:
+class TransferSet:
     """The transfer set as an expert keeps it: keys redacted, and rows that held one left out of what is replayed."""
 
     finished: FinishedRun
     lm: LiveLM
-    choice: Choice
+    choice: PromptChoice
     redactor: Redactor
     heldout: list[HeldOut]
 
     @classmethod
-    def of(cls, finished: FinishedRun, lm: LiveLM, choice: Choice, redactor: Redactor) -> Kept:
+    def of(cls, finished: FinishedRun, lm: LiveLM, choice: PromptChoice, redactor: Redactor) -> TransferSet:
         clean = []
         for row in finished.heldout(lm.tokenizer):
             text = str(lm.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False))

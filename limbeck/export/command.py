@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.data import read_examples, read_rows, row_id
 from limbeck.errors import DataError, EmptyRow, LongRow, RunDirError, UnsupervisedRow
-from limbeck.export.verified import Judged, export_lm, open_source, refuse_target, told_of
+from limbeck.export.verified import ParityRows, export_lm, open_source, refuse_target, told_of
 from limbeck.export.verified import card_of as card_of_source
 from limbeck.models.artifact import read_card
 from limbeck.recipe import FileSource, GenerateMode, name_of_export
@@ -66,7 +66,7 @@ PASSAGES = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportChoice:
     """What the command line says: the model, where to (None: beside it), and the text (None: the run's own, or built
     in)."""
 
@@ -76,7 +76,7 @@ class Choice:
 
 
 def run_export(
-    choice: Choice, settings: Export, *, on_progress: OnProgress, on_message: Callable[[str], None]
+    choice: ExportChoice, settings: Export, *, on_progress: OnProgress, on_message: Callable[[str], None]
 ) -> dict[str, Any]:
     """Export a run's student, an artifact, or any model that transformers opens. Returns its row of the parity table.
 
@@ -121,19 +121,19 @@ def default_folder(model: str, run: Path | None, settings: Export) -> Path:
 # ---- text ------------------------------------------------------------------------------------------------------------
 
 
-def judged_on(lm: HfLM, file: Path | None, run: Path | None) -> Judged:
+def judged_on(lm: HfLM, file: Path | None, run: Path | None) -> ParityRows:
     """Rows of the file where one is given, else held-out rows of the run where it has any, else built-in texts."""
     length = min(lm.max_context or LONGEST, LONGEST)
     if file is not None:
         found = list(islice(_rows(lm.tokenizer, length, _examples(file)), MOST_ROWS))
         if not found:
             raise DataError(f"{file} has no usable row: none has two tokens. Give another file with --rows.")
-        return Judged(found, f"rows of {file.name}")
+        return ParityRows(found, f"rows of {file.name}")
     held_out = _held_out(run) if run else []
     if held_out:
-        return Judged(held_out, "held-out rows")
+        return ParityRows(held_out, "held-out rows")
     examples = (Example(text=text, source="built in") for text in PASSAGES)
-    return Judged(list(_rows(lm.tokenizer, length, examples)), "built-in texts")
+    return ParityRows(list(_rows(lm.tokenizer, length, examples)), "built-in texts")
 
 
 def _examples(file: Path) -> Iterable[Example]:

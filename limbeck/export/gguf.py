@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from limbeck.errors import MissingExtra, TeacherError
-from limbeck.export.gguf_families import Part, describe, family_of, parts
+from limbeck.export.gguf_families import WeightPart, describe, family_of, parts
 from limbeck.export.gguf_tokens import added_around, describe_tokens, read_tokens
 from limbeck.export.ollama import modelfile
 from limbeck.models.card import licence_of
@@ -151,7 +151,7 @@ def _sampling(model: PreTrainedModel) -> dict[str, float]:
 # ---- tensors ---------------------------------------------------------------------------------------------------------
 
 
-def _kind(part: Part, plan: Quant) -> str:
+def _kind(part: WeightPart, plan: Quant) -> str:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     if part.tensor.ndim < 2:
@@ -161,7 +161,7 @@ def _kind(part: Part, plan: Quant) -> str:
     return kind if part.tensor.shape[-1] % block == 0 else "F16"
 
 
-def _announce(writer: GGUFWriter, part: Part, plan: Quant) -> None:
+def _announce(writer: GGUFWriter, part: WeightPart, plan: Quant) -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     kind = GGMLQuantizationType[_kind(part, plan)]
@@ -170,7 +170,7 @@ def _announce(writer: GGUFWriter, part: Part, plan: Quant) -> None:
     writer.add_tensor_info(part.name, tuple(part.tensor.shape), np.dtype(np.float32), num_bytes, raw_dtype=kind)
 
 
-def _encode(part: Part, kind: str) -> np.ndarray:
+def _encode(part: WeightPart, kind: str) -> np.ndarray:
     from gguf import GGMLQuantizationType, quants
 
     values = part.values()

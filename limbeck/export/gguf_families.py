@@ -49,7 +49,7 @@ FAMILIES = {
 }
 
 
-class Part(NamedTuple):
+class WeightPart(NamedTuple):
     """One tensor of the file: its name there, the model's own tensor (a view), and what is done to it: `heads` of
     rotary rows to interleave, or `shift` to add."""
 
@@ -184,7 +184,7 @@ def describe(writer: GGUFWriter, family: Family, model: PreTrainedModel, vocab: 
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
-def parts(family: Family, model: PreTrainedModel, vocab: int) -> Iterator[Part]:
+def parts(family: Family, model: PreTrainedModel, vocab: int) -> Iterator[WeightPart]:
     """Every tensor of the file, as views: nothing is copied. Embedding and head are cut to the `vocab` real tokens.
 
     Raises TeacherError for a tensor that the family does not have in llama.cpp.
@@ -197,7 +197,7 @@ def parts(family: Family, model: PreTrainedModel, vocab: int) -> Iterator[Part]:
     embedding_VD: Any = model.get_input_embeddings().weight
     factors = _rope_factors(model)
     if factors is not None:
-        yield Part("rope_freqs.weight", factors)
+        yield WeightPart("rope_freqs.weight", factors)
     for key, tensor in model.state_dict().items():
         if key.startswith("lm_head.") and tensor.data_ptr() == embedding_VD.data_ptr():
             continue
@@ -208,7 +208,7 @@ def parts(family: Family, model: PreTrainedModel, vocab: int) -> Iterator[Part]:
                 "that were not merged, or weights that are quantized already? Export the plain model."
             )
         rows = tensor[:vocab] if name.split(".")[0] in ("token_embd", "output") else tensor
-        yield Part(
+        yield WeightPart(
             name, rows, _rotary_heads(family, key, config), float(family.norm_shift and key.endswith("norm.weight"))
         )
 

@@ -41,7 +41,7 @@ MOST_ENDS = 3
 
 
 @dataclass(frozen=True)
-class Tokens:
+class GgufTokens:
     """What is written. `kind` is llama.cpp's tokenizer: "gpt2" (byte-level BPE) or "llama" (SentencePiece's BPE, which
     has `scores` instead of `merges`)."""
 
@@ -56,7 +56,7 @@ class Tokens:
     space_prefix: bool
 
 
-def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Tokens:
+def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> GgufTokens:
     """The first `vocab` tokens of a tokenizer, as llama.cpp needs them.
 
     Raises TeacherError for a tokenizer that llama.cpp would apply differently.
@@ -73,7 +73,7 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Tokens:
     for rank, (left, right) in enumerate(merges):
         scores.setdefault(left + right, -float(rank))
     bos, eos = added_around(tokenizer)
-    return Tokens(
+    return GgufTokens(
         kind="llama" if spm else "gpt2",
         pre="default" if spm else _split(backend),
         texts=[names.get(index, f"[PAD{index}]") for index in range(vocab)],
@@ -87,7 +87,7 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> Tokens:
 
 
 def describe_tokens(
-    writer: GGUFWriter, tokens: Tokens, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
+    writer: GGUFWriter, tokens: GgufTokens, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
 ) -> None:
     """Write tokens, special ids, the tokens that end a reply (`ends`) and the chat template.
 

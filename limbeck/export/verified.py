@@ -39,7 +39,7 @@ EXACT = "float32"
 
 
 @dataclass(frozen=True)
-class Judged:
+class ParityRows:
     """What exports are judged on: rows, and what they are, in words."""
 
     rows: Sequence[Row | Trace]
@@ -54,7 +54,7 @@ def export_artifact(
     source: str | Path,
     out: Path,
     settings: Export,
-    judged: Judged,
+    judged: ParityRows,
     *,
     on_progress: OnProgress = _ignore,
     on_message: Callable[[str], None] = _ignore,
@@ -84,7 +84,7 @@ def open_source(source: str | Path) -> HfLM:
 
 
 def export_lm(
-    lm: HfLM, card: Card, out: Path, settings: Export, judged: Judged, *, on_progress: OnProgress = _ignore
+    lm: HfLM, card: Card, out: Path, settings: Export, judged: ParityRows, *, on_progress: OnProgress = _ignore
 ) -> Artifact:
     """As `export_artifact`, for a model that is open. `card` is that of the source."""
     bound = bound_of(settings)
@@ -112,7 +112,7 @@ def _writer(kind: str) -> Callable[..., None]:
     return getattr(importlib.import_module(module), name)
 
 
-def _judge(lm: HfLM, folder: Path, settings: Export, judged: Judged, on_progress: OnProgress) -> Parity:
+def _judge(lm: HfLM, folder: Path, settings: Export, judged: ParityRows, on_progress: OnProgress) -> Parity:
     own_code = type(lm.model).__module__.startswith("transformers_modules")  # it was allowed when the source was opened
     dtype = EXACT if settings.kind == "safetensors" else "auto"
     export = open_format(settings.kind, folder, dtype=dtype, trust_remote_code=own_code)

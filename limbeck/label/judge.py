@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from limbeck.endpoint.messages import Answer
-from limbeck.endpoint.messages import Ask as ApiAsk
+from limbeck.endpoint.messages import ApiReply
+from limbeck.endpoint.messages import ApiRequest as ApiAsk
 from limbeck.endpoint.retry import ask_all
 from limbeck.models.open import open_hf
 from limbeck.text.chat_template import ChatTemplate
@@ -52,7 +52,7 @@ def _ask_endpoint(judge: Judge, conversations: Conversations, on_message: Callab
     assert judge.endpoint is not None
     asks = [ApiAsk(messages=tuple(turns), sampling=_sampling(judge)) for turns in conversations]
     outcomes = ask_all(judge.endpoint, asks, on_message)
-    return [one.found.choices[0].text if isinstance(one.found, Answer) else "" for one in outcomes]
+    return [one.found.choices[0].text if isinstance(one.found, ApiReply) else "" for one in outcomes]
 
 
 def _sampling(judge: Judge) -> Sampling:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from limbeck.label.rejection import EnoughRight
+    from limbeck.label.rejection import RejectionSampler
     from limbeck.models.hf import HfLM
     from limbeck.types import OnProgress
 
@@ -140,7 +140,7 @@ def score(
 
 
 def _speak(
-    recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Row], seed: int, enough: EnoughRight | None
+    recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Row], seed: int, enough: RejectionSampler | None
 ) -> list[Trace]:
     """Traces without distributions: the rows themselves, or the teacher's replies to them."""
     mode = recipe.trace.mode
@@ -162,7 +162,7 @@ def _speak(
     return traces
 
 
-def _until_right(teacher: HfLM, rows: Sequence[Row], sampling: Sampling, enough: EnoughRight) -> list[list[Reply]]:
+def _until_right(teacher: HfLM, rows: Sequence[Row], sampling: Sampling, enough: RejectionSampler) -> list[list[Reply]]:
     """One reply to each row, then another one to each that has not enough right ones yet, at most `sampling.n`."""
     said: list[list[Reply]] = [[] for _ in rows]
     open_rows = list(range(len(rows)))

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.models.hf import HfLM
-    from limbeck.recipe import Target, TraceSection
+    from limbeck.recipe import TargetSettings, TraceSection
 
 
-def support_spec(target: Target) -> SupportSpec:
+def support_spec(target: TargetSettings) -> SupportSpec:
     """What is kept of a position; nothing where the teacher's full distribution is computed beside the student, where
     only text is kept, and of votes."""
     if isinstance(target, TopK):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.endpoint.probe import Reader
-    from limbeck.label.replies import Keeping
+    from limbeck.label.replies import TraceBuilder
 
 FILE = "endpoint.json"
 OTHERWISE = "Use trace.target.kind=votes (with trace.mode.n of 5 or more), or text"
@@ -41,7 +41,7 @@ def needs_probe(recipe: Recipe) -> bool:
 
 def prepare(
     recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerBase, on_message: Callable[[str], None]
-) -> tuple[Keeping, Capabilities | None]:
+) -> tuple[TraceBuilder, Capabilities | None]:
     """What the store in `folder` keeps of the endpoint's answers, and what the endpoint was seen to do (None where the
     recipe needs nothing special).
 

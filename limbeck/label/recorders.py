@@ -9,11 +9,20 @@ import numpy as np
 import torch
 
 from limbeck.endpoint.align import Ends, align, check_text
-from limbeck.endpoint.messages import Ask
+from limbeck.endpoint.messages import ApiRequest
 from limbeck.endpoint.probe import IDS, Reader
 from limbeck.errors import DataError, UnalignedTokens
 from limbeck.label.local import make_trace
-from limbeck.label.replies import UNCUT, Keeping, Made, Said, ask_header, keep_text, reply_text, reply_trace
+from limbeck.label.replies import (
+    UNCUT,
+    BuiltTraces,
+    EndpointReply,
+    TraceBuilder,
+    ask_header,
+    keep_text,
+    reply_text,
+    reply_trace,
+)
 from limbeck.label.votes import vote
 from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
 from limbeck.system.atomic import fingerprint
@@ -32,10 +41,10 @@ if TYPE_CHECKING:
     from limbeck.store import StoreHeader
     from limbeck.types import Row, Trace
 
-Kept = tuple["Trace", "Support"]
+Recorded = tuple["Trace", "Support"]
 
 
-def keeping_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities | None) -> Keeping:
+def keeping_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities | None) -> TraceBuilder:
     """What the recipe's target keeps of answers. `record` is what the endpoint was seen to do: needed for log-probs."""
     if isinstance(recipe.trace.target, Votes):
         return keep_votes(recipe, tokenizer)
@@ -70,7 +79,7 @@ def reader_for(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Reader:
     return reader_of(tokenizer, ChatTemplate(tokenizer).end_of_turn if chat else "")
 
 
-def keep_logprobs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities) -> Keeping:
+def keep_logprobs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities) -> TraceBuilder:
     """Replies with the probabilities that the endpoint told of each of their tokens."""
     target, mode = recipe.trace.target, recipe.trace.mode
     assert isinstance(target, TopK) and isinstance(mode, GenerateMode)
@@ -79,7 +88,7 @@ def keep_logprobs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Ca
     # Where no reply of the probe ended, ends are rare, and what an end told or untold adds is less than its rarity.
     ends = Ends(reader.ends, record.ends_told is not False)
 
-    def keep(row: Row, said: Sequence[Said]) -> tuple[list[Kept], list[tuple[int, str]]]:
+    def keep(row: Row, said: Sequence[EndpointReply]) -> tuple[list[Recorded], list[tuple[int, str]]]:
         kept, failed = [], []
         for one in said:
             choice = one.choice
@@ -101,13 +110,13 @@ def keep_logprobs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Ca
     return _keeping(header, keep, logprobs=min(target.k, record.logprobs), extra_body=extra)
 
 
-def keep_votes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Keeping:
+def keep_votes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuilder:
     """Distinct replies with what share of all of a row's replies goes on with each token. Replies that cannot be used
     do not vote."""
     header = ask_header(recipe, tokenizer)
     encoder = Encoder(tokenizer, max_length=UNCUT, chat_template=recipe.data.chat_template, need_reply=False)
 
-    def keep(row: Row, said: Sequence[Said]) -> tuple[list[Kept], list[tuple[int, str]]]:
+    def keep(row: Row, said: Sequence[EndpointReply]) -> tuple[list[Recorded], list[tuple[int, str]]]:
         traces, failed = [], []
         for one in said:
             try:
@@ -119,14 +128,14 @@ def keep_votes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Keeping:
     return _keeping(header, keep)
 
 
-def keep_scores(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities) -> Keeping:
+def keep_scores(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities) -> TraceBuilder:
     """Given rows, with the endpoint's probabilities at their supervised positions."""
     target = recipe.trace.target
     assert isinstance(target, TopK)
     header = _header(recipe, tokenizer, record)
     reader = reader_for(recipe, tokenizer)
 
-    def keep(row: Row, said: Sequence[Said]) -> tuple[list[Kept], list[tuple[int, str]]]:
+    def keep(row: Row, said: Sequence[EndpointReply]) -> tuple[list[Recorded], list[tuple[int, str]]]:
         (one,) = said if said else (None,)
         if one is None:
             return [], []
@@ -140,9 +149,9 @@ def keep_scores(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capa
         trace = make_trace(row, header, row.ids, row.spans, row.text, 0, facts)
         return [(trace, _rows(found.support, label_positions(row) - _first(row)))], []
 
-    def ask(row: Row, _draws: Sequence[int]) -> Ask:
+    def ask(row: Row, _draws: Sequence[int]) -> ApiRequest:
         ids, echo = tuple(row.ids.tolist()), not record.prompt_logprobs
-        return Ask(given=ids, first=_first(row), logprobs=target.k, echo=echo)
+        return ApiRequest(given=ids, first=_first(row), logprobs=target.k, echo=echo)
 
     extra = IDS if record.token_ids and not record.prompt_logprobs else {}
     return _keeping(header, keep, logprobs=target.k, extra_body=extra, ask=ask)
@@ -154,15 +163,15 @@ def _header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabili
     return replace(header, lm=fingerprint(header.lm, record.identity))
 
 
-def _keeping(header: StoreHeader, keep: Any, **more: Any) -> Keeping:
+def _keeping(header: StoreHeader, keep: Any, **more: Any) -> TraceBuilder:
     """`keep(row, said)` gives traces with supports and (draw, reason) of failures. The rounding of a record is a
     function of its trace: the same whenever it is made."""
 
-    def make(row: Row, said: Sequence[Said]) -> Made:
+    def make(row: Row, said: Sequence[EndpointReply]) -> BuiltTraces:
         kept, failed = keep(row, said)
-        return Made([(trace, _record(header, trace, support)) for trace, support in kept], failed)
+        return BuiltTraces([(trace, _record(header, trace, support)) for trace, support in kept], failed)
 
-    return Keeping(header, make, **more)
+    return TraceBuilder(header, make, **more)
 
 
 def _record(header: StoreHeader, trace: Trace, support: Support) -> bytes:
@@ -170,7 +179,7 @@ def _record(header: StoreHeader, trace: Trace, support: Support) -> bytes:
     return header.codec.encode(support, labels_of(trace), trace.context_hash, rounding)
 
 
-def _reply(row: Row, said: Said, header: StoreHeader, reply_ids: np.ndarray, facts: dict[str, Any]) -> Trace:
+def _reply(row: Row, said: EndpointReply, header: StoreHeader, reply_ids: np.ndarray, facts: dict[str, Any]) -> Trace:
     """The trace of a reply in the endpoint's own tokens: another cut of its text would have other distributions."""
     reply = reply_text(row, said.choice)
     meta = {"draw": said.draw, "finish_reason": said.choice.finish_reason, "reply": reply, "model": said.model, **facts}

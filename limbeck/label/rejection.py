@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class EnoughRight:
+class RejectionSampler:
     """What `trace.mode.enough` asks for. Replies are judged once each; what is needed of a row depends on its replies
     in the order of their draws alone, so that it does not matter when they came."""
 
@@ -44,11 +44,11 @@ class EnoughRight:
 
 
 @contextlib.contextmanager
-def enough_right(recipe: Recipe) -> Iterator[EnoughRight | None]:
+def enough_right(recipe: Recipe) -> Iterator[RejectionSampler | None]:
     """None where every prompt gets `trace.mode.n` replies."""
     mode = recipe.trace.mode
     if not isinstance(mode, GenerateMode) or mode.enough is None:
         yield None
         return
     with contextlib.closing(Checker(mode.enough.verifier)) as checker:
-        yield EnoughRight(checker, mode.enough.right)
+        yield RejectionSampler(checker, mode.enough.right)

@@ -19,18 +19,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint.client import open_endpoint
-from limbeck.endpoint.messages import Answer, answer_from_json, answer_to_json
-from limbeck.endpoint.retry import Desk, run_loop, settle
+from limbeck.endpoint.messages import ApiReply, answer_from_json, answer_to_json
+from limbeck.endpoint.retry import RetryingClient, run_loop, settle
 from limbeck.errors import Stopped, TeacherError
 from limbeck.label.plan import plan_shards
 from limbeck.label.rejection import enough_right
 from limbeck.label.remote_batches import Request, ask_in_batches
-from limbeck.label.replies import Keeping, Said, ask_of, reply_text
+from limbeck.label.replies import EndpointReply, TraceBuilder, ask_of, reply_text
 from limbeck.label.usage import Tally
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, name_of
 from limbeck.store import StoreWriter, TraceStore, trace_id
 from limbeck.store.failures import Failures
-from limbeck.store.reply_log import Journal
+from limbeck.store.reply_log import ReplyLog
 from limbeck.system.atomic import atomic_write
 from limbeck.types import Progress
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.endpoint.messages import Ask
-    from limbeck.endpoint.retry import Outcome
-    from limbeck.label.rejection import EnoughRight
+    from limbeck.endpoint.messages import ApiRequest
+    from limbeck.endpoint.retry import RequestOutcome
+    from limbeck.label.rejection import RejectionSampler
     from limbeck.types import OnProgress, Row
 
 TICK = 0.05
@@ -57,7 +57,7 @@ ENOUGH = 20
 def run_ask(
     recipe: Recipe,
     path: Path,
-    keeping: Keeping,
+    keeping: TraceBuilder,
     rows: Sequence[Row],
     *,
     on_progress: OnProgress,
@@ -102,11 +102,11 @@ class _Asking:
     def __init__(
         self,
         recipe: Recipe,
-        keeping: Keeping,
+        keeping: TraceBuilder,
         writer: StoreWriter,
         failures: Failures,
         on_message: Callable[[str], None],
-        enough: EnoughRight | None,
+        enough: RejectionSampler | None,
     ) -> None:
         settings, mode = recipe.teacher, recipe.trace.mode
         assert isinstance(settings, OpenAITeacher)
@@ -116,7 +116,7 @@ class _Asking:
         self.num_draws = mode.n if isinstance(mode, GenerateMode) else 1
         self.enough = enough
         self.tally, self.shards = Tally(), list[_Shard]()
-        self.journal: Journal | None = None
+        self.journal: ReplyLog | None = None
         self.group = settings.samples_per_request
         self.total = self.done = self.durable = 0
         self.before: set[str] = set()
@@ -137,7 +137,7 @@ class _Asking:
             self.tally.add(entry)
             return entry.get("row") in open_rows and not (again and "failed" in entry)
 
-        journal = self.journal = Journal.open(self.writer.path / "journal.jsonl", on_entry)
+        journal = self.journal = ReplyLog.open(self.writer.path / "journal.jsonl", on_entry)
         for line in journal.damaged:
             self.on_message(f"line {line} of {journal.path.name} is damaged; its replies are asked for again")
         for number, shard_rows in pending:
@@ -162,7 +162,7 @@ class _Asking:
             return []
         return missing
 
-    def _needed(self, row: Row, said: Sequence[Said]) -> int | None:
+    def _needed(self, row: Row, said: Sequence[EndpointReply]) -> int | None:
         """The number of draws that hold enough right replies; None when there are none, or not yet."""
         assert self.enough is not None
         by_draw = {one.draw: reply_text(row, one.choice) for one in said}
@@ -177,8 +177,8 @@ class _Asking:
         try:
             if any(shard.left for shard in self.shards):
                 async with open_endpoint(self.settings) as endpoint:
-                    desk = Desk.of(endpoint, self.on_message, self.tally.cost)
-                    meter = _Meter(self, desk, on_progress)
+                    desk = RetryingClient.of(endpoint, self.on_message, self.tally.cost)
+                    meter = _ReplyMeter(self, desk, on_progress)
                     if self.settings.mode == "batch":
                         await self._ask_in_batches(endpoint, meter, stop_asked)
                     else:
@@ -189,7 +189,7 @@ class _Asking:
             await committer
         on_progress(Progress("label", self.total, self.total, "replies", 0.0, 0.0))
 
-    async def _ask_all(self, desk: Desk, meter: _Meter, stop_asked: Callable[[], bool]) -> None:
+    async def _ask_all(self, desk: RetryingClient, meter: _ReplyMeter, stop_asked: Callable[[], bool]) -> None:
         assert self.journal is not None
         todo = self._todo()
         workers = [asyncio.create_task(self._work(desk, todo)) for _ in range(self.settings.concurrency)]
@@ -214,7 +214,7 @@ class _Asking:
             await self._sync()
             self._write_tally(desk.troubles)
 
-    async def _ask_in_batches(self, endpoint: Endpoint, meter: _Meter, stop_asked: Callable[[], bool]) -> None:
+    async def _ask_in_batches(self, endpoint: Endpoint, meter: _ReplyMeter, stop_asked: Callable[[], bool]) -> None:
         sink, folder = _Sink(self, meter), self.writer.path
         try:
             await ask_in_batches(endpoint, sink, folder, on_message=self.on_message, stop_asked=stop_asked)
@@ -235,7 +235,7 @@ class _Asking:
                     group, draws = draws[:size], draws[size:]
                     yield shard, row, group
 
-    async def _work(self, desk: Desk, todo: Iterator[tuple[_Shard, Row, list[int]]]) -> None:
+    async def _work(self, desk: RetryingClient, todo: Iterator[tuple[_Shard, Row, list[int]]]) -> None:
         for shard, row, draws in todo:
             while draws:
                 if self.closing:
@@ -255,21 +255,21 @@ class _Asking:
         if not shard.left:
             self.changed.set()
 
-    async def _ask(self, desk: Desk, shard: _Shard, row: Row, draws: list[int]) -> list[int]:
+    async def _ask(self, desk: RetryingClient, shard: _Shard, row: Row, draws: list[int]) -> list[int]:
         """Ask for some draws of a row and write down what came; returns those that did not come."""
         return self.take(shard, row, draws, await desk.ask(self.ask_of(row, draws)))
 
-    def ask_of(self, row: Row, draws: Sequence[int]) -> Ask:
+    def ask_of(self, row: Row, draws: Sequence[int]) -> ApiRequest:
         """The request for some draws of a row."""
         if self.keeping.ask is not None:
             return self.keeping.ask(row, draws)
         return ask_of(self.recipe, row, draws, self.keeping.logprobs)
 
-    def take(self, shard: _Shard, row: Row, draws: list[int], outcome: Outcome) -> list[int]:
+    def take(self, shard: _Shard, row: Row, draws: list[int], outcome: RequestOutcome) -> list[int]:
         """Write down what came of a request for some draws of a row; returns those that did not come."""
         found = outcome.found
         entry: dict[str, Any] = {"row": row.id, "draw": draws[0], "cost": outcome.cost, "attempts": outcome.attempts}
-        if isinstance(found, Answer):
+        if isinstance(found, ApiReply):
             got = len(found.choices)
             entry |= {"answer": answer_to_json(found)}
         else:
@@ -361,7 +361,7 @@ class _Asking:
         self.journal.forget(self._key(row, draw) for row in shard.rows for draw in range(self.num_draws))
         shard.rows = []
 
-    def _replies(self, row: Row) -> tuple[list[Said], list[tuple[int, str, str]]]:
+    def _replies(self, row: Row) -> tuple[list[EndpointReply], list[tuple[int, str, str]]]:
         """What was said to a row, and the draws that failed: (draw, kind, reason)."""
         assert self.journal is not None
         said, failed = [], []
@@ -376,7 +376,7 @@ class _Asking:
                 continue
             answer = answer_from_json(entry["answer"])
             choice = answer.choices[entry["keys"].index(key)]
-            said.append(Said(draw, choice, answer.model, answer.system_fingerprint))
+            said.append(EndpointReply(draw, choice, answer.model, answer.system_fingerprint))
         return said, failed
 
     def _write_tally(self, troubles: Counter[str]) -> None:
@@ -396,7 +396,7 @@ class _Asking:
 class _Sink:
     """The same job as batches see it."""
 
-    def __init__(self, asking: _Asking, meter: _Meter) -> None:
+    def __init__(self, asking: _Asking, meter: _ReplyMeter) -> None:
         self.asking, self.meter = asking, meter
         self.homes = {row.id: (shard, row) for shard in asking.shards for row in shard.rows}
 
@@ -414,7 +414,7 @@ class _Sink:
         found = [self.request(row.id, draws) for _, row, draws in self.asking._todo()]
         return [request for request in found if request is not None]
 
-    def take(self, request: Request, outcome: Outcome) -> None:
+    def take(self, request: Request, outcome: RequestOutcome) -> None:
         shard, row = self.homes[request.row]
         self.asking.take(shard, row, list(request.draws), outcome)
 
@@ -425,10 +425,10 @@ class _Sink:
         self.meter.tell(waiting)
 
 
-class _Meter:
+class _ReplyMeter:
     """Progress over replies that are durable, with the rate of this sitting."""
 
-    def __init__(self, asking: _Asking, desk: Desk, on_progress: OnProgress) -> None:
+    def __init__(self, asking: _Asking, desk: RetryingClient, on_progress: OnProgress) -> None:
         self.asking, self.desk, self.on_progress = asking, desk, on_progress
         self.begun, self.first = time.monotonic(), asking.durable
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from limbeck.endpoint import batch_api
 from limbeck.endpoint.budget import answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
-from limbeck.endpoint.messages import Answer
-from limbeck.endpoint.retry import Outcome
-from limbeck.endpoint.status import Again, Refused
+from limbeck.endpoint.messages import ApiReply
+from limbeck.endpoint.retry import RequestOutcome
+from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, Stopped, TeacherError
-from limbeck.store.reply_log import Journal
+from limbeck.store.reply_log import ReplyLog
 from limbeck.system.atomic import fingerprint
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.endpoint.messages import Ask
+    from limbeck.endpoint.messages import ApiRequest
     from limbeck.recipe import OpenAITeacher
 
 MOST_BYTES = 90 * 2**20
@@ -48,7 +48,7 @@ class Request:
     name: str
     row: str
     draws: tuple[int, ...]
-    ask: Ask
+    ask: ApiRequest
 
 
 class Sink(Protocol):
@@ -62,7 +62,7 @@ class Sink(Protocol):
         """What has neither an answer nor a final failure."""
         ...
 
-    def take(self, request: Request, outcome: Outcome) -> None: ...
+    def take(self, request: Request, outcome: RequestOutcome) -> None: ...
 
     async def sync(self) -> None: ...
 
@@ -75,7 +75,7 @@ class Sink(Protocol):
 
 
 @dataclass
-class _Sent:
+class _SentBatch:
     """One batch: `name` is ours, `id` the provider's once it is known."""
 
     name: str
@@ -86,22 +86,22 @@ class _Sent:
 
 
 @dataclass
-class _Book:
+class _BatchLog:
     """What was submitted, over all sittings."""
 
-    journal: Journal
-    sent: dict[str, _Sent] = field(default_factory=dict)
+    journal: ReplyLog
+    sent: dict[str, _SentBatch] = field(default_factory=dict)
     tries: Counter[str] = field(default_factory=Counter)  # batches that a request was in, by its name
 
     @classmethod
-    def open(cls, path: Path) -> _Book:
+    def open(cls, path: Path) -> _BatchLog:
         entries: list[dict[str, Any]] = []
 
         def on_entry(entry: dict[str, Any]) -> bool:
             entries.append(entry)
             return False
 
-        book = cls(Journal.open(path, on_entry))
+        book = cls(ReplyLog.open(path, on_entry))
         for entry in entries:
             book._apply(entry)
         return book
@@ -116,14 +116,14 @@ class _Book:
         name = entry["batch"]
         if "requests" in entry:
             requests = [(row, tuple(draws)) for row, draws in entry["requests"]]
-            self.sent[name] = _Sent(name, requests)
+            self.sent[name] = _SentBatch(name, requests)
             self.tries.update(entry["names"])
         sent = self.sent[name]
         sent.file, sent.id = entry.get("file", sent.file), entry.get("id", sent.id)
         sent.done = sent.done or "done" in entry
 
     @property
-    def open_batches(self) -> list[_Sent]:
+    def open_batches(self) -> list[_SentBatch]:
         return [sent for sent in self.sent.values() if not sent.done]
 
 
@@ -140,8 +140,8 @@ async def ask_in_batches(
     Raises Stopped when a stop was asked for (submitted batches go on at the provider), BudgetError before `max_cost`
     could be exceeded, TeacherError for what no batch will be spared.
     """
-    book = _Book.open(folder / "batches.jsonl")
-    clerk = _Clerk(endpoint, endpoint.settings, sink, book, on_message)
+    book = _BatchLog.open(folder / "batches.jsonl")
+    clerk = _BatchRunner(endpoint, endpoint.settings, sink, book, on_message)
     try:
         while True:
             await clerk.submit()
@@ -153,11 +153,11 @@ async def ask_in_batches(
 
 
 @dataclass
-class _Clerk:
+class _BatchRunner:
     endpoint: Endpoint
     settings: OpenAITeacher
     sink: Sink
-    book: _Book
+    book: _BatchLog
     on_message: Callable[[str], None]
     held: bool = False  # the account takes no more before one that is there has ended
 
@@ -201,7 +201,7 @@ class _Clerk:
             )
         return chosen
 
-    def _worst(self, ask: Ask) -> float:
+    def _worst(self, ask: ApiRequest) -> float:
         return cost_of(self.settings.prices, most_prompt_tokens(self.settings, ask), most_reply_tokens(ask))
 
     def _groups(self, requests: list[Request]) -> list[list[Request]]:
@@ -217,11 +217,11 @@ class _Clerk:
             room -= size
         return groups
 
-    def _requests(self, sent: _Sent) -> list[Request]:
+    def _requests(self, sent: _SentBatch) -> list[Request]:
         found = (self.sink.request(row, draws) for row, draws in sent.requests)
         return [request for request in found if request is not None]
 
-    async def _send(self, sent: _Sent) -> None:
+    async def _send(self, sent: _SentBatch) -> None:
         requests = self._requests(sent)
         if not sent.file:
             lines = b"".join(batch_api.line_of(self.endpoint, each.name, each.ask) for each in requests)
@@ -258,7 +258,7 @@ class _Clerk:
             await asyncio.sleep(min(left, TICK))
             left -= TICK
 
-    async def _take(self, sent: _Sent, found: batch_api.Batch) -> None:
+    async def _take(self, sent: _SentBatch, found: batch_api.ApiBatch) -> None:
         if found.status == "failed" and found.code != batch_api.FULL:
             raise TeacherError(
                 f"batch {found.id} at {self.endpoint.where} failed as a whole: {found.problem or 'no reason is told'}. "
@@ -281,18 +281,18 @@ class _Clerk:
         if left:
             self._again(found, left)
 
-    def _settle(self, request: Request, outcome: Answer | Again | Refused) -> bool:
+    def _settle(self, request: Request, outcome: ApiReply | RetryLater | RequestRejected) -> bool:
         """Whether that is the end of the request; the provider bills answers only."""
-        if isinstance(outcome, Again):
+        if isinstance(outcome, RetryLater):
             if self.book.tries[request.name] < self.settings.malformed_tries:
                 return False
-            outcome = Refused(outcome.trouble, outcome.reason)
+            outcome = RequestRejected(outcome.trouble, outcome.reason)
         worst = self._worst(request.ask)
-        cost = answer_cost(self.settings.prices, outcome, worst) if isinstance(outcome, Answer) else 0.0
-        self.sink.take(request, Outcome(outcome, cost, self.book.tries[request.name]))
+        cost = answer_cost(self.settings.prices, outcome, worst) if isinstance(outcome, ApiReply) else 0.0
+        self.sink.take(request, RequestOutcome(outcome, cost, self.book.tries[request.name]))
         return True
 
-    def _again(self, found: batch_api.Batch, left: set[str]) -> None:
+    def _again(self, found: batch_api.ApiBatch, left: set[str]) -> None:
         """What came back without a result goes into the next batch."""
         if found.code == batch_api.FULL:
             if not self.book.open_batches:

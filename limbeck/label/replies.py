@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from limbeck.endpoint.messages import Ask, Choice
+from limbeck.endpoint.messages import ApiChoice, ApiRequest
 from limbeck.errors import DataError
 from limbeck.label.local import bare_record, make_trace
 from limbeck.label.plan import header_of
@@ -29,17 +29,17 @@ UNCUT = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Said:
+class EndpointReply:
     """One reply to a row, and who said it."""
 
     draw: int
-    choice: Choice
+    choice: ApiChoice
     model: str
     system_fingerprint: str
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltTraces:
     """What became of the replies to one row: traces with their records, and (draw, reason) of what cannot be used."""
 
     traces: list[tuple[Trace, bytes]]
@@ -47,16 +47,16 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Keeping:
+class TraceBuilder:
     """What a store keeps of replies: its identity, how many log-probs are asked for, and how the replies to one row
     become traces with records. `make` must depend on its arguments alone. `extra_body` are keys that requests need
     besides those of the recipe; `ask` the request about some draws of a row, where it is not one for a reply."""
 
     header: StoreHeader
-    make: Callable[[Row, Sequence[Said]], Made]
+    make: Callable[[Row, Sequence[EndpointReply]], BuiltTraces]
     logprobs: int = 0
     extra_body: Mapping[str, Any] = field(default_factory=dict)
-    ask: Callable[[Row, Sequence[int]], Ask] | None = None
+    ask: Callable[[Row, Sequence[int]], ApiRequest] | None = None
 
 
 def ask_header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StoreHeader:
@@ -68,14 +68,14 @@ def ask_header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StoreHeade
     return header_of(recipe, tokenizer, len(tokenizer), lm=lm, dtype="")
 
 
-def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Keeping:
+def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuilder:
     """Nothing but text is kept: what `trace.target.kind=text` wants."""
     assert isinstance(recipe.trace.target, TextTarget)
     header = ask_header(recipe, tokenizer)
     encoder = Encoder(tokenizer, max_length=UNCUT, chat_template=recipe.data.chat_template, need_reply=False)
 
-    def make(row: Row, said: Sequence[Said]) -> Made:
-        made = Made([], [])
+    def make(row: Row, said: Sequence[EndpointReply]) -> BuiltTraces:
+        made = BuiltTraces([], [])
         for one in said:
             try:
                 trace = reply_trace(row, one, header, encoder)
@@ -85,10 +85,10 @@ def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Keeping:
                 made.traces.append((trace, bare_record(trace)))
         return made
 
-    return Keeping(header, make)
+    return TraceBuilder(header, make)
 
 
-def reply_trace(row: Row, said: Said, header: StoreHeader, encoder: Encoder) -> Trace:
+def reply_trace(row: Row, said: EndpointReply, header: StoreHeader, encoder: Encoder) -> Trace:
     """The trace of one reply, through the one road from text to tokens. A reply that ended by itself (finish_reason
     stop) has its end-of-turn token; one that was cut off has not. Raises DataError for a reply that cannot be used."""
     reply = reply_text(row, said.choice)
@@ -100,7 +100,7 @@ def reply_trace(row: Row, said: Said, header: StoreHeader, encoder: Encoder) -> 
     return make_trace(row, header, encoded.ids, encoded.spans, encoded.text, said.draw, meta)
 
 
-def reply_text(row: Row, choice: Choice) -> str:
+def reply_text(row: Row, choice: ApiChoice) -> str:
     """The reply as the model wrote it: what the endpoint told apart as reasoning stands in `<think>` tags before it,
     the first of which may be the end of the prompt already."""
     if not choice.reasoning:
@@ -110,7 +110,7 @@ def reply_text(row: Row, choice: Choice) -> str:
     return f"{thoughts}\n</think>\n\n{choice.text}" if choice.text else thoughts
 
 
-def ask_of(recipe: Recipe, row: Row, draws: Sequence[int], logprobs: int = 0) -> Ask:
+def ask_of(recipe: Recipe, row: Row, draws: Sequence[int], logprobs: int = 0) -> ApiRequest:
     """The request for some draws of a row. Its seed is a function of recipe, row and first draw: the same whenever it
     is asked."""
     mode, settings = recipe.trace.mode, recipe.teacher
@@ -118,9 +118,9 @@ def ask_of(recipe: Recipe, row: Row, draws: Sequence[int], logprobs: int = 0) ->
     seed = int(fingerprint(recipe.seed, row.id, draws[0])[:8], 16) & 0x7FFFFFFF
     sampling = Sampling(mode.temperature, mode.top_p, len(draws), mode.max_tokens, mode.stop, seed)
     if settings.endpoint == "completions":
-        return Ask(prompt=row.text, sampling=sampling, logprobs=logprobs, seed=seed)
+        return ApiRequest(prompt=row.text, sampling=sampling, logprobs=logprobs, seed=seed)
     messages = json.loads(row.messages) if row.messages else [{"role": "user", "content": row.text}]
-    return Ask(tuple(messages), sampling=sampling, logprobs=logprobs, seed=seed)
+    return ApiRequest(tuple(messages), sampling=sampling, logprobs=logprobs, seed=seed)
 
 
 @dataclass(frozen=True)

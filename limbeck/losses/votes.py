@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Ballot:
+class VotedReply:
     """One distinct reply: `ids` int32; `draws` the places of all equal ones in the list, in order; `share` of all
     replies; `support` the votes at each of its positions, as draws."""
 
@@ -36,7 +36,7 @@ class Ballot:
     support: Support
 
 
-def tally(replies: Sequence[np.ndarray]) -> list[Ballot]:
+def tally(replies: Sequence[np.ndarray]) -> list[VotedReply]:
     """The distinct replies to one prompt in order of their first appearance. A reply that was cut off does not vote
     after its last token. Raises ValueError for an empty reply: it has no position."""
     if any(not len(reply) for reply in replies):
@@ -56,7 +56,7 @@ def tally(replies: Sequence[np.ndarray]) -> list[Ballot]:
         paths[key] = path
     num = len(replies)
     return [
-        Ballot(
+        VotedReply(
             np.asarray(key, dtype=np.int32),
             tuple(places),
             len(places) / num,

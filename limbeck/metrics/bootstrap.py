@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 RESAMPLES = 1000
 
 
-class Interval(NamedTuple):
+class FigureInterval(NamedTuple):
     """A figure and its 95% percentile interval."""
 
     value: float
@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(figure: Callable[[np.ndarray], np.ndarray], num: int, *, seed: int = 0) -> Interval:
+def bootstrap(figure: Callable[[np.ndarray], np.ndarray], num: int, *, seed: int = 0) -> FigureInterval:
     """A figure of N prompts, resampled: `figure(counts_RN)` gives one number per row of counts [R]; NaN is left out."""
     draw = np.random.default_rng(seed)
     value = float(figure(np.ones((1, num)))[0])
@@ -33,15 +33,15 @@ def bootstrap(figure: Callable[[np.ndarray], np.ndarray], num: int, *, seed: int
     drawn = np.concatenate(parts)
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
-        return Interval(value, float("nan"), float("nan"))
-    return Interval(value, *(float(edge) for edge in np.quantile(drawn, [0.025, 0.975])))
+        return FigureInterval(value, float("nan"), float("nan"))
+    return FigureInterval(value, *(float(edge) for edge in np.quantile(drawn, [0.025, 0.975])))
 
 
-def mean_interval(values_N: np.ndarray) -> Interval:
+def mean_interval(values_N: np.ndarray) -> FigureInterval:
     return bootstrap(lambda counts_RN: counts_RN @ values_N / counts_RN.sum(1), len(values_N))
 
 
-def ratio_interval(top_N: np.ndarray, bottom_N: np.ndarray) -> Interval:
+def ratio_interval(top_N: np.ndarray, bottom_N: np.ndarray) -> FigureInterval:
     """Sum over sum, both resampled with the same prompts."""
 
     def figure(counts_RN: np.ndarray) -> np.ndarray:

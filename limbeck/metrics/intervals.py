@@ -91,7 +91,7 @@ def _interval(mean: float, drawn_B: np.ndarray) -> Interval:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TwinVerdict:
     """`helped`: True only when both the KL and the agreement of the student beat the twin's with an interval of the
     difference that excludes 0; False when one of them is worse beyond doubt; None when the data do not say."""
 
@@ -99,14 +99,14 @@ class Verdict:
     sentence: str
 
 
-def judge(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> Verdict:
+def judge(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> TwinVerdict:
     """What the paired differences student - twin say, in a plain sentence."""
     if kl.difference is None or agreement.difference is None:
-        return Verdict(None, _alone(kl, agreement, num_rows))
+        return TwinVerdict(None, _alone(kl, agreement, num_rows))
     figures = _figures(kl, agreement)
     if kl.num_clusters < MIN_CLUSTERS:
         rows = "held-out row is" if num_rows == 1 else "held-out rows are"
-        return Verdict(None, f"{num_rows} {rows} too few to say whether distillation helped: {figures}.")
+        return TwinVerdict(None, f"{num_rows} {rows} too few to say whether distillation helped: {figures}.")
     kl_better, kl_worse = kl.difference.high < 0, kl.difference.low > 0
     top_better, top_worse = agreement.difference.low > 0, agreement.difference.high < 0
     where = f"on {num_rows:,} held-out rows"
@@ -120,13 +120,13 @@ def judge(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> Verdict:
         claim = f"Distillation helped in part: {where} {sure} is better than the twin's, {unsure} may not be"
     else:
         claim = f"No difference between student and twin can be shown {where}"
-    return Verdict(helped, f"{claim}: {figures}.")
+    return TwinVerdict(helped, f"{claim}: {figures}.")
 
 
-def judge_words(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> Verdict:
+def judge_words(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> TwinVerdict:
     """What can be said of a student whose teacher is known by its words only: KL is cross-entropy on them."""
     near, top = kl.models["student"], agreement.models["student"]
-    return Verdict(
+    return TwinVerdict(
         None,
         f"The teacher is known by its words only. On {num_rows:,} held-out rows of them the student's perplexity is "
         f"{math.exp(min(near.mean, 700.0)):.2f} ({near.mean:.3f} nats, 95% interval {near.low:.3f} to "

@@ -21,10 +21,10 @@ import torch
 
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.models.gguf_header import file_fingerprint, read_header
-from limbeck.models.sampling import Writer, write_all
+from limbeck.models.sampling import TokenDecoder, write_all
 from limbeck.system.device import prepare_cpu
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
-from limbeck.types import Cap, Reply, Sampling, Written
+from limbeck.types import Cap, GeneratedToken, Reply, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,8 +273,8 @@ def _read(lm: LlamaLM, context: Any, tokens: list[int], num: int, *, every: bool
 def _write_together(lm: LlamaLM, jobs: list[tuple[np.ndarray, int]], sampling: Sampling) -> list[Reply]:
     """A reply to each prompt with its draw index, token by token in step."""
     prompts = [_checked(lm, prompt, 0) for prompt, _ in jobs]
-    writers = [Writer(lm.tokenizer, prompt, sampling, lm.end_ids, draw_index=index) for prompt, index in jobs]
-    written: list[list[Written]] = [[] for _ in jobs]
+    writers = [TokenDecoder(lm.tokenizer, prompt, sampling, lm.end_ids, draw_index=index) for prompt, index in jobs]
+    written: list[list[GeneratedToken]] = [[] for _ in jobs]
     room = max(map(len, prompts)) + sampling.max_tokens
     with contextlib.closing(lm.make_context(min(room, lm.max_context or room), len(jobs))) as context:
         waiting: dict[int, Tensor] = {}
@@ -292,7 +292,7 @@ def _write_together(lm: LlamaLM, jobs: list[tuple[np.ndarray, int]], sampling: S
     ]
 
 
-def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[Written]]]) -> dict[int, Tensor]:
+def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[GeneratedToken]]]) -> dict[int, Tensor]:
     """Read the last token of each reply under way, all in one batch: the logits behind them."""
     if not going:
         return {}
@@ -305,7 +305,7 @@ def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[Writ
     return {job: lm.row(context, index) for index, job in enumerate(going)}
 
 
-def _reason(ones: list[Written]) -> str:
+def _reason(ones: list[GeneratedToken]) -> str:
     return ones[-1].finish_reason or "length"
 
 

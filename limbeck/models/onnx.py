@@ -39,7 +39,7 @@ class OnnxLM:
     fingerprint: str
     tokenizer_hash: str
     tokenizer: PreTrainedTokenizerBase
-    decoder: onnx_check.Decoder
+    decoder: onnx_check.OnnxDecoder
     runtime: InferenceSession
     end_ids: list[int]
     max_context: int | None = None
@@ -195,7 +195,7 @@ class _runtime_errors:
             ) from error
 
 
-def _runtime(decoder: onnx_check.Decoder, threads: int) -> InferenceSession:
+def _runtime(decoder: onnx_check.OnnxDecoder, threads: int) -> InferenceSession:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

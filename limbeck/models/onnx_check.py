@@ -39,7 +39,7 @@ ADVICE = "Allowed is what `limbeck export --to onnx` writes, or a decoder with k
 
 
 @dataclass(frozen=True)
-class Decoder:
+class OnnxDecoder:
     """What a checked graph takes: cache `[batch, heads, past, size]` of each of `layers`, logits of `rows` tokens.
 
     `shares_cache`: past and present may be the same memory, longer than what is in it.
@@ -58,7 +58,7 @@ class Decoder:
         return [f"{layer}.{part}" for layer in range(self.layers) for part in ("key", "value")]
 
 
-def check(folder: Path) -> Decoder:
+def check(folder: Path) -> OnnxDecoder:
     """Read the graph in `folder` and say what it takes. Raises TeacherError for anything but a decoder with a cache
     whose weights are in this folder and whole."""
     import onnx
@@ -159,7 +159,7 @@ def _bits(data_type: int) -> int | None:
     return next((bits for bits, kinds in sizes.items() if data_type in kinds), None)
 
 
-def _describe(model: Any, path: Path, files: tuple[Path, ...]) -> Decoder:
+def _describe(model: Any, path: Path, files: tuple[Path, ...]) -> OnnxDecoder:
     """Inputs and outputs as a decoder has them."""
     inputs = {value.name: value.type.tensor_type for value in model.graph.input}
     outputs = {value.name: value.type.tensor_type for value in model.graph.output}
@@ -185,7 +185,7 @@ def _describe(model: Any, path: Path, files: tuple[Path, ...]) -> Decoder:
     kinds = {inputs[name].elem_type for name in plain}, {inputs[f"past_key_values.{name}"].elem_type for name in names}
     if kinds != ({7}, {1}) or outputs["logits"].elem_type != 1:  # INT64 and FLOAT
         raise _refused(path, "its ids must be int64 and its cache and logits float32")
-    return Decoder(path, files, layers, heads, size, rows, _shares_cache(model, names))
+    return OnnxDecoder(path, files, layers, heads, size, rows, _shares_cache(model, names))
 
 
 def _sizes(tensor_type: Any) -> list[int]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from limbeck.types import Reply, Sampling, Written
+from limbeck.types import GeneratedToken, Reply, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,7 +75,7 @@ def _size(sorted_K: Tensor, top_p: float) -> int:
     return int((before_K < top_p).sum())
 
 
-class Writer:
+class TokenDecoder:
     """One reply under way: give it the logits of each next token until what it returns has a finish reason.
 
     `draw_index` tells apart the several replies to one prompt; `top` most likely tokens are handed out with each token.
@@ -97,14 +97,14 @@ class Writer:
         self._characters = _Characters(tokenizer, prompt)
         self._stops = _Stops(sampling.stop)
 
-    def write(self, logits_V: Tensor) -> Written:
+    def write(self, logits_V: Tensor) -> GeneratedToken:
         """Draw the next token from logits_V (fp32) and say what it adds."""
         return write_rows([self], logits_V[None])[0]
 
     def draw(self, logits_V: Tensor) -> int:
         return draw(logits_V, self.sampling, self._generator)
 
-    def say(self, token: int, logp: float, top: tuple[tuple[int, float], ...]) -> Written:
+    def say(self, token: int, logp: float, top: tuple[tuple[int, float], ...]) -> GeneratedToken:
         """What a token that was drawn adds."""
         self.num += 1
         ended = token in self.end_ids
@@ -113,10 +113,10 @@ class Writer:
         if reason and not stopped:
             rest, stopped = self._stops.push(self._characters.rest())
             text += rest if stopped else rest + self._stops.held
-        return Written(token, text, logp, top, reason)
+        return GeneratedToken(token, text, logp, top, reason)
 
 
-def write_rows(writers: Sequence[Writer], logits_NV: Tensor) -> list[Written]:
+def write_rows(writers: Sequence[TokenDecoder], logits_NV: Tensor) -> list[GeneratedToken]:
     """The next token of each reply, from its own row of logits_NV (fp32). Rows do not touch one another."""
     tokens = _draws(writers, logits_NV)
     norm_N = logits_NV.logsumexp(-1)
@@ -127,13 +127,13 @@ def write_rows(writers: Sequence[Writer], logits_NV: Tensor) -> list[Written]:
     return [writer.say(token, logp, top) for writer, token, logp, top in rows]
 
 
-def _draws(writers: Sequence[Writer], logits_NV: Tensor) -> list[int]:
+def _draws(writers: Sequence[TokenDecoder], logits_NV: Tensor) -> list[int]:
     best = logits_NV.argmax(-1).tolist()
     rows = enumerate(writers)
     return [best[row] if writer.sampling.temperature == 0 else writer.draw(logits_NV[row]) for row, writer in rows]
 
 
-def _tops(writers: Sequence[Writer], logits_NV: Tensor, norm_N: Tensor) -> list[tuple[tuple[int, float], ...]]:
+def _tops(writers: Sequence[TokenDecoder], logits_NV: Tensor, norm_N: Tensor) -> list[tuple[tuple[int, float], ...]]:
     """The (id, log-prob) of the most likely tokens of each row, as many as its writer hands out."""
     out: list[tuple[tuple[int, float], ...]] = [()] * len(writers)
     rows = [row for row, writer in enumerate(writers) if writer.top]
@@ -201,9 +201,9 @@ def _overlap(text: str, stop: str) -> int:
 
 def write_one(
     lm: LiveLM, prompt: np.ndarray, sampling: Sampling, *, draw_index: int = 0, top: int = 0
-) -> Iterator[Written]:
+) -> Iterator[GeneratedToken]:
     """One reply of a model that has sessions, token by token. Closing the iterator ends it."""
-    writer = Writer(lm.tokenizer, prompt, sampling, lm.end_ids, draw_index=draw_index, top=top)
+    writer = TokenDecoder(lm.tokenizer, prompt, sampling, lm.end_ids, draw_index=draw_index, top=top)
     session = lm.session()
     try:
         logits_V = session.feed(prompt)

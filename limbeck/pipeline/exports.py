@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from limbeck.models.hf import HfLM
     from limbeck.pipeline.stage import Stages
     from limbeck.recipe import Export
-from limbeck.export.verified import Judged, card_of, export_lm, open_source, told_of
+from limbeck.export.verified import ParityRows, card_of, export_lm, open_source, told_of
 
 
-def run_exports(exports: Sequence[Export], artifact: Path, judged: Judged, stages: Stages, *, folder: Path) -> None:
+def run_exports(exports: Sequence[Export], artifact: Path, judged: ParityRows, stages: Stages, *, folder: Path) -> None:
     """Write every export of a run that is not in `folder` yet, and parity.json for all of them.
 
     An export is there when its folder is whole, was made of these weights, and meets its bound. Raises what

@@ -40,7 +40,7 @@ MAIN = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class InitChoice:
     """The user's case. `student` is a path; without it the teacher is pruned to `layers`, or a new model of
     `parameters` (such as "17M") is built. `preset` "r1": fine-tuning on reasoning traces that exist, as DeepSeek-R1's
     small models were made."""
@@ -75,7 +75,7 @@ def write_recipe(text: str, out: Path, *, force: bool) -> None:
         raise RecipeError(f"{out} cannot be written: {error.strerror}.") from error
 
 
-def recipe_text(choice: Choice) -> str:
+def recipe_text(choice: InitChoice) -> str:
     """A commented recipe that loads. Raises RecipeError when the choice names two students, or none can be guessed."""
     values = {
         "name": choice.name,
@@ -95,7 +95,7 @@ def recipe_text(choice: Choice) -> str:
     return "\n".join([*head, *_section(Recipe, values, "", 0)]) + "\n"
 
 
-def _as_r1(choice: Choice) -> dict[str, Any]:
+def _as_r1(choice: InitChoice) -> dict[str, Any]:
     """Traces of a reasoning model into a student that exists."""
     if choice.student is None:
         raise RecipeError("--preset r1 fine-tunes a model that exists: name it with --student (hub id or folder).")
@@ -148,7 +148,7 @@ def _source(data: str) -> dict[str, Any]:
     return {"kind": "files" if is_file else "datasets", "path": data}
 
 
-def _student(choice: Choice) -> dict[str, Any]:
+def _student(choice: InitChoice) -> dict[str, Any]:
     flags = {"--student": choice.student, "--layers": choice.layers, "--parameters": choice.parameters}
     given = [flag for flag, value in flags.items() if value is not None]
     if len(given) > 1:

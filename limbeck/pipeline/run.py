@@ -22,7 +22,7 @@ from limbeck.data.build import data_fingerprint, run_data
 from limbeck.errors import Stopped
 from limbeck.evaluate.stage import run_evaluate
 from limbeck.evaluate.task_stage import run_tasks, task_files
-from limbeck.export.verified import Judged
+from limbeck.export.verified import ParityRows
 from limbeck.label.judge import ask_judges
 from limbeck.label.local import run_label
 from limbeck.label.plan import store_header
@@ -42,7 +42,7 @@ from limbeck.recipe import (
     HfTeacher,
     OpenAITeacher,
     Recipe,
-    Steps,
+    StepsBudget,
     VerdictRule,
     is_local,
     name_of,
@@ -60,7 +60,7 @@ from limbeck.system.device import pick_device, resolve_dtype
 from limbeck.system.rundir import RunDir, StageRecord
 from limbeck.system.signals import stop_requests
 from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
-from limbeck.train.loop import Job
+from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks, barrier, join_ranks
 from limbeck.train.run import needs_teacher, run_train, stores_targets, trusts_remote_code
 
@@ -343,7 +343,9 @@ class _Run:
             atomic_write(marker, key)
         barrier(ranks)
         twin, live = role == "twin", needs_teacher(self.recipe)
-        job = Job(stage, out, self.recipe.seed, ranks, self._first_only, self.stages.on_message, self.stages.stop_asked)
+        job = TrainContext(
+            stage, out, self.recipe.seed, ranks, self._first_only, self.stages.on_message, self.stages.stop_asked
+        )
         recipe = self._twin_recipe() if twin else self.recipe
         trained = run_train(
             recipe,
@@ -366,7 +368,7 @@ class _Run:
     def _twin_recipe(self) -> Recipe:
         """The twin takes as many steps as the student took, whatever the budget was."""
         steps = json.loads((self.path / "train" / "student" / "state.json").read_text())["step"]
-        budget = Steps(kind="steps", steps=steps)
+        budget = StepsBudget(kind="steps", steps=steps)
         return self.recipe.model_copy(update={"train": self.recipe.train.model_copy(update={"budget": budget})})
 
     @property
@@ -433,7 +435,7 @@ class _Run:
         artifact = self.path / "train" / "student" / "artifact"
 
         def work() -> None:
-            judged = Judged(self.items("heldout"), "held-out rows")
+            judged = ParityRows(self.items("heldout"), "held-out rows")
             run_exports(exports, artifact, judged, self.stages, folder=folder)
 
         outputs = [folder / name_of_export(each) for each in exports]

@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from limbeck.config.schema import Fraction, Positive, Section
+from limbeck.config.schema import AboveZero, Fraction, Positive, Section
 from limbeck.recipe.verifier import Verifier
 
-Above0 = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[int, Field(ge=0)]
+CountFrom0 = Annotated[int, Field(ge=0)]
 
 MISSED = 0.005
 """Chance that `near_duplicates` overlooks a pair of exactly the threshold's similarity; more alike, it falls fast."""
@@ -59,7 +58,7 @@ class LengthRule(_Rule):
         default="reply", description="what is measured: `thinking` stands in <think> tags, `answer` behind them"
     )
     unit: Literal["characters", "tokens"] = Field(default="characters", description="tokens only `of` the reply")
-    min: NotNegative = Field(default=0, description="least length")
+    min: CountFrom0 = Field(default=0, description="least length")
     max: Positive | None = Field(default=None, description="largest length")
 
 
@@ -151,7 +150,7 @@ class QuotaRule(_Rule):
     kind: Literal["quota"] = "quota"
     total: Positive | None = Field(default=None, description="most replies in all, shared among topics by `weights`")
     per_topic: Positive | None = Field(default=None, description="most replies of any one topic")
-    weights: dict[str, Above0] = Field(default={}, description="share of topics in `total`; 1 where none is given")
+    weights: dict[str, AboveZero] = Field(default={}, description="share of topics in `total`; 1 where none is given")
 
 
 class VerdictRule(_Rule):

@@ -100,13 +100,13 @@ class CapturedSource(Section):
     )
 
 
-Source = StdlibSource | FileSource | DatasetSource | ProblemsSource | CapturedSource
+DataSource = StdlibSource | FileSource | DatasetSource | ProblemsSource | CapturedSource
 
 
 class Data(Section):
     """The transfer set: what is read, how long a row may be, and how much of it is held out."""
 
-    source: Source = Field(discriminator="kind")
+    source: DataSource = Field(discriminator="kind")
     max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="longest row in tokens")
     long_rows: Literal["stop", "skip", "truncate"] = Field(
         default="truncate", description="what to do with longer rows"

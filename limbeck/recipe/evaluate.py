@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from limbeck.config.schema import Positive, Section
-from limbeck.recipe.data import Source
+from limbeck.recipe.data import DataSource
 from limbeck.recipe.verifier import Verifier
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Tasks(Section):
     """Problems that teacher, student and twin answer: pass@1, pass@k, majority vote, and errors that the student has
     from its teacher."""
 
-    source: Source | None = Field(
+    source: DataSource | None = Field(
         default=None,
         discriminator="kind",
         description="problems with references; null asks the held-out rows that have a reference",

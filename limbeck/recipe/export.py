@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from pydantic import Field
 
 from limbeck.config.problems import problem
-from limbeck.config.schema import Section, meant
+from limbeck.config.schema import Section, did_you_mean
 from limbeck.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -105,12 +105,14 @@ def _unbounded(export: Export) -> str:
 def make_export(kind: str, quant: str | None, max_kl: float | None) -> Export:
     """The section from words of the command line. Raises RecipeError: what was found, what is allowed."""
     if kind not in EXPORTS:
-        raise RecipeError(f"the format is {kind!r}; it must be one of {', '.join(EXPORTS)}.{meant(kind, EXPORTS)}")
+        raise RecipeError(
+            f"the format is {kind!r}; it must be one of {', '.join(EXPORTS)}.{did_you_mean(kind, EXPORTS)}"
+        )
     words: dict[str, object] = {"kind": kind, "max_kl": max_kl}
     if quant is not None:
         if quant not in quants_of(kind):
             others = [other for other in EXPORTS if quant in quants_of(other)]
-            hint = f" It is one of {others[0]}." if others else meant(quant, quants_of(kind))
+            hint = f" It is one of {others[0]}." if others else did_you_mean(quant, quants_of(kind))
             raise RecipeError(f"quant is {quant!r}; for {kind} it must be one of {', '.join(quants_of(kind))}.{hint}")
         words["quant"] = quant
     if max_kl is not None and not 0 < max_kl < float("inf"):

@@ -129,7 +129,7 @@ class Ranking(_Kind):
     )
 
 
-Divergence = (
+DivergenceSettings = (
     ForwardKL
     | ReverseKL
     | JSD
@@ -146,7 +146,7 @@ Divergence = (
 )
 
 
-def needs_of(divergence: Divergence) -> Needs:
+def needs_of(divergence: DivergenceSettings) -> Needs:
     """What it needs of a target; a JSD with beta 0 is forward KL."""
     return "sample" if isinstance(divergence, JSD) and divergence.beta == 0 else divergence.needs
 
@@ -262,10 +262,10 @@ class PositionWeights(Section):
     )
 
 
-class AlsoTerm(Section):
+class ExtraTerm(Section):
     """One more divergence in the same pass: `weight * T^2 * divergence` is added to the first."""
 
-    divergence: Divergence = Field(discriminator="kind")
+    divergence: DivergenceSettings = Field(discriminator="kind")
     weight: Above = Field(default=1.0, description="its weight; the first divergence has 1")
     temperature: Above | None = Field(default=None, description="its own T; null is objective.temperature")
 
@@ -273,13 +273,13 @@ class AlsoTerm(Section):
 class Objective(Section):
     """loss = (1 - ce_weight) * (T^2 * divergence(teacher, student at temperature T) + `also`) + ce_weight * CE."""
 
-    divergence: Divergence = Field(default_factory=ForwardKL, discriminator="kind")
+    divergence: DivergenceSettings = Field(default_factory=ForwardKL, discriminator="kind")
     temperature: Temperature = Field(
         default=1.0,
         discriminator=KindOrNumber,
         description="T, on both sides; the student is used at 1. A kind makes it change (live teachers only)",
     )
-    also: tuple[AlsoTerm, ...] = Field(default=(), description="further divergences that share the pass over the head")
+    also: tuple[ExtraTerm, ...] = Field(default=(), description="further divergences that share the pass over the head")
     ce_weight: Share = Field(
         default=0.0,
         discriminator=KindOrNumber,

@@ -7,9 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from limbeck.config.schema import Fraction, Positive, Section
-
-Above0 = Annotated[float, Field(gt=0.0)]
+from limbeck.config.schema import AboveZero, Fraction, Positive, Section
 
 
 class HfTeacher(Section):
@@ -83,18 +81,20 @@ class OpenAITeacher(Section):
         "the price (then give that in `prices`)",
     )
     batch_requests: Positive = Field(default=10000, description="most requests of one batch")
-    batch_poll_seconds: Above0 = Field(default=30.0, description="time between two looks at a batch")
+    batch_poll_seconds: AboveZero = Field(default=30.0, description="time between two looks at a batch")
     samples_per_request: Positive = Field(
         default=1, description="replies asked for at once, where trace.mode.n is larger (`n`)"
     )
     concurrency: Positive = Field(
         default=16, description="most requests at once; fewer when the endpoint is overloaded"
     )
-    requests_per_minute: Above0 | None = Field(default=None, description="the account's limit")
-    tokens_per_minute: Above0 | None = Field(default=None, description="the account's limit, prompt and reply together")
-    connect_seconds: Above0 = Field(default=10.0, description="longest wait for a connection")
-    timeout_seconds: Above0 = Field(default=600.0, description="longest wait for a whole reply")
-    retry_minutes: Above0 = Field(default=30.0, description="a request is tried again for at most so long")
+    requests_per_minute: AboveZero | None = Field(default=None, description="the account's limit")
+    tokens_per_minute: AboveZero | None = Field(
+        default=None, description="the account's limit, prompt and reply together"
+    )
+    connect_seconds: AboveZero = Field(default=10.0, description="longest wait for a connection")
+    timeout_seconds: AboveZero = Field(default=600.0, description="longest wait for a whole reply")
+    retry_minutes: AboveZero = Field(default=30.0, description="a request is tried again for at most so long")
     malformed_tries: Positive = Field(default=3, description="times that a row is asked when what comes is malformed")
     max_failed: Fraction = Field(default=0.05, description="the job stops when a larger share of replies failed")
     retry_failed: bool = Field(default=False, description="ask replies that failed in earlier sittings once more")
@@ -103,7 +103,7 @@ class OpenAITeacher(Section):
         description="when another model (or system_fingerprint) answers than at first: `mark` notes it in every trace",
     )
     prices: Prices | None = Field(default=None, description="without them, costs are neither estimated nor limited")
-    max_cost: Above0 | None = Field(default=None, description="the job ends before it would cost more")
+    max_cost: AboveZero | None = Field(default=None, description="the job ends before it would cost more")
     terms_accepted: str | None = Field(
         default=None,
         description="why the provider's terms allow training on its answers, in a sentence; goes into the card",

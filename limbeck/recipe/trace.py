@@ -24,7 +24,7 @@ class ScoreMode(Section):
         return self.model_dump(mode="json")
 
 
-class Enough(Section):
+class Rejection(Section):
     """When a prompt is asked no further (rejection sampling, as in DeepSeek-R1's data, arXiv 2501.12948)."""
 
     verifier: Annotated[Verifier, Field(discriminator="kind")] = Field(description="what makes a reply right")
@@ -38,7 +38,7 @@ class GenerateMode(Section):
     temperature: Annotated[float, Field(ge=0.0)] = Field(default=1.0, description="sampling temperature; 0 is greedy")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling")
     n: Positive = Field(default=1, description="replies per prompt; with `enough` the most")
-    enough: Enough | None = Field(
+    enough: Rejection | None = Field(
         default=None,
         description="ask a prompt one reply after the other until enough are right; null asks every prompt `n` times",
     )
@@ -113,13 +113,13 @@ class Votes(Section):
     kind: Literal["votes"] = "votes"
 
 
-Target = TopK | Sampled | Hybrid | Live | TextTarget | Votes
+TargetSettings = TopK | Sampled | Hybrid | Live | TextTarget | Votes
 
 
 class TraceSection(Section):
     """What the teacher does with each row, and what is kept of it."""
 
     mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
-    target: Target = Field(default_factory=Sampled, discriminator="kind")
+    target: TargetSettings = Field(default_factory=Sampled, discriminator="kind")
     batch_tokens: Positive = Field(default=4096, description="tokens of one teacher forward")
     shard_tokens: Positive = Field(default=65536, description="tokens of one shard: what a kill can cost")

@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     pass
 
 
-class Steps(Section):
+class StepsBudget(Section):
     kind: Literal["steps"] = "steps"
     steps: Positive = Field(description="optimizer steps")
 
 
-class Tokens(Section):
+class TokensBudget(Section):
     kind: Literal["tokens"] = "tokens"
     tokens: Positive = Field(description="tokens seen (all tokens of packed rows), rounded up to whole steps")
 
 
-class Epochs(Section):
+class EpochsBudget(Section):
     kind: Literal["epochs"] = "epochs"
     epochs: Annotated[float, Field(gt=0.0)] = Field(description="passes over the transfer set")
 
 
-class Minutes(Section):
+class MinutesBudget(Section):
     kind: Literal["minutes"] = "minutes"
     minutes: Annotated[float, Field(gt=0.0)] = Field(description="wall-clock minutes of training; not reproducible")
 
@@ -76,7 +76,7 @@ class Qad(Section):
 class Train(Section):
     """One loop for stored and live teachers."""
 
-    budget: Steps | Tokens | Epochs | Minutes = Field(discriminator="kind")
+    budget: StepsBudget | TokensBudget | EpochsBudget | MinutesBudget = Field(discriminator="kind")
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Constant | Cosine | WSD = Field(default_factory=Cosine, discriminator="kind")
     batch_tokens: Positive = Field(default=2048, description="most tokens of one packed micro-batch")

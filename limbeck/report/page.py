@@ -48,7 +48,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Measure:
+class MeasureRow:
     """A row of the table of scores: one cell per model."""
 
     name: str
@@ -58,7 +58,7 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Bars:
+class BarChart:
     """One quantity of all models, as bars: (model, share of the longest in percent, text)."""
 
     title: str
@@ -213,7 +213,7 @@ MEASURES: tuple[tuple[str, str, str, tuple[str, ...], Callable[[float], str]], .
 )
 
 
-def measures(files: RunFiles) -> list[Measure]:
+def measures(files: RunFiles) -> list[MeasureRow]:
     """The table of scores. A measure that no model has is left out."""
     names = [name for name in MODELS if files.get(name)]
     out = []
@@ -221,7 +221,7 @@ def measures(files: RunFiles) -> list[Measure]:
         values = [_measured(files, name, keys) for name in names]
         if any(value is not None for value in values):
             cells = tuple(MISSING if value is None else show(value) for value in values)
-            out.append(Measure(title, meaning, cells, group))
+            out.append(MeasureRow(title, meaning, cells, group))
     return out
 
 
@@ -305,7 +305,7 @@ def _those(found: Mapping[str, Any], names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in names if found.get(name))
 
 
-def bars(files: RunFiles) -> list[Bars]:
+def bars(files: RunFiles) -> list[BarChart]:
     """Size, speed and quality of all models side by side."""
     made = (
         ("Size", "weights on disk", ("bytes",), size),
@@ -319,7 +319,7 @@ def bars(files: RunFiles) -> list[Bars]:
         top = max(values.values(), default=0.0)
         if len(values) > 1 and top > 0:
             rows = tuple((name, round(100 * value / top, 2), show(value)) for name, value in values.items())
-            out.append(Bars(title, note, rows))
+            out.append(BarChart(title, note, rows))
     return out
 
 

@@ -36,7 +36,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Card:
+class SampleCard:
     """One prompt with all answers to it."""
 
     topic: str
@@ -45,7 +45,7 @@ class Card:
     columns: tuple[Column, ...]
 
 
-def answer_cards(answers: list[Any]) -> list[Card]:
+def answer_cards(answers: list[Any]) -> list[SampleCard]:
     """The cards of answers.json; entries that are not as they should be are left out."""
     cards = []
     for entry in answers:
@@ -53,7 +53,9 @@ def answer_cards(answers: list[Any]) -> list[Card]:
         if columns:
             prompt, truth = (str(dig(entry, key) or "") for key in ("prompt", "truth"))
             topic = visible(str(dig(entry, "topic") or ""), 80)
-            cards.append(Card(topic, visible_end(prompt, LONGEST_PROMPT), visible(truth, LONGEST_PROMPT), columns))
+            cards.append(
+                SampleCard(topic, visible_end(prompt, LONGEST_PROMPT), visible(truth, LONGEST_PROMPT), columns)
+            )
     return cards
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from limbeck.errors import DataError
 from limbeck.router.features import BITS, plain
-from limbeck.router.frontier import Target
+from limbeck.router.frontier import RouteTarget
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -39,14 +39,14 @@ class PromptCase:
 
 
 @dataclass(frozen=True)
-class Wish:
+class FitSettings:
     """What a router is fitted for. `costs` of a prompt by model, the teacher's 1; `compared` are models that take no
     part but stand in the report (a generalist, a larger model), with a cost each; `keep`: the share of held-out prompts
     in scope that may not be refused. `counter` are prompts by expert that are not its own; `background` prompts of no
     expert's kind (None: those of `background.py`); `encoder` a folder, instead of hashed n-grams."""
 
     costs: Mapping[str, float]
-    target: Target = field(default_factory=lambda: Target("quality", 0.95))
+    target: RouteTarget = field(default_factory=lambda: RouteTarget("quality", 0.95))
     keep: float = 0.95
     compared: tuple[str, ...] = ()
     counter: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Part:
+class Split:
     """Some of the prompts. `kind_N` are numbers of experts. NaN where it was not judged: `quality_NM`, `others_NG` of
     the compared models, `logp_N` of the own expert's reply."""
 
@@ -70,23 +70,23 @@ class Part:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> Part:
+    def take(self, rows: Sequence[int] | np.ndarray) -> Split:
         rows = np.asarray(rows, dtype=np.int64)
         prompts = [self.prompts[row] for row in rows]
-        return Part(prompts, self.kind_N[rows], self.quality_NM[rows], self.others_NG[rows], self.logp_N[rows])
+        return Split(prompts, self.kind_N[rows], self.quality_NM[rows], self.others_NG[rows], self.logp_N[rows])
 
 
 @dataclass(frozen=True)
-class Parts:
+class Splits:
     """Training prompts, and held-out ones in two halves. `notes` say what was left out."""
 
-    train: Part
-    calibrate: Part
-    test: Part
+    train: Split
+    calibrate: Split
+    test: Split
     notes: list[str]
 
 
-def part_cases(cases: Iterable[PromptCase], wish: Wish) -> tuple[list[str], Parts]:
+def part_cases(cases: Iterable[PromptCase], wish: FitSettings) -> tuple[list[str], Splits]:
     """Names of the experts, sorted, and their prompts.
 
     A prompt of a split counts once per expert. Held-out prompts that some expert was trained on are left out. The
@@ -119,15 +119,15 @@ def part_cases(cases: Iterable[PromptCase], wish: Wish) -> tuple[list[str], Part
         parts[1].extend(held[name][text] for text in rest[::2])
         parts[2].extend(held[name][text] for text in rest[1::2])
     train, calibrate, test = (_part(part, names, wish.compared) for part in parts)
-    return names, Parts(train, calibrate, test, notes)
+    return names, Splits(train, calibrate, test, notes)
 
 
-def _part(cases: list[PromptCase], names: list[str], compared: tuple[str, ...]) -> Part:
+def _part(cases: list[PromptCase], names: list[str], compared: tuple[str, ...]) -> Split:
     def judged(models: Sequence[str]) -> np.ndarray:
         found = [[case.quality.get(model, np.nan) for model in models] for case in cases]
         return np.array(found, np.float64).reshape(len(cases), len(models))
 
-    return Part(
+    return Split(
         [case.prompt for case in cases],
         np.array([names.index(case.expert) for case in cases], np.int64),
         judged([*names, TEACHER]),
@@ -146,7 +146,7 @@ def _check_quality(case: PromptCase) -> None:
             raise DataError(f"the quality of {model} on a prompt of {case.expert} is {value!r}; it must be 0 to 1.")
 
 
-def _check_wish(names: list[str], wish: Wish) -> None:
+def _check_wish(names: list[str], wish: FitSettings) -> None:
     if not names:
         raise DataError("there are no experts to route to. Add one: limbeck experts add.")
     if TEACHER in names:

@@ -13,12 +13,12 @@ import numpy as np
 
 from limbeck.router.background import background_prompts
 from limbeck.router.cascade import MIN_REPLIES, Cascade
-from limbeck.router.dataset import Part, Parts, PromptCase, Wish, part_cases
+from limbeck.router.dataset import FitSettings, PromptCase, Split, Splits, part_cases
 from limbeck.router.features import Features, Vector, rarity, sketch, weighted
-from limbeck.router.frontier import Price, Problem, price_for
+from limbeck.router.frontier import Price, RoutingProblem, price_for
 from limbeck.router.linear import Heads, Matrix, fit_heads, fit_logistic, fit_temperature, sigmoid
 from limbeck.router.quality import MOST_REGRESSED, ridge, shrunk_means
-from limbeck.router.router import SCOPE, TEACHER, Router, Settings, Tensors, open_features
+from limbeck.router.router import SCOPE, TEACHER, Router, RouterSettings, Tensors, open_features
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ MOST_KNOWN = 4000  # training prompts that new ones are compared with
 
 
 @dataclass(frozen=True)
-class Looks:
+class FeatureTable:
     """What prompts are to a router: see `router.Seen`."""
 
     logits_NE: np.ndarray
@@ -39,10 +39,10 @@ class Looks:
     words_NM: np.ndarray
 
 
-def look_at(router: Router, prompts: Sequence[str]) -> Looks:
+def featurize_all(router: Router, prompts: Sequence[str]) -> FeatureTable:
     """Every prompt as `router.decide` would see it."""
     seen = [router.look(prompt) for prompt in prompts]
-    return Looks(
+    return FeatureTable(
         np.array([one.logits_E for one in seen]).reshape(len(seen), len(router.experts)),
         np.array([one.scope_F for one in seen]).reshape(len(seen), SCOPE),
         np.array([one.words_M for one in seen]).reshape(len(seen), len(router.models)),
@@ -63,14 +63,14 @@ class Fitted:
     """The router and what its report is made from. `price` is None without judged prompts."""
 
     router: Router
-    parts: Parts
-    wish: Wish
+    parts: Splits
+    wish: FitSettings
     left_out: LeftOut
     price: Price | None
     worst: float
 
 
-def fit(cases: Iterable[PromptCase], wish: Wish) -> Fitted:
+def fit(cases: Iterable[PromptCase], wish: FitSettings) -> Fitted:
     """A router for the experts named in `cases`. Deterministic: the same cases and wish give the same bytes on a
     machine.
 
@@ -80,7 +80,7 @@ def fit(cases: Iterable[PromptCase], wish: Wish) -> Fitted:
     outside = background_prompts() if wish.background is None else list(wish.background)
     features = open_features(wish.bits, wish.seed, wish.encoder)
     router = _classifier(names, parts.train, wish, outside, features)
-    looks = look_at(router, parts.calibrate.prompts)
+    looks = featurize_all(router, parts.calibrate.prompts)
     router = _with(router, temperature=fit_temperature(looks.logits_NE, parts.calibrate.kind_N))
     scope, left_out = _scope(names, parts, wish, outside, features)
     router = _with(router, scope=scope)
@@ -98,7 +98,9 @@ def _with(router: Router, **changes: object) -> Router:
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
-def _classifier(names: Sequence[str], train: Part, wish: Wish, outside: Sequence[str], features: Features) -> Router:
+def _classifier(
+    names: Sequence[str], train: Split, wish: FitSettings, outside: Sequence[str], features: Features
+) -> Router:
     """Heads that tell each expert's prompts from those of all others, and from the background. (Background prompts that
     are an expert's own kind do no harm that was measured: leaving them out was worse, see docs/log.md.)"""
     counted = [features.counts(prompt) for prompt in train.prompts]
@@ -118,7 +120,7 @@ def _classifier(names: Sequence[str], train: Part, wish: Wish, outside: Sequence
     weights_BK = np.concatenate([heads.weights_BE, words], 1)
     known_PD = _sketches(train, own)
     tensors = Tensors(rarity_B, weights_BK, heads.bias_E, known_PD, unknown, unknown[0])
-    settings = Settings(
+    settings = RouterSettings(
         experts=tuple(names),
         temperature=1.0,
         scope=(1.0,) + (0.0,) * SCOPE,
@@ -134,7 +136,7 @@ def _classifier(names: Sequence[str], train: Part, wish: Wish, outside: Sequence
     return Router(settings, tensors, features)
 
 
-def _sketches(train: Part, own: Sequence[Vector]) -> np.ndarray:
+def _sketches(train: Split, own: Sequence[Vector]) -> np.ndarray:
     """Training prompts of all experts, as many of each as there are of the fewest where they are more than fit."""
     most = max(MOST_KNOWN // len(np.unique(train.kind_N)), 1)
     rows = np.concatenate([np.flatnonzero(train.kind_N == kind)[:most] for kind in np.unique(train.kind_N)])
@@ -142,7 +144,7 @@ def _sketches(train: Part, own: Sequence[Vector]) -> np.ndarray:
 
 
 def _fit(
-    train: Part,
+    train: Split,
     own: Sequence[Vector],
     size: int,
     foreign: Sequence[Vector],
@@ -168,7 +170,7 @@ def _fit(
 
 
 def _scope(
-    names: Sequence[str], parts: Parts, wish: Wish, outside: Sequence[str], features: Features
+    names: Sequence[str], parts: Splits, wish: FitSettings, outside: Sequence[str], features: Features
 ) -> tuple[tuple[float, ...], LeftOut]:
     """Coefficients of P(in scope), from what prompts look like to routers that never met their expert. With one expert
     there is nobody to leave out: half of the background plays that part."""
@@ -180,8 +182,8 @@ def _scope(
         router = _classifier([names[at] for at in stay], few, wish, known, features)
         for prefix, part, turn in (("", parts.calibrate, 0), ("test ", parts.test, 1)):
             strangers = [*_only(part, left).prompts, *unknown[turn::2]]
-            rows[f"{prefix}inside"].append(look_at(router, _only(part, stay).prompts).scope_NF)
-            rows[f"{prefix}outside"].append(look_at(router, strangers).scope_NF)
+            rows[f"{prefix}inside"].append(featurize_all(router, _only(part, stay).prompts).scope_NF)
+            rows[f"{prefix}outside"].append(featurize_all(router, strangers).scope_NF)
     found = {name: np.concatenate(parts) for name, parts in rows.items()}
     ins, outs = len(found["inside"]), len(found["outside"])
     if not outs:  # one expert and no background: nothing to tell it from
@@ -201,7 +203,7 @@ def _folds(experts: int) -> list[list[int]]:
     return [list(range(fold, experts, num)) for fold in range(num)]
 
 
-def _only(part: Part, kinds: Sequence[int], *, most: int | None = None) -> Part:
+def _only(part: Split, kinds: Sequence[int], *, most: int | None = None) -> Split:
     """The prompts of some experts, whose numbers become 0, 1, ..., at most so many of each."""
     rows = [np.flatnonzero(part.kind_N == kind)[:most] for kind in kinds]
     taken = part.take(np.concatenate([*rows, np.empty(0, np.int64)]))
@@ -212,27 +214,27 @@ def _only(part: Part, kinds: Sequence[int], *, most: int | None = None) -> Part:
 # ---- quality ---------------------------------------------------------------------------------------------------------
 
 
-def _is_judged(part: Part) -> bool:
+def _is_judged(part: Split) -> bool:
     """Whether there are enough prompts on which both the own expert and the teacher were judged."""
     own = part.quality_NM[np.arange(len(part)), part.kind_N]
     return int((np.isfinite(own) & np.isfinite(part.quality_NM[:, -1])).sum()) >= MIN_JUDGED
 
 
-def judged_rows(part: Part) -> np.ndarray:
+def judged_rows(part: Split) -> np.ndarray:
     """Rows on which both the own expert and the teacher were judged."""
     own = part.quality_NM[np.arange(len(part)), part.kind_N]
     return np.flatnonzero(np.isfinite(own) & np.isfinite(part.quality_NM[:, -1]))
 
 
-def lowest(part: Part) -> float:
+def lowest(part: Split) -> float:
     """The lowest quality that any expert was seen with: what counts where one was never judged."""
     return float(np.nanmin(part.quality_NM[:, :-1]))
 
 
-def _judged(router: Router, parts: Parts, wish: Wish, left_out: LeftOut) -> Fitted:
+def _judged(router: Router, parts: Splits, wish: FitSettings, left_out: LeftOut) -> Fitted:
     part = parts.calibrate.take(judged_rows(parts.calibrate))
     worst, num = lowest(part), len(router.experts)
-    looks = look_at(router, part.prompts)
+    looks = featurize_all(router, part.prompts)
     inside_N = router.in_scope(looks.scope_NF)
     kinds_NE = router.kinds(looks.logits_NE, inside_N)
     means_EM = shrunk_means(part.quality_NM, part.kind_N, num, worst)
@@ -248,15 +250,15 @@ def _judged(router: Router, parts: Parts, wish: Wish, left_out: LeftOut) -> Fitt
     return Fitted(router, parts, wish, left_out, price, worst)
 
 
-def problem_of(router: Router, part: Part, worst: float, *, words_NM: np.ndarray | None = None) -> Problem:
+def problem_of(router: Router, part: Split, worst: float, *, words_NM: np.ndarray | None = None) -> RoutingProblem:
     """Judged prompts as the router sees them. Where an expert was not judged, `worst` counts; `words_NM` instead of
     what the router would say of the words (where it learnt from these very prompts)."""
-    looks = look_at(router, part.prompts)
+    looks = featurize_all(router, part.prompts)
     inside_N = router.in_scope(looks.scope_NF)
     kinds_NE = router.kinds(looks.logits_NE, inside_N)
     allowed_NM = np.repeat((inside_N >= router.settings.threshold)[:, None], len(router.models), axis=1)
     allowed_NM[:, -1] = True
-    return Problem(
+    return RoutingProblem(
         np.where(np.isfinite(part.quality_NM), part.quality_NM, worst),
         router.expected(kinds_NE, looks.words_NM if words_NM is None else words_NM),
         router.cost_M,
@@ -264,7 +266,7 @@ def problem_of(router: Router, part: Part, worst: float, *, words_NM: np.ndarray
     )
 
 
-def cascades_of(router: Router, part: Part) -> dict[str, Cascade]:
+def cascades_of(router: Router, part: Split) -> dict[str, Cascade]:
     """A cascade for every expert with enough replies whose log-probs are known. The teacher is asked where the reply is
     worth less than the teacher's, after the router's price for its cost."""
     found = {}
@@ -277,7 +279,7 @@ def cascades_of(router: Router, part: Part) -> dict[str, Cascade]:
     return found
 
 
-def _words(router: Router, part: Part, kinds_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _words(router: Router, part: Split, kinds_NE: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A regression per model on what its means leave open: weights_BM, and what it says of each row without that
     row."""
     size = router.features.size

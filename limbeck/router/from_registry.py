@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import DataError
 from limbeck.experts.registry import Registry
-from limbeck.router.dataset import TEACHER, PromptCase, Wish
+from limbeck.router.dataset import TEACHER, FitSettings, PromptCase
 from limbeck.router.features import plain
 from limbeck.router.fit import fit
-from limbeck.router.frontier import Target
+from limbeck.router.frontier import RouteTarget
 from limbeck.router.page import chart, page, standalone
 from limbeck.router.router import Router, experts_fingerprint, write
-from limbeck.router.scores import measure
+from limbeck.router.scores import score_router
 from limbeck.system.atomic import atomic_dir
 from limbeck.system.units import count
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from limbeck.experts.registry import Expert
-    from limbeck.router.router import Decision
+    from limbeck.router.router import RouteDecision
 
 FOLDER, CROSS = "router", "cross.jsonl"
 ASSUMED = 0.5
@@ -41,7 +41,7 @@ class RouteChoice:
     that nothing is routed to, for comparison; `out_of_scope` a file of prompts of nobody's kind, which only judge;
     `encoder` a folder, instead of hashed n-grams."""
 
-    target: Target = field(default_factory=lambda: Target("quality", 0.95))
+    target: RouteTarget = field(default_factory=lambda: RouteTarget("quality", 0.95))
     costs: Mapping[str, float] = field(default_factory=dict)
     generalists: tuple[str, ...] = ()
     keep: float = 0.95
@@ -70,7 +70,7 @@ def fit_router(
     _refuse_unknown(choice, {expert.name for expert in experts} | {model for case in cross for model in case.quality})
     costs, notes = _costs(experts, choice)
     compared = _compared(cross, names, costs, on_message)
-    wish = Wish(
+    wish = FitSettings(
         costs={name: cost for name, cost in costs.items() if name in (*names, TEACHER, *compared)},
         target=choice.target,
         keep=choice.keep,
@@ -86,14 +86,14 @@ def fit_router(
     versions = {expert.name: expert.version for expert in experts}
     settings = replace(fitted.router.settings, fitted_on=versions, fingerprint=experts_fingerprint(versions))
     fitted = replace(fitted, router=replace(fitted.router, settings=settings))
-    report = measure(fitted, outside)
+    report = score_router(fitted, outside)
     report["notes"] += notes
     report = json.loads(json.dumps(_without_nan(report), allow_nan=False))
     _write(path / FOLDER, fitted.router, report)
     return report
 
 
-def ask_router(path: Path, prompt: str) -> Decision:
+def ask_router(path: Path, prompt: str) -> RouteDecision:
     """Where a prompt would go. Raises ExpertError without a registry, StoreError for a router that is missing, damaged,
     or was fitted on other experts than the registry has now."""
     versions = {expert.name: expert.version for expert in Registry(path).experts()}

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from limbeck.metrics.bootstrap import RESAMPLES, Interval, bootstrap
+from limbeck.metrics.bootstrap import RESAMPLES, FigureInterval, bootstrap
 
 if TYPE_CHECKING:
     pass
@@ -30,7 +30,7 @@ class Point(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Problem:
+class RoutingProblem:
     """Prompts whose answers were judged: `quality_NM` true, `expected_NM` what the router expects, `cost_M`,
     `allowed_NM` False where the router may not send a prompt (out of scope: the teacher alone is allowed)."""
 
@@ -56,7 +56,7 @@ def choose(expected_NM: np.ndarray, cost_M: np.ndarray, allowed_NM: np.ndarray, 
     return worth_NM.argmax(1)
 
 
-def prices(problem: Problem) -> np.ndarray:
+def prices(problem: RoutingProblem) -> np.ndarray:
     """Prices at which some prompt changes its model, thinned to 400, with 0 and one above all; ascending.
 
     A prompt is sent to the teacher while the price is below (gain in quality) / (difference in cost)."""
@@ -70,7 +70,7 @@ def prices(problem: Problem) -> np.ndarray:
     return np.unique(np.quantile(middle, np.linspace(0, 1, 400), method="nearest"))
 
 
-def curve(problem: Problem) -> list[Point]:
+def curve(problem: RoutingProblem) -> list[Point]:
     """What the router reaches at every price, by rising cost."""
     points = {}
     for price in prices(problem):
@@ -80,14 +80,14 @@ def curve(problem: Problem) -> list[Point]:
     return [found[at] for at in np.unique(np.linspace(0, len(found) - 1, POINTS).astype(int))]
 
 
-def oracle(problem: Problem) -> list[Point]:
+def oracle(problem: RoutingProblem) -> list[Point]:
     """What a router would reach that knew every answer's quality beforehand."""
     everywhere = np.ones_like(problem.allowed_NM)
-    known = Problem(problem.quality_NM, problem.quality_NM, problem.cost_M, everywhere)
+    known = RoutingProblem(problem.quality_NM, problem.quality_NM, problem.cost_M, everywhere)
     return curve(known)
 
 
-def chance(problem: Problem) -> tuple[Point, Point]:
+def chance(problem: RoutingProblem) -> tuple[Point, Point]:
     """The two ends of random routing: a random expert for all, the teacher for all. Between them it is a line."""
     experts = problem.quality_NM[:, :-1].mean(), problem.cost_M[:-1].mean()
     return (
@@ -100,7 +100,7 @@ def chance(problem: Problem) -> tuple[Point, Point]:
 
 
 @dataclass(frozen=True)
-class Target:
+class RouteTarget:
     """`kind` "quality": at least `value` of the teacher's quality at least cost. "cost": most quality at no more than
     `value` of the teacher's cost."""
 
@@ -118,7 +118,7 @@ class Price:
     best: float
 
 
-def price_for(problem: Problem, target: Target) -> Price:
+def price_for(problem: RoutingProblem, target: RouteTarget) -> Price:
     """The price to route at. Raises ValueError for a target of another kind."""
     if target.kind not in ("quality", "cost"):
         raise ValueError(f"a target is of quality or of cost, not {target.kind!r}")
@@ -153,7 +153,7 @@ def _bound(values_N: np.ndarray) -> float:
 # ---- figures with intervals ------------------------------------------------------------------------------------------
 
 
-def apgr(gain_N: np.ndarray, weak_N: np.ndarray, strong_N: np.ndarray) -> Interval | None:
+def apgr(gain_N: np.ndarray, weak_N: np.ndarray, strong_N: np.ndarray) -> FigureInterval | None:
     """Average performance gap recovered (RouteLLM, arXiv 2406.18665, eq. 7): the share of the gap between the weak and
     the strong model that is recovered, averaged over all shares of prompts that go to the strong one, those of the
     largest `gain_N` first. Chance gives 1/2. Prompts of equal gain go together, in the order that chance gives on
@@ -185,7 +185,7 @@ def share_needed(gain_N: np.ndarray, weak_N: np.ndarray, strong_N: np.ndarray, *
     return float(np.argmax(risen >= recovered - 1e-12) / len(gain_N))
 
 
-def auroc(inside_N: np.ndarray, outside_N: np.ndarray) -> Interval | None:
+def auroc(inside_N: np.ndarray, outside_N: np.ndarray) -> FigureInterval | None:
     """The chance that a prompt in scope scores above one that is not (ties count half), with both resampled. None where
     there is none of a kind."""
     num = len(inside_N), len(outside_N)
@@ -204,4 +204,4 @@ def auroc(inside_N: np.ndarray, outside_N: np.ndarray) -> Interval | None:
     drawn = [
         area(*(draw.multinomial(size, np.full(size, 1 / size)).astype(float) for size in num)) for _ in range(RESAMPLES)
     ]
-    return Interval(value, *(float(edge) for edge in np.quantile(drawn, [0.025, 0.975])))
+    return FigureInterval(value, *(float(edge) for edge in np.quantile(drawn, [0.025, 0.975])))

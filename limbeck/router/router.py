@@ -39,7 +39,7 @@ AGAIN = "Run `limbeck route fit REGISTRY` again."
 
 
 @dataclass(frozen=True)
-class Decision:
+class RouteDecision:
     """Where a prompt goes. `expert` None: to the teacher, or to nobody where there is no teacher.
 
     `confidence`: with an expert, the probability that the prompt is of its kind; without one, that it is of nobody's
@@ -57,13 +57,13 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Settings:
+class RouterSettings:
     """The numbers of a fitted router.
 
-    `temperature` divides logits; `scope` are the coefficients of P(in scope) on `Seen.scope_F` and 1; below `threshold`
-    a prompt is out of scope. `price` is what a unit of cost has to bring in quality; `costs` of a prompt by model, the
-    teacher's 1. `fitted_on` names experts and versions, `fingerprint` is made of them. `encoder` is the folder of an
-    encoder instead of `bits` of hashed n-grams, with the hash of its files.
+    `temperature` divides logits; `scope` are the coefficients of P(in scope) on `PromptFeatures.scope_F` and 1; below
+    `threshold` a prompt is out of scope. `price` is what a unit of cost has to bring in quality; `costs` of a prompt by
+    model, the teacher's 1. `fitted_on` names experts and versions, `fingerprint` is made of them. `encoder` is the
+    folder of an encoder instead of `bits` of hashed n-grams, with the hash of its files.
     """
 
     experts: tuple[str, ...]
@@ -95,7 +95,7 @@ class Tensors:
 
 
 @dataclass(frozen=True)
-class Seen:
+class PromptFeatures:
     """What one prompt is to the router: `logits_E`; what speaks for its scope, `scope_F`: its largest logit, the share
     of it that was seen in training, its cosine with the third nearest training prompt; and its words' worth,
     `words_M`."""
@@ -109,7 +109,7 @@ class Seen:
 class Router:
     """A fitted router. `Router.open(folder)`, then `decide(prompt)`. Frozen, and safe to use from several threads."""
 
-    settings: Settings
+    settings: RouterSettings
     tensors: Tensors
     features: Features
     cascades: dict[str, Cascade] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Router:
     def models(self) -> tuple[str, ...]:
         return (*self.settings.experts, TEACHER)
 
-    def look(self, prompt: str) -> Seen:
+    def look(self, prompt: str) -> PromptFeatures:
         """The prompt's numbers, before any threshold."""
         vector = weighted(self.features.counts(prompt), self.tensors.rarity_B)
         sums_K = vector.values_M @ self.tensors.weights_BK[vector.buckets_M]
@@ -140,7 +140,7 @@ class Router:
         near_P = self.tensors.known_PD @ sketch(vector)
         nearest = float(np.partition(near_P, -NEAR)[-NEAR]) if len(near_P) >= NEAR else 0.0
         scope_F = np.array([logits_E.max(), covered, nearest])
-        return Seen(logits_E, scope_F, sums_K[len(self.experts) :].astype(np.float64))
+        return PromptFeatures(logits_E, scope_F, sums_K[len(self.experts) :].astype(np.float64))
 
     @cached_property
     def unseen(self) -> float:
@@ -155,7 +155,7 @@ class Router:
         """Probabilities of the experts' kinds [N, E]; they sum to P(in scope)."""
         return in_scope_N[:, None] * softmax(logits_NE / self.settings.temperature)
 
-    def decide(self, prompt: str) -> Decision:
+    def decide(self, prompt: str) -> RouteDecision:
         """Where `prompt` goes. Any text is decided on, the empty one and lone surrogates too; equal prompts alike. Of
         long prompts the first 3,072 and the last 1,024 characters are read."""
         seen = self.look(prompt)
@@ -169,22 +169,22 @@ class Router:
         name, chance = self.experts[likely], float(kinds_NE[0, likely])
         if inside < self.settings.threshold:
             reason = f"out of scope: {1 - inside:.0%} sure that it is of no expert's kind"
-            return Decision(None, 1 - inside, probabilities, reason, 1 - inside, quality)
+            return RouteDecision(None, 1 - inside, probabilities, reason, 1 - inside, quality)
         if not self.judged:
-            return Decision(name, chance, probabilities, f"{chance:.0%} of {name}'s kind", 1 - inside, quality)
+            return RouteDecision(name, chance, probabilities, f"{chance:.0%} of {name}'s kind", 1 - inside, quality)
         allowed_NM = np.ones((1, len(self.models)), bool)
         chosen = int(choose(expected_M[None], self.cost_M, allowed_NM, self.settings.price)[0])
         if chosen == len(self.experts):
             reason = (
                 f"better answered by the teacher: expected quality {quality[TEACHER]:.2f}, {name}'s {quality[name]:.2f}"
             )
-            return Decision(None, chance, probabilities, reason, 1 - inside, quality)
+            return RouteDecision(None, chance, probabilities, reason, 1 - inside, quality)
         name = self.experts[chosen]
         chance = probabilities[name]
         reason = (
             f"{chance:.0%} of {name}'s kind; expected quality {quality[name]:.2f}, the teacher's {quality[TEACHER]:.2f}"
         )
-        return Decision(name, chance, probabilities, reason, 1 - inside, quality)
+        return RouteDecision(name, chance, probabilities, reason, 1 - inside, quality)
 
     @property
     def judged(self) -> bool:
@@ -246,7 +246,7 @@ def load(folder: Path, expect: str | None = None) -> Router:
             raise StoreError(f"{folder} has format version {version}; this Limbeck reads version {VERSION}. {AGAIN}")
         cascades = {name: Cascade(**cascade) for name, cascade in values.pop("cascades").items()}
         values["experts"], values["scope"] = tuple(values["experts"]), tuple(values["scope"])
-        settings, tensors = Settings(**values), Tensors(**load_file(folder / TENSOR_FILE))
+        settings, tensors = RouterSettings(**values), Tensors(**load_file(folder / TENSOR_FILE))
     except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise

@@ -14,20 +14,20 @@ import torch
 from limbeck.metrics import bootstrap
 from limbeck.metrics.calibration import ece, reliability
 from limbeck.router import frontier
-from limbeck.router.fit import Fitted, judged_rows, look_at, problem_of
-from limbeck.router.frontier import Point, Problem, Target, price_for
+from limbeck.router.fit import Fitted, featurize_all, judged_rows, problem_of
+from limbeck.router.frontier import Point, RouteTarget, RoutingProblem, price_for
 from limbeck.router.linear import softmax
 from limbeck.router.router import TEACHER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.router.dataset import Part
+    from limbeck.router.dataset import Split
 
 RECOVERED = (0.5, 0.8)
 
 
-def measure(fitted: Fitted, outside: Sequence[str] = ()) -> dict[str, Any]:
+def score_router(fitted: Fitted, outside: Sequence[str] = ()) -> dict[str, Any]:
     """The report as JSON-able data. `outside` are prompts of nobody's kind that only judge: nothing was fitted on
     them."""
     parts, router = fitted.parts, fitted.router
@@ -55,7 +55,7 @@ def measure(fitted: Fitted, outside: Sequence[str] = ()) -> dict[str, Any]:
 
 def _kinds(fitted: Fitted) -> dict[str, Any]:
     router, test = fitted.router, fitted.parts.test
-    looks = look_at(router, test.prompts)
+    looks = featurize_all(router, test.prompts)
     chance_NE = softmax(looks.logits_NE / router.settings.temperature)
     found_N, sure_N = chance_NE.argmax(1), chance_NE.max(1)
     right_N = (found_N == test.kind_N).astype(float)
@@ -83,7 +83,7 @@ def _kinds(fitted: Fitted) -> dict[str, Any]:
 def _scope(fitted: Fitted, outside: Sequence[str]) -> dict[str, Any]:
     router, left_out = fitted.router, fitted.left_out
     threshold = router.settings.threshold
-    inside_N = router.in_scope(look_at(router, fitted.parts.test.prompts).scope_NF)
+    inside_N = router.in_scope(featurize_all(router, fitted.parts.test.prompts).scope_NF)
     found: dict[str, Any] = {
         "threshold": threshold,
         "kept": bootstrap.mean_interval((inside_N >= threshold).astype(float)),
@@ -95,7 +95,7 @@ def _scope(fitted: Fitted, outside: Sequence[str]) -> dict[str, Any]:
         "given": None,
     }
     if outside:
-        outside_N = router.in_scope(look_at(router, outside).scope_NF)
+        outside_N = router.in_scope(featurize_all(router, outside).scope_NF)
         found["given"] = {
             "auroc": frontier.auroc(inside_N, outside_N),
             "outside": len(outside),
@@ -152,18 +152,18 @@ def _routing(fitted: Fitted) -> dict[str, Any]:
     }
 
 
-def _choice(problem: Problem, price: float) -> np.ndarray:
+def _choice(problem: RoutingProblem, price: float) -> np.ndarray:
     return frontier.choose(problem.expected_NM, problem.cost_M, problem.allowed_NM, price)
 
 
-def _without_teacher(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+def _without_teacher(problem: RoutingProblem) -> tuple[np.ndarray, np.ndarray]:
     """The true quality [N] of the expert that is expected to be best, and how much more is expected of the teacher."""
     best_N = problem.expected_NM[:, :-1].argmax(1)
     rows = np.arange(len(best_N))
     return problem.quality_NM[rows, best_N], problem.expected_NM[:, -1] - problem.expected_NM[rows, best_N]
 
 
-def _points(fitted: Fitted, problem: Problem, part: Part, choice_N: np.ndarray) -> dict[str, Point]:
+def _points(fitted: Fitted, problem: RoutingProblem, part: Split, choice_N: np.ndarray) -> dict[str, Point]:
     num = len(part)
     points = {"router": problem.point(choice_N, fitted.router.settings.price)}
     for at, name in enumerate((*fitted.router.experts, TEACHER)):
@@ -175,7 +175,7 @@ def _points(fitted: Fitted, problem: Problem, part: Part, choice_N: np.ndarray) 
     return points
 
 
-def _compared(fitted: Fitted, problem: Problem, part: Part) -> dict[str, Any]:
+def _compared(fitted: Fitted, problem: RoutingProblem, part: Split) -> dict[str, Any]:
     """The router at no more than each compared model's cost, its price chosen on calibration prompts, and the paired
     difference in quality."""
     found = {}
@@ -185,7 +185,7 @@ def _compared(fitted: Fitted, problem: Problem, part: Part) -> dict[str, Any]:
         rows = np.flatnonzero(np.isfinite(part.others_NG[:, at]))
         if not len(rows):
             continue
-        price = price_for(seen, Target("cost", fitted.wish.costs[name] / fitted.wish.costs[TEACHER]))
+        price = price_for(seen, RouteTarget("cost", fitted.wish.costs[name] / fitted.wish.costs[TEACHER]))
         choice_N = _choice(problem, price.price)
         ours_N, other_N = problem.quality_NM[rows, choice_N[rows]], part.others_NG[rows, at]
         found[name] = {
@@ -199,7 +199,7 @@ def _compared(fitted: Fitted, problem: Problem, part: Part) -> dict[str, Any]:
     return found
 
 
-def _cascade(fitted: Fitted, problem: Problem, part: Part) -> list[Point] | None:
+def _cascade(fitted: Fitted, problem: RoutingProblem, part: Split) -> list[Point] | None:
     """Quality against cost when the expert answers first: its cost is always paid, the teacher's where its reply does
     not stand. Prompts out of scope go to the teacher at once. None without log-probs of replies."""
     router = fitted.router

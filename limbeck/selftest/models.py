@@ -12,10 +12,10 @@ from torch import Tensor
 
 from limbeck.losses.terms import Terms
 from limbeck.models import hf
-from limbeck.recipe import Steps, Train
+from limbeck.recipe import StepsBudget, Train
 from limbeck.selftest.measure import Measure
 from limbeck.selftest.oracles import (
-    Step,
+    StepResult,
     change,
     fused,
     gradient_error,
@@ -29,7 +29,7 @@ from limbeck.text.packing import pack
 from limbeck.text.tokenizer import compare_tokenizers
 from limbeck.train import batches, loop
 from limbeck.train.checkpoint import FitState
-from limbeck.train.loop import Job
+from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
 from limbeck.types import Batch, LiveTarget, Row
 
@@ -118,7 +118,7 @@ def _hidden_gradient(pair: Pair) -> Tensor:
 
 def _counted(pair: Pair) -> int:
     """The number that the loop divides by."""
-    order = batches.Order(pair.rows, sum(len(row.ids) for row in pair.rows), 0)
+    order = batches.BatchPlan(pair.rows, sum(len(row.ids) for row in pair.rows), 0)
     return sum(order.positions(batch) for batch in order.plan(0))
 
 
@@ -201,21 +201,25 @@ def split(pair: Pair) -> Iterator[Measure]:
     yield Measure("loss: against the mean over positions", abs(whole.loss - by_hand) / abs(by_hand), SAME)
 
 
-def _loop_step(pair: Pair, rows: Sequence[Row], batch_tokens: int) -> Step:
+def _loop_step(pair: Pair, rows: Sequence[Row], batch_tokens: int) -> StepResult:
     """The mean loss and the gradient of one step of the training loop, from stored targets; no weight moves."""
     by_row = {trace.row_id: trace for trace in pair.top_k.traces()}
     traces = [by_row[row.id] for row in rows]
-    order = batches.Order(traces, batch_tokens, 0)
+    order = batches.BatchPlan(traces, batch_tokens, 0)
     settings = Train(
-        budget=Steps(steps=1), batch_tokens=batch_tokens, accumulate=len(order.plan(0)), clip=None, precision="float32"
+        budget=StepsBudget(steps=1),
+        batch_tokens=batch_tokens,
+        accumulate=len(order.plan(0)),
+        clip=None,
+        precision="float32",
     )
     quiet = lambda *_: None  # noqa: E731
-    job = Job("selftest", pair.folder, 0, Ranks(), quiet, quiet, lambda: False)
+    job = TrainContext("selftest", pair.folder, 0, Ranks(), quiet, quiet, lambda: False)
     fetch = batches.stored(traces, pair.top_k, pair.teacher.device)
     pair.distiller.terms = pair.stored_terms
     still = torch.optim.SGD(pair.distiller.parameters(), lr=0.0)
     _, values = loop._step(pair.distiller, still, order, fetch, FitState(), settings, job)
-    return Step(values["loss"], snapshot(pair.distiller.student))
+    return StepResult(values["loss"], snapshot(pair.distiller.student))
 
 
 def _mean_by_hand(pair: Pair) -> float:

@@ -65,7 +65,7 @@ def logits_alone(model: PreTrainedModel, rows: Sequence[Row | Trace], vocab: int
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
-class Step(NamedTuple):
+class StepResult(NamedTuple):
     """A loss sum, and by parameter some entries of its gradient with its norm as the last."""
 
     loss: float

@@ -19,7 +19,7 @@ from limbeck.losses import chunked, divergences
 from limbeck.losses.terms import Terms
 from limbeck.models import hf
 from limbeck.recipe import FileSource, Recipe
-from limbeck.selftest.oracles import Side, Step, alone, logits_alone, plain_loss, snapshot
+from limbeck.selftest.oracles import Side, StepResult, alone, logits_alone, plain_loss, snapshot
 from limbeck.text.encode import Encoder, Example
 from limbeck.text.packing import pack
 from limbeck.train import batches
@@ -177,7 +177,7 @@ class Pair:
         return alone(self.student, self.rows, self.vocab)
 
     @cached_property
-    def plain_step(self) -> Step:
+    def plain_step(self) -> StepResult:
         """Loss and gradient of `terms`, one document at a time through the models' own forward."""
         student = self.distiller.student
         student.zero_grad(set_to_none=True)
@@ -188,17 +188,17 @@ class Pair:
             value = plain_loss(z_nV.double(), u_nV.double(), self.terms, labels_N[part]).sum()
             value.backward()
             loss, done = loss + float(value.detach()), part.stop
-        return Step(loss, snapshot(student))
+        return StepResult(loss, snapshot(student))
 
     @cached_property
-    def packed_step(self) -> Step:
+    def packed_step(self) -> StepResult:
         return self.step(self.live_batch, self.terms)
 
-    def step(self, batch: Batch, terms: Terms) -> Step:
+    def step(self, batch: Batch, terms: Terms) -> StepResult:
         """Loss and gradient of one packed batch through the module that is trained."""
         out = self.forward(batch, terms)
         out.loss.backward()
-        return Step(float(out.loss.detach()), snapshot(self.distiller.student))
+        return StepResult(float(out.loss.detach()), snapshot(self.distiller.student))
 
     def forward(self, batch: Batch, terms: Terms) -> LossOut:
         self.distiller.student.zero_grad(set_to_none=True)

@@ -35,7 +35,7 @@ WRONG = (ArithmeticError, AssertionError, LimbeckError, LookupError, RuntimeErro
 """What a statement may raise that says something about the code under test."""
 
 
-class Statement(NamedTuple):
+class Check(NamedTuple):
     """`says` is what must hold; `numbers` are those of docs/correctness.md; `joint`: the two must share ids."""
 
     name: str
@@ -46,30 +46,30 @@ class Statement(NamedTuple):
 
 
 STATEMENTS = (
-    Statement("tokenizer", "ids stand for the same bytes in both models", (20, 21), models.tokenizer, False),
-    Statement("teacher untouched", "in eval mode, bit-equal, no gradient", (6, 23), models.teacher_untouched, False),
-    Statement("self-distillation", "teacher = student: no loss, no gradient", (7,), losses.self_distillation),
-    Statement("fused = plain, live", "the fused loss is that of float64", (6,), losses.fused_is_plain_live),
-    Statement("fused = plain, stored", "and on stored targets", (6,), losses.fused_is_plain_stored),
-    Statement("temperature", "T^2 once, T on both sides", (1, 2, 6), losses.temperature),
-    Statement("direction of KL", "forward is KL(teacher || student)", (5,), losses.direction, False),
-    Statement("precision", "float32 log-softmax, nothing infinite", (9,), losses.precision),
-    Statement("teacher matters", "another teacher, another gradient", (8,), models.teacher_matters),
-    Statement("shift", "the next token, once", (10,), store.shift, False),
-    Statement("masked positions", "no gradient outside the spans", (11, 12), models.masked),
-    Statement("packing and padding", "packed = alone = padded", (11, 13), models.packing),
-    Statement("head", "the head is trained", (24,), models.head),
-    Statement("split", "one batch = its micro-batches", (3, 4), models.split),
-    Statement("stored targets", "they fit their own tokens only", (14,), store.alignment, False),
-    Statement("kept mass", "nothing is renormalised", (15,), store.kept_mass, False),
-    Statement("sparse bound", "KL on K + 1 cells <= KL", (16,), losses.sparse_bound),
-    Statement("unbiased draws", "their mean is the teacher", (17,), store.unbiased, False),
-    Statement("raw probabilities", "stored before sampling's settings", (18,), store.raw, False),
+    Check("tokenizer", "ids stand for the same bytes in both models", (20, 21), models.tokenizer, False),
+    Check("teacher untouched", "in eval mode, bit-equal, no gradient", (6, 23), models.teacher_untouched, False),
+    Check("self-distillation", "teacher = student: no loss, no gradient", (7,), losses.self_distillation),
+    Check("fused = plain, live", "the fused loss is that of float64", (6,), losses.fused_is_plain_live),
+    Check("fused = plain, stored", "and on stored targets", (6,), losses.fused_is_plain_stored),
+    Check("temperature", "T^2 once, T on both sides", (1, 2, 6), losses.temperature),
+    Check("direction of KL", "forward is KL(teacher || student)", (5,), losses.direction, False),
+    Check("precision", "float32 log-softmax, nothing infinite", (9,), losses.precision),
+    Check("teacher matters", "another teacher, another gradient", (8,), models.teacher_matters),
+    Check("shift", "the next token, once", (10,), store.shift, False),
+    Check("masked positions", "no gradient outside the spans", (11, 12), models.masked),
+    Check("packing and padding", "packed = alone = padded", (11, 13), models.packing),
+    Check("head", "the head is trained", (24,), models.head),
+    Check("split", "one batch = its micro-batches", (3, 4), models.split),
+    Check("stored targets", "they fit their own tokens only", (14,), store.alignment, False),
+    Check("kept mass", "nothing is renormalised", (15,), store.kept_mass, False),
+    Check("sparse bound", "KL on K + 1 cells <= KL", (16,), losses.sparse_bound),
+    Check("unbiased draws", "their mean is the teacher", (17,), store.unbiased, False),
+    Check("raw probabilities", "stored before sampling's settings", (18,), store.raw, False),
 )
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckOutcome:
     """What came of one statement: its measures; or why it raised (`raised`: it failed) or could not run (`skipped`)."""
 
     name: str
@@ -92,7 +92,7 @@ class SelfTest:
     """All findings, and facts about what they were measured on."""
 
     facts: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckOutcome, ...]
     seconds: float
 
     @property
@@ -116,7 +116,7 @@ def _plain(measure: Measure) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelfTestChoice:
     """`rows`: a file of text to use instead of the built-in rows. `divergence`: one of `losses.NAMES`, all of them when
     absent. `dtype`: the teacher's; the student is float32, as in training."""
 
@@ -127,7 +127,11 @@ class Choice:
 
 
 def run_selftest(
-    teacher: str, student: str | None = None, *, choice: Choice | None = None, on_progress: OnProgress | None = None
+    teacher: str,
+    student: str | None = None,
+    *,
+    choice: SelfTestChoice | None = None,
+    on_progress: OnProgress | None = None,
 ) -> SelfTest:
     """Measure every statement on a pair: hub ids, folders, .gguf files, or `smollm2-135m`. Without a student, or when
     both are one model, the student is the teacher with a little noise in its weights.
@@ -135,7 +139,7 @@ def run_selftest(
     Raises TeacherError for a model that cannot be opened, RecipeError for an unknown divergence, DataError for rows
     that cannot be used, BudgetError when memory runs out. A statement that fails is a finding, not an error.
     """
-    choice, begun = choice or Choice(), time.monotonic()
+    choice, begun = choice or SelfTestChoice(), time.monotonic()
     if choice.divergence not in (None, *NAMES):
         raise RecipeError(f"there is no divergence {choice.divergence!r}; allowed are {', '.join(NAMES)}.")
     ours = open_hf(teacher, dtype=choice.dtype, trust_remote_code=choice.trust_remote_code)
@@ -182,23 +186,23 @@ def _apart(teacher: HfLM, student: HfLM) -> str | None:
     return None if rows >= teacher.vocab else f"the student's head has {rows} rows for {teacher.vocab} tokens"
 
 
-def _finding(statement: Statement, pair: Pair) -> Finding:
+def _finding(statement: Check, pair: Pair) -> CheckOutcome:
     about = (statement.name, statement.says, statement.numbers)
     if statement.joint and pair.apart is not None:
-        return Finding(*about, skipped=pair.apart)
+        return CheckOutcome(*about, skipped=pair.apart)
     measures: list[Measure] = []
     try:
         for measure in statement.check(pair):
             measures.append(measure)
     except CannotRun as reason:
-        return Finding(*about, tuple(measures), skipped=str(reason))
+        return CheckOutcome(*about, tuple(measures), skipped=str(reason))
     except torch.OutOfMemoryError as error:
         raise BudgetError(
             f"out of memory in the statement {statement.name!r}; use smaller models, or --dtype bfloat16."
         ) from error
     except WRONG as error:
-        return Finding(*about, tuple(measures), raised=f"{type(error).__name__}: {error}")
-    return Finding(*about, tuple(measures))
+        return CheckOutcome(*about, tuple(measures), raised=f"{type(error).__name__}: {error}")
+    return CheckOutcome(*about, tuple(measures))
 
 
 def _facts(pair: Pair, alike: bool) -> Iterator[str]:

@@ -18,10 +18,10 @@ from limbeck.serve import page, schemas
 from limbeck.serve.encode import turns_of
 from limbeck.serve.errors import ApiError, bad, no_model
 from limbeck.serve.request import call_of
-from limbeck.serve.responses import EventStream, Head, timed_out
+from limbeck.serve.responses import Envelope, EventStream, timed_out
 from limbeck.serve.schemas import ChatRequest, CompletionRequest
 from limbeck.serve.settings import AUTO
-from limbeck.serve.state import House
+from limbeck.serve.state import ServerState
 from limbeck.serve.validation import explain
 from limbeck.version import __version__
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from limbeck.serve.dispatch import Chosen
-    from limbeck.serve.request import Call
+    from limbeck.serve.request import RequestContext
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -38,7 +38,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
 
 
-def make_app(house: House) -> FastAPI:
+def make_app(house: ServerState) -> FastAPI:
     """The application, without its gate."""
     app = FastAPI(
         title="Limbeck",
@@ -62,7 +62,7 @@ def make_app(house: House) -> FastAPI:
 # ---- looking ---------------------------------------------------------------------------------------------------------
 
 
-def _add_looking(app: FastAPI, house: House) -> None:
+def _add_looking(app: FastAPI, house: ServerState) -> None:
     @app.get("/health", response_model=schemas.Health, responses={503: {"model": schemas.Health}})
     async def health(request: Request) -> Response:
         draining = request.scope["limbeck.gate"].draining
@@ -77,7 +77,7 @@ def _add_looking(app: FastAPI, house: House) -> None:
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [_model(house, name) for name in house.routes.names()]})
 
-    @app.get("/v1/models/{id:path}", response_model=schemas.Model)
+    @app.get("/v1/models/{id:path}", response_model=schemas.ModelObject)
     async def model(id: Annotated[str, Path(max_length=256)]) -> Response:
         if id not in house.routes.names() and house.catalogue.find(id) is None:
             raise no_model(id, house.routes.names())
@@ -88,7 +88,7 @@ def _add_looking(app: FastAPI, house: House) -> None:
         return JSONResponse(page.experts(house))
 
 
-def _model(house: House, name: str) -> dict[str, Any]:
+def _model(house: ServerState, name: str) -> dict[str, Any]:
     expert = house.catalogue.newest.get(name) or house.catalogue.versions.get(name)
     upstream = house.routes.upstream
     owner = "upstream" if upstream is not None and name == upstream.name and not expert else "limbeck"
@@ -96,7 +96,7 @@ def _model(house: House, name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": owner}
 
 
-def gauges(house: House, gate: Any) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+def gauges(house: ServerState, gate: Any) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {
         "limbeck_in_flight": {(): len(gate.writing)},
         "limbeck_draining": {(): float(gate.draining)},
@@ -124,7 +124,7 @@ def gauges(house: House, gate: Any) -> dict[str, dict[tuple[tuple[str, str], ...
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 
-def _add_writing(app: FastAPI, house: House) -> None:
+def _add_writing(app: FastAPI, house: ServerState) -> None:
     limits = house.settings.limits
 
     @app.post("/v1/chat/completions", response_model=schemas.ChatCompletion, responses=STREAM)
@@ -167,7 +167,7 @@ def _add_writing(app: FastAPI, house: House) -> None:
 
 
 async def _written(
-    house: House, call: Call, chosen: Chosen, path: str, body: ChatRequest | CompletionRequest
+    house: ServerState, call: RequestContext, chosen: Chosen, path: str, body: ChatRequest | CompletionRequest
 ) -> Response:
     """The expert's answer, or the upstream's where the expert's own does not stand."""
     work, judge = await _work(house, call, chosen, path), house.routes.judge(chosen)
@@ -200,38 +200,40 @@ def _bound(found: int, most: int, param: str) -> None:
         raise bad(f"{param} is {found:,}; this server allows {most:,}.", param)
 
 
-def _noted(call: Call, body: schemas.Asked, prompt: Any) -> Call:
+def _noted(call: RequestContext, body: schemas.Asked, prompt: Any) -> RequestContext:
     call.user, call.prompt = body.user, prompt
     return call
 
 
-async def _chosen(house: House, call: Call, model: str, turns: list[str]) -> Chosen:
+async def _chosen(house: ServerState, call: RequestContext, model: str, turns: list[str]) -> Chosen:
     chosen = house.routes.choose(model, turns)
     call.model = model if model in house.routes.names() else chosen.model
     _note_route(house, call, chosen)
     return chosen
 
 
-def _note_route(house: House, call: Call, chosen: Chosen) -> None:
+def _note_route(house: ServerState, call: RequestContext, chosen: Chosen) -> None:
     call.expert, call.route = chosen.model, chosen.route
     house.metrics.count("limbeck_routes_total", model=chosen.model, route=chosen.route)
 
 
-async def _work(house: House, call: Call, chosen: Chosen, path: str) -> writing.Work:
+async def _work(house: ServerState, call: RequestContext, chosen: Chosen, path: str) -> writing.Generation:
     assert chosen.expert is not None
     try:
         async with asyncio.timeout_at(call.deadline):
             opened = await call.held.enter_async_context(house.pool.use(chosen.expert))
     except TimeoutError:
         raise timed_out() from None
-    head = Head(_kind(path), chosen.model, opened.lm.fingerprint, chosen.field)
-    return writing.Work(call, opened, head, chosen.headers, house.settings.limits)
+    head = Envelope(_kind(path), chosen.model, opened.lm.fingerprint, chosen.field)
+    return writing.Generation(call, opened, head, chosen.headers, house.settings.limits)
 
 
-async def _passed_on(house: House, call: Call, chosen: Chosen, path: str, body: schemas.Asked) -> Response:
+async def _passed_on(
+    house: ServerState, call: RequestContext, chosen: Chosen, path: str, body: schemas.Asked
+) -> Response:
     """The answer of another server."""
     assert chosen.remote is not None
-    head = Head(_kind(path), chosen.model, None, chosen.field)
+    head = Envelope(_kind(path), chosen.model, None, chosen.field)
     sent = body.model_dump(exclude_unset=True)
     try:
         async with asyncio.timeout_at(call.deadline):

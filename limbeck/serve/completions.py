@@ -11,27 +11,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from starlette.responses import JSONResponse
 
-from limbeck.engine.api import Ask
+from limbeck.engine.api import GenerateRequest
 from limbeck.errors import DataError, EngineError, LongRow
 from limbeck.serve import responses
 from limbeck.serve.encode import chat_ids, room, sampling_of, text_ids, too_long
 from limbeck.serve.errors import bad
-from limbeck.serve.responses import EventStream, Head, TextLogprobs, usage_of
+from limbeck.serve.responses import Envelope, EventStream, TextLogprobs, usage_of
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
     from limbeck.engine.api import Scored, Writing
-    from limbeck.serve.loading import Opened
-    from limbeck.serve.request import Call
+    from limbeck.serve.loading import LoadedExpert
+    from limbeck.serve.request import RequestContext
     from limbeck.serve.schemas import ChatRequest, CompletionRequest
-    from limbeck.serve.settings import Limits
-    from limbeck.types import Written
+    from limbeck.serve.settings import ServeLimits
+    from limbeck.types import GeneratedToken
 
-Judged = Callable[[float], bool]
+JudgeReply = Callable[[float], bool]
 """Whether a reply stands, by its mean log-prob."""
 
-Tokens = AsyncGenerator[tuple[int, "Written"]]
+TokenStream = AsyncGenerator[tuple[int, "GeneratedToken"]]
 """Of all replies to one request, each with its reply's number."""
 
 DEFAULT_TOKENS = 16
@@ -39,16 +39,16 @@ DEFAULT_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Work:
+class Generation:
     """One request on one open expert. `headers` and `head.limbeck` say why it was chosen."""
 
-    call: Call
-    opened: Opened
-    head: Head
+    call: RequestContext
+    opened: LoadedExpert
+    head: Envelope
     headers: dict[str, str]
-    limits: Limits
+    limits: ServeLimits
 
-    def begin(self, asks: list[Ask]) -> list[Writing]:
+    def begin(self, asks: list[GenerateRequest]) -> list[Writing]:
         """Replies under way; they end with the call. Raises ApiError."""
         writings = []
         try:
@@ -68,7 +68,7 @@ class Work:
         usage = usage_of(self.call.prompt_tokens, self.call.completion_tokens)
         return JSONResponse(self.head.whole(choices, usage), headers=self.headers)
 
-    def ended(self, written: Written) -> bool:
+    def ended(self, written: GeneratedToken) -> bool:
         """Whether this is the token that ends a reply, which is no part of it."""
         return written.finish_reason == "stop" and written.id in self.opened.lm.end_ids
 
@@ -76,7 +76,7 @@ class Work:
 # ---- chat ------------------------------------------------------------------------------------------------------------
 
 
-async def chat(work: Work, body: ChatRequest, judged: Judged | None = None) -> Response | None:
+async def chat(work: Generation, body: ChatRequest, judged: JudgeReply | None = None) -> Response | None:
     """The answer; None where `judged`, which is told how sure the model was of its whole reply, lets it not stand.
     Raises ApiError."""
     ids = await chat_ids(work.opened, body)
@@ -84,7 +84,7 @@ async def chat(work: Work, body: ChatRequest, judged: Judged | None = None) -> R
     most = room(work.opened, len(ids), wanted, work.limits.max_tokens)
     sampling = sampling_of(body, most, _seed(body.seed))
     top = (body.top_logprobs or 0) if body.logprobs else 0
-    writings = work.begin([Ask(ids, sampling, index, top) for index in range(body.n or 1)])
+    writings = work.begin([GenerateRequest(ids, sampling, index, top) for index in range(body.n or 1)])
     work.call.prompt_tokens = len(ids)
     tokens = await _standing(work, responses.merged(writings, work.call), judged)
     if tokens is None:
@@ -94,7 +94,7 @@ async def chat(work: Work, body: ChatRequest, judged: Judged | None = None) -> R
     return await _chat_whole(work, body, tokens)
 
 
-async def _standing(work: Work, tokens: Tokens, judged: Judged | None) -> Tokens | None:
+async def _standing(work: Generation, tokens: TokenStream, judged: JudgeReply | None) -> TokenStream | None:
     """The tokens, as they come where there is no judge; all at once where he lets them stand, None where not."""
     if judged is None:
         return tokens
@@ -107,7 +107,7 @@ async def _standing(work: Work, tokens: Tokens, judged: Judged | None) -> Tokens
     return responses.again(heard) if stands else None
 
 
-async def _chat_whole(work: Work, body: ChatRequest, tokens: Tokens) -> Response:
+async def _chat_whole(work: Generation, body: ChatRequest, tokens: TokenStream) -> Response:
     num = body.n or 1
     texts: list[list[str]] = [[] for _ in range(num)]
     logprobs: list[list[dict[str, Any]]] = [[] for _ in range(num)]
@@ -134,7 +134,7 @@ async def _chat_whole(work: Work, body: ChatRequest, tokens: Tokens) -> Response
     return work.answer(choices)
 
 
-async def _chat_events(work: Work, body: ChatRequest, tokens: Tokens) -> AsyncGenerator[bytes]:
+async def _chat_events(work: Generation, body: ChatRequest, tokens: TokenStream) -> AsyncGenerator[bytes]:
     head, usage = work.head, {"usage": None} if body.include_usage else {}
     texts: list[list[str]] = [[] for _ in range(body.n or 1)]
     for index in range(len(texts)):
@@ -166,12 +166,12 @@ def _delta(index: int, delta: dict[str, Any]) -> dict[str, Any]:
 class _Plain:
     """One choice of a completion: what is echoed, with its log-probs, and what was asked for."""
 
-    ask: Ask
+    ask: GenerateRequest
     echo: str
     logprobs: TextLogprobs | None
 
 
-async def completions(work: Work, body: CompletionRequest, judged: Judged | None = None) -> Response | None:
+async def completions(work: Generation, body: CompletionRequest, judged: JudgeReply | None = None) -> Response | None:
     """As `chat`; where nothing is to be written, there is nothing to judge. Raises ApiError."""
     plains, writings = await _plains(work, body)
     tokens = await _standing(work, responses.merged(writings, work.call), judged if writings else None)
@@ -203,7 +203,7 @@ async def completions(work: Work, body: CompletionRequest, judged: Judged | None
 
 
 async def _completion_events(
-    work: Work, body: CompletionRequest, plains: list[_Plain], tokens: Tokens
+    work: Generation, body: CompletionRequest, plains: list[_Plain], tokens: TokenStream
 ) -> AsyncGenerator[bytes]:
     head, usage = work.head, {"usage": None} if body.include_usage else {}
     first: dict[str, Any] = {"limbeck": head.limbeck}
@@ -226,12 +226,12 @@ def _piece(index: int, plain: _Plain, text: str, reason: str | None) -> dict[str
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
 
 
-def _note(work: Work, plain: _Plain, written: Written) -> None:
+def _note(work: Generation, plain: _Plain, written: GeneratedToken) -> None:
     if plain.logprobs and not work.ended(written):
         plain.logprobs.add(written.id, written.logp, written.top)
 
 
-async def _plains(work: Work, body: CompletionRequest) -> tuple[list[_Plain], list[Writing]]:
+async def _plains(work: Generation, body: CompletionRequest) -> tuple[list[_Plain], list[Writing]]:
     """Every choice, in order, and its reply under way; no replies where no tokens are wanted."""
     opened, num, wanted = work.opened, body.n or 1, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     prompts = body.prompts
@@ -241,7 +241,7 @@ async def _plains(work: Work, body: CompletionRequest) -> tuple[list[_Plain], li
     asks = []
     for ids in rows:
         most = room(opened, len(ids), body.max_tokens, wanted)
-        asks += [Ask(ids, sampling_of(body, most, seed), index, top) for index in range(num)]
+        asks += [GenerateRequest(ids, sampling_of(body, most, seed), index, top) for index in range(num)]
     writings = work.begin(asks) if wanted else []
     work.call.prompt_tokens = sum(len(ids) for ids in rows)
     plains = []
@@ -256,7 +256,7 @@ async def _plains(work: Work, body: CompletionRequest) -> tuple[list[_Plain], li
     return plains, writings
 
 
-async def _scored(work: Work, ids: np.ndarray, top: int) -> Scored:
+async def _scored(work: Generation, ids: np.ndarray, top: int) -> Scored:
     try:
         async with asyncio.timeout_at(work.call.deadline):
             return await work.opened.engine.score(ids, top)

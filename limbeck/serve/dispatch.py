@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from limbeck.serve.catalogue import Catalogue
     from limbeck.serve.prometheus import Metrics
     from limbeck.serve.settings import Routing
-    from limbeck.serve.upstream import Remote
+    from limbeck.serve.upstream import UpstreamModel
 
 LONGEST_REASON = 200
 
 
-class Decision(Protocol):
+class Dispatch(Protocol):
     """What a router says: `expert` None is out of scope, or better answered by the teacher."""
 
     @property
@@ -36,7 +36,7 @@ class Decision(Protocol):
     def reason(self) -> str: ...
 
 
-class Judge(Protocol):
+class ReplyJudge(Protocol):
     """How an expert's reply is judged by how sure it was of its words: `right` is the probability that it is right."""
 
     @property
@@ -48,8 +48,8 @@ class Decider(Protocol):
     """A fitted router."""
 
     @property
-    def cascades(self) -> Mapping[str, Judge]: ...
-    def decide(self, prompt: str) -> Decision: ...
+    def cascades(self) -> Mapping[str, ReplyJudge]: ...
+    def decide(self, prompt: str) -> Dispatch: ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Chosen:
     route: str
     reason: str
     expert: Expert | None = None
-    remote: Remote | None = None
+    remote: UpstreamModel | None = None
     confidence: float | None = None
 
     @property
@@ -100,8 +100,8 @@ class Routes:
     catalogue: Catalogue
     metrics: Metrics
     router: Decider | None
-    upstream: Remote | None
-    backends: dict[str, Remote]
+    upstream: UpstreamModel | None
+    backends: dict[str, UpstreamModel]
     no_router: str = ""
 
     def names(self) -> list[str]:
@@ -143,7 +143,7 @@ class Routes:
             return self._to_expert(decision, f"the conversation stays on its first turn's expert; {decision.reason}")
         return self._to_expert(decision, decision.reason)
 
-    def _decided(self, prompt: str) -> Decision:
+    def _decided(self, prompt: str) -> Dispatch:
         assert self.router is not None
         begun = time.perf_counter()
         try:
@@ -151,7 +151,7 @@ class Routes:
         finally:
             self.metrics.observe("limbeck_router_seconds", time.perf_counter() - begun)
 
-    def _to_expert(self, decision: Decision, reason: str) -> Chosen:
+    def _to_expert(self, decision: Dispatch, reason: str) -> Chosen:
         confidence = round(float(decision.confidence), 4)
         if decision.expert is None:
             return self._fallback(reason, confidence)
@@ -165,13 +165,13 @@ class Routes:
             return self._fallback(f"{reason}; the expert {decision.expert} is not here", confidence)
         return Chosen("auto", reason, expert=expert, confidence=confidence)
 
-    def judge(self, chosen: Chosen) -> Judge | None:
+    def judge(self, chosen: Chosen) -> ReplyJudge | None:
         """Who says whether the expert's reply stands; None where it always does."""
         if not self.settings.cascade or chosen.route != "auto" or chosen.expert is None or self.router is None:
             return None
         return self.router.cascades.get(chosen.expert.name)
 
-    def doubted(self, chosen: Chosen, judge: Judge, mean_logp: float) -> Chosen | None:
+    def doubted(self, chosen: Chosen, judge: ReplyJudge, mean_logp: float) -> Chosen | None:
         """Who is asked instead of the expert, whose reply is there; None where it stands."""
         right = judge.right(mean_logp)
         least = judge.threshold if self.settings.cascade_threshold is None else self.settings.cascade_threshold

@@ -16,7 +16,7 @@ from limbeck.types import Sampling
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.serve.loading import Opened
+    from limbeck.serve.loading import LoadedExpert
     from limbeck.serve.schemas import Asked, ChatRequest, Message
 
 LONG_TEXT = 20_000
@@ -35,14 +35,14 @@ def turns_of(messages: Sequence[Message]) -> list[dict[str, str]]:
     return [{"role": "system" if one.role == "developer" else one.role, "content": one.text} for one in messages]
 
 
-async def chat_ids(opened: Opened, body: ChatRequest) -> np.ndarray:
+async def chat_ids(opened: LoadedExpert, body: ChatRequest) -> np.ndarray:
     """int32 ids of the conversation up to where the reply begins. Raises ApiError: a control token in a content, a
     conversation that the template refuses or that does not fit, a model without a template."""
     turns = turns_of(body.messages)
     return await _encoded(opened, Example(messages=turns, source="messages"), "messages")
 
 
-async def text_ids(opened: Opened, prompt: str | list[int], param: str) -> np.ndarray:
+async def text_ids(opened: LoadedExpert, prompt: str | list[int], param: str) -> np.ndarray:
     """int32 ids of a plain prompt, with the special tokens that the tokenizer adds; ids are taken as they are. Raises
     ApiError."""
     if not isinstance(prompt, str):
@@ -52,7 +52,7 @@ async def text_ids(opened: Opened, prompt: str | list[int], param: str) -> np.nd
     return await _encoded(opened, Example(prompt=prompt, source=param), param)
 
 
-async def _encoded(opened: Opened, example: Example, param: str) -> np.ndarray:
+async def _encoded(opened: LoadedExpert, example: Example, param: str) -> np.ndarray:
     long = sum(len(str(turn["content"])) for turn in example.messages or ()) + len(example.prompt or "") > LONG_TEXT
     encoder = Encoder(
         opened.lm.tokenizer,
@@ -77,7 +77,7 @@ def too_long(found: str) -> ApiError:
     return bad(ADVICE.sub("", found), code="context_length_exceeded")
 
 
-def room(opened: Opened, num_prompt: int, wanted: int | None, default: int) -> int:
+def room(opened: LoadedExpert, num_prompt: int, wanted: int | None, default: int) -> int:
     """Tokens that a reply may have; `wanted` may be 0, to have the prompt scored. Raises ApiError where more are wanted
     than the context has."""
     free = opened.engine.max_context - num_prompt

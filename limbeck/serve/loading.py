@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedExpert:
     lm: LiveLM
     engine: Engine
 
@@ -56,14 +56,14 @@ class Opened:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in value)
 
 
-def opener(settings: Serving) -> Callable[[Expert, int], Opened]:
+def opener(settings: Serving) -> Callable[[Expert, int], LoadedExpert]:
     """What opens an expert, in a thread: its model, and the engine that fits its kind. The other number are the bytes
     that keys and values may take."""
 
-    def open_expert(expert: Expert, sequence_bytes: int) -> Opened:
+    def open_expert(expert: Expert, sequence_bytes: int) -> LoadedExpert:
         fixed = expert.card.format != "safetensors"  # the precision of other formats is their own
         lm = open_lm(expert.model_path, dtype="auto" if fixed else settings.dtype)
-        return Opened(lm, _engine(lm, settings, sequence_bytes))
+        return LoadedExpert(lm, _engine(lm, settings, sequence_bytes))
 
     return open_expert
 

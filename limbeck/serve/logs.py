@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limbeck.serve.request import Call
+    from limbeck.serve.request import RequestContext
 
 QUIET = frozenset({"/health", "/metrics"})
 
@@ -31,7 +31,7 @@ class Log:
         found = {key: value for key, value in values.items() if value is not None}
         self.write(json.dumps({"time": now, "level": level, "event": event, **found}, default=str))
 
-    def request(self, call: Call, seconds: float) -> None:
+    def request(self, call: RequestContext, seconds: float) -> None:
         if call.path in QUIET and call.status < 400:
             return
         self.event(
@@ -57,7 +57,7 @@ class Log:
         )
 
 
-class Handler(logging.Handler):
+class LogLines(logging.Handler):
     """What uvicorn and asyncio log, as such lines. Of an exception only its type and places are told: its text may
     hold what a client sent."""
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from limbeck.serve.logs import Log
     from limbeck.serve.prometheus import Metrics
-    from limbeck.serve.request import Call
-    from limbeck.serve.settings import Limits
+    from limbeck.serve.request import RequestContext
+    from limbeck.serve.settings import ServeLimits
 
 OPEN = frozenset({"/", "/page.css", "/page.js", "/health"})
 """What is shown without a key: the page has no secrets in it, and balancers have no key."""
@@ -38,24 +38,24 @@ SAFE = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-refer
 
 
 @dataclass
-class Gate:
+class LimitsMiddleware:
     """The application behind the gate. `busy` are the calls under way; `draining` refuses new ones."""
 
     app: ASGIApp
     keys: Keys
-    limits: Limits
+    limits: ServeLimits
     rates: Rates
     metrics: Metrics
     log: Log
     host: str = "127.0.0.1"
 
     def __post_init__(self) -> None:
-        self.busy: dict[Call, asyncio.Task[None]] = {}
+        self.busy: dict[RequestContext, asyncio.Task[None]] = {}
         self.draining = False
         self.max_body = num_bytes(self.limits.max_body)
 
     @property
-    def writing(self) -> list[Call]:
+    def writing(self) -> list[RequestContext]:
         """Calls under way that models write for."""
         return [call for call in self.busy if call.path in WRITING]
 
@@ -73,7 +73,7 @@ class Gate:
                 await send({"type": "websocket.close", "code": 1008})
             return
         client = scope.get("client") or ("", 0)
-        call = request.Call(scope["method"], endpoint_of(scope["path"]), str(client[0]))
+        call = request.RequestContext(scope["method"], endpoint_of(scope["path"]), str(client[0]))
         call.deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
         request.put(scope, call)
         sender = _Sender(call, send)
@@ -99,7 +99,7 @@ class Gate:
             del self.busy[call]
             self._tell(call)
 
-    async def _admitted(self, call: Call, scope: Scope, receive: Receive) -> bytes:
+    async def _admitted(self, call: RequestContext, scope: Scope, receive: Receive) -> bytes:
         """The request's body, if it may pass. Raises ApiError."""
         headers = dict(scope["headers"])
         path = scope["path"]
@@ -153,7 +153,7 @@ class Gate:
     def _too_large(self) -> ApiError:
         return ApiError(413, f"The body is larger than {self.max_body:,} bytes.", code="body_too_large")
 
-    def _tell(self, call: Call) -> None:
+    def _tell(self, call: RequestContext) -> None:
         seconds = time.monotonic() - call.begun
         self.metrics.count("limbeck_requests_total", endpoint=call.path, status=str(call.status or 499))
         self.metrics.observe("limbeck_request_seconds", seconds, endpoint=call.path)
@@ -182,7 +182,7 @@ def endpoint_of(path: str) -> str:
 class _Sender:
     """Sends a response on, with headers of ours, and notes its status."""
 
-    def __init__(self, call: Call, send: Send) -> None:
+    def __init__(self, call: RequestContext, send: Send) -> None:
         self._call, self._send = call, send
 
     async def __call__(self, message: Message) -> None:

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 if TYPE_CHECKING:
     from limbeck.experts import Expert
-    from limbeck.serve.state import House
+    from limbeck.serve.state import ServerState
 
 HERE = Path(__file__).parent
 FILES = {
@@ -102,7 +102,7 @@ def created_at(expert: Expert) -> int:
     return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
 
 
-def experts(house: House) -> dict[str, Any]:
+def experts(house: ServerState) -> dict[str, Any]:
     upstream = house.routes.upstream
     prices = upstream.prices if upstream else None
     return {
@@ -118,7 +118,7 @@ def experts(house: House) -> dict[str, Any]:
     }
 
 
-def _shown(house: House, expert: Expert) -> dict[str, Any]:
+def _shown(house: ServerState, expert: Expert) -> dict[str, Any]:
     card, scope = expert.card, expert.card.scope
     place = house.pool.places.get(f"{expert.name}@{expert.version}")
     names = (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from limbeck.experts import Expert
-    from limbeck.serve.loading import Opened
+    from limbeck.serve.loading import LoadedExpert
     from limbeck.serve.logs import Log
     from limbeck.serve.prometheus import Metrics
 
@@ -31,12 +31,12 @@ RETRY = 2.0
 
 
 @dataclass(eq=False)
-class _Place:
+class _PoolSlot:
     """One expert, open or opening. `users` hold it; `num_bytes` is what it is counted with."""
 
     expert: Expert
     num_bytes: int
-    opening: asyncio.Task[Opened] | None = None
+    opening: asyncio.Task[LoadedExpert] | None = None
     users: int = 0
     since: float = field(default_factory=time.monotonic)
 
@@ -45,18 +45,18 @@ class _Place:
         return f"{self.expert.name}@{self.expert.version}"
 
     @property
-    def opened(self) -> Opened | None:
+    def opened(self) -> LoadedExpert | None:
         done = self.opening is not None and self.opening.done() and not self.opening.cancelled()
         return self.opening.result() if self.opening and done and not self.opening.exception() else None
 
 
 @dataclass
-class Pool:
+class ExpertPool:
     """`open_expert` opens an expert with its engine, in a thread, within the bytes for keys and values that it is
     given; it may raise LimbeckError. `budget` is in bytes, None without limit: of weights, and of the most that keys
     and values can come to, at most `sequence_bytes` of each. `measure` gives the bytes that this process takes."""
 
-    open_expert: Callable[[Expert, int], Opened]
+    open_expert: Callable[[Expert, int], LoadedExpert]
     budget: int | None
     sequence_bytes: int
     metrics: Metrics
@@ -64,7 +64,7 @@ class Pool:
     measure: Callable[[], int] = taken_memory
 
     def __post_init__(self) -> None:
-        self.places: dict[str, _Place] = {}
+        self.places: dict[str, _PoolSlot] = {}
         self._failed: dict[str, tuple[float, str]] = {}
         self._one_at_a_time = asyncio.Lock()
         self._freed = asyncio.Event()
@@ -74,7 +74,7 @@ class Pool:
         return sum(place.num_bytes for place in self.places.values())
 
     @contextlib.asynccontextmanager
-    async def use(self, expert: Expert) -> AsyncIterator[Opened]:
+    async def use(self, expert: Expert) -> AsyncIterator[LoadedExpert]:
         """The expert, open for as long as the block runs. Raises ApiError 503 when it cannot be opened, or when what is
         in use leaves no room for it."""
         place = self._place(expert)
@@ -87,7 +87,7 @@ class Pool:
             place.since = time.monotonic()
             self._freed.set()
 
-    def _place(self, expert: Expert) -> _Place:
+    def _place(self, expert: Expert) -> _PoolSlot:
         name = f"{expert.name}@{expert.version}"
         place = self.places.get(name)
         if place is not None and place.opened is not None and place.opened.engine.stats.dead:
@@ -98,12 +98,12 @@ class Pool:
             until, reason = self._failed.get(name, (0.0, ""))
             if (wait := until - time.monotonic()) > 0:
                 raise _cannot_open(name, reason, wait)
-            place = self.places[name] = _Place(expert, 0)
+            place = self.places[name] = _PoolSlot(expert, 0)
             place.opening = asyncio.create_task(self._open(place))
             place.opening.add_done_callback(_seen)
         return place
 
-    async def _open(self, place: _Place) -> Opened:
+    async def _open(self, place: _PoolSlot) -> LoadedExpert:
         """Make room, open, and measure what it took."""
         weights = place.expert.card.memory_bytes or place.expert.card.bytes
         try:
@@ -130,7 +130,7 @@ class Pool:
         self.log.event("expert_opened", expert=place.name, seconds=round(seconds, 3), bytes=place.num_bytes)
         return opened
 
-    def _sequences(self, place: _Place, weights: int) -> int:
+    def _sequences(self, place: _PoolSlot, weights: int) -> int:
         """Bytes that its keys and values may take. Raises ApiError for an expert that can never fit."""
         if self.budget is not None and weights > self.budget:
             raise ApiError(
@@ -141,7 +141,7 @@ class Pool:
             )
         return self.sequence_bytes if self.budget is None else min(self.sequence_bytes, self.budget - weights)
 
-    async def _make_room(self, place: _Place, need: int) -> None:
+    async def _make_room(self, place: _PoolSlot, need: int) -> None:
         """Close idle experts, those first that were idle longest, until `need` bytes fit."""
         if self.budget is None:
             return
@@ -170,7 +170,7 @@ class Pool:
                 if _is_idle(place) and time.monotonic() - place.since >= ttl:
                     await self._close(place, "idle")
 
-    async def _close(self, place: _Place, why: str) -> None:
+    async def _close(self, place: _PoolSlot, why: str) -> None:
         opened = self._forget(place, why)
         if opened is not None:
             await asyncio.to_thread(opened.engine.close)
@@ -178,7 +178,7 @@ class Pool:
             place.opening = None
             gc.collect()
 
-    def _forget(self, place: _Place, why: str) -> Opened | None:
+    def _forget(self, place: _PoolSlot, why: str) -> LoadedExpert | None:
         """Take it out, so that nobody new gets it."""
         opened = place.opened
         self._drop(place)
@@ -186,7 +186,7 @@ class Pool:
         self.log.event("expert_closed", expert=place.name, why=why)
         return opened
 
-    def _drop(self, place: _Place) -> None:
+    def _drop(self, place: _PoolSlot) -> None:
         if self.places.get(place.name) is place:
             del self.places[place.name]
 
@@ -199,7 +199,7 @@ class Pool:
             await self._close(place, "stopping")
 
 
-def _is_idle(place: _Place) -> bool:
+def _is_idle(place: _PoolSlot) -> bool:
     return place.users == 0 and place.opened is not None
 
 
@@ -209,7 +209,7 @@ def _cannot_open(name: str, reason: str, wait: float) -> ApiError:
     )
 
 
-def _seen(task: asyncio.Task[Opened]) -> None:
+def _seen(task: asyncio.Task[LoadedExpert]) -> None:
     """Its error is told to those who wait; when nobody does, it is in the log."""
     if not task.cancelled():
         task.exception()

@@ -16,7 +16,7 @@ KEY = "limbeck.call"
 
 
 @dataclass(eq=False)
-class Call:
+class RequestContext:
     """`key` names who asks. Handlers fill in the second half; `held` is closed when the answer is sent or given up."""
 
     method: str
@@ -48,9 +48,9 @@ class Call:
             self.first_token = time.monotonic() - self.begun
 
 
-def call_of(request: Request) -> Call:
+def call_of(request: Request) -> RequestContext:
     return request.scope[KEY]
 
 
-def put(scope: Scope, call: Call) -> None:
+def put(scope: Scope, call: RequestContext) -> None:
     scope[KEY] = call

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from limbeck.engine.api import Scored, Writing
-    from limbeck.serve.loading import Opened
-    from limbeck.serve.request import Call
-    from limbeck.types import Written
+    from limbeck.serve.loading import LoadedExpert
+    from limbeck.serve.request import RequestContext
+    from limbeck.types import GeneratedToken
 
 LEAST_LOGP = -9999.0
 """What stands for minus infinity, which JSON does not have; as OpenAI's API has it."""
@@ -35,7 +35,7 @@ LAST_WORDS = 1.0
 
 
 @dataclass(frozen=True)
-class Head:
+class Envelope:
     """What every piece of one answer begins with."""
 
     kind: str  # "chat.completion" or "text_completion"
@@ -88,13 +88,13 @@ def _finite(logp: float) -> float:
     return logp if math.isfinite(logp) else LEAST_LOGP
 
 
-def chat_logprob(opened: Opened, written: Written) -> dict[str, Any]:
+def chat_logprob(opened: LoadedExpert, written: GeneratedToken) -> dict[str, Any]:
     """One entry of `logprobs.content`."""
     tops = [_shown(opened, token, logp) for token, logp in written.top]
     return {**_shown(opened, written.id, written.logp), "top_logprobs": tops}
 
 
-def _shown(opened: Opened, token: int, logp: float) -> dict[str, Any]:
+def _shown(opened: LoadedExpert, token: int, logp: float) -> dict[str, Any]:
     value = opened.bytes_of(token)
     return {
         "token": opened.text_of(token),
@@ -106,7 +106,7 @@ def _shown(opened: Opened, token: int, logp: float) -> dict[str, Any]:
 class TextLogprobs:
     """The log-probs of /v1/completions: four lists side by side. `top_logprobs` holds the token itself as well."""
 
-    def __init__(self, opened: Opened, offset: int = 0) -> None:
+    def __init__(self, opened: LoadedExpert, offset: int = 0) -> None:
         self._opened, self._offset = opened, offset
         self.value: dict[str, list[Any]] = {}
         self.take()
@@ -137,13 +137,13 @@ class TextLogprobs:
 # ---- replies under way -----------------------------------------------------------------------------------------------
 
 
-async def again(heard: Sequence[tuple[int, Written]]) -> AsyncGenerator[tuple[int, Written]]:
+async def again(heard: Sequence[tuple[int, GeneratedToken]]) -> AsyncGenerator[tuple[int, GeneratedToken]]:
     """Tokens that were kept back, as if they came now."""
     for one in heard:
         yield one
 
 
-async def merged(writings: Sequence[Writing], call: Call) -> AsyncGenerator[tuple[int, Written]]:
+async def merged(writings: Sequence[Writing], call: RequestContext) -> AsyncGenerator[tuple[int, GeneratedToken]]:
     """Tokens of several replies, each with its reply's index, as they come. Raises ApiError when an engine fails."""
     try:
         if len(writings) == 1:
@@ -161,8 +161,8 @@ async def merged(writings: Sequence[Writing], call: Call) -> AsyncGenerator[tupl
         raise engine_refusal(error) from error
 
 
-async def _together(writings: Sequence[Writing]) -> AsyncGenerator[tuple[int, Written]]:
-    queue: asyncio.Queue[tuple[int, Written | EngineError | None]] = asyncio.Queue(maxsize=4 * len(writings))
+async def _together(writings: Sequence[Writing]) -> AsyncGenerator[tuple[int, GeneratedToken]]:
+    queue: asyncio.Queue[tuple[int, GeneratedToken | EngineError | None]] = asyncio.Queue(maxsize=4 * len(writings))
 
     async def pump(index: int, writing: Writing) -> None:
         try:
@@ -200,7 +200,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes], call: Call, headers: dict[str, str]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], call: RequestContext, headers: dict[str, str]) -> None:
         self._events, self._call = events, call
         self.status_code, self.background = 200, None
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no", **headers})

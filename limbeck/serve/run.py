@@ -17,9 +17,9 @@ from limbeck.serve.errors import ApiError
 from limbeck.serve.limits import Keys, Rates
 from limbeck.serve.loading import opener
 from limbeck.serve.logs import Log
-from limbeck.serve.pool import Pool
+from limbeck.serve.pool import ExpertPool
 from limbeck.serve.prometheus import Metrics
-from limbeck.serve.upstream import Remote, Remotes
+from limbeck.serve.upstream import UpstreamModel, UpstreamModels
 from limbeck.system.device import total_memory
 from limbeck.system.net import is_loopback
 from limbeck.system.signals import stop_on_signals
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 
     from limbeck.experts import Expert
     from limbeck.serve.dispatch import Decider
-    from limbeck.serve.loading import Opened
-    from limbeck.serve.middleware import Gate
+    from limbeck.serve.loading import LoadedExpert
+    from limbeck.serve.middleware import LimitsMiddleware
     from limbeck.serve.settings import Serving
-    from limbeck.serve.state import House
+    from limbeck.serve.state import ServerState
 
 
 @dataclass(frozen=True)
 class Built:
     """A server that does not listen yet."""
 
-    house: House
-    gate: Gate
+    house: ServerState
+    gate: LimitsMiddleware
     log: Log
 
 
@@ -59,33 +59,33 @@ def build(
     settings: Serving,
     *,
     on_message: Callable[[str], None],
-    open_with: Callable[[Serving], Callable[[Expert, int], Opened]] | None = None,
+    open_with: Callable[[Serving], Callable[[Expert, int], LoadedExpert]] | None = None,
     router: Decider | None = None,
 ) -> Built:
     """All parts of the server, put together; `open_with` and `router` stand in for what
     opens experts and for the registry's router. Raises as `run_serve`."""
     try:
         from limbeck.serve.app import make_app
-        from limbeck.serve.middleware import Gate
-        from limbeck.serve.state import House
+        from limbeck.serve.middleware import LimitsMiddleware
+        from limbeck.serve.state import ServerState
     except ImportError as error:
         raise MissingExtra("fastapi", "serve", "limbeck serve") from error
     metrics, log = Metrics(), Log(on_message, settings.log_prompts)
     catalogue = Catalogue(Registry(registry))
     catalogue.look()
-    backends = {name: Remote(name, url, name) for name, url in settings.backends.items()}
-    upstream = None if settings.upstream is None else Remote.of(settings.upstream)
+    backends = {name: UpstreamModel(name, url, name) for name, url in settings.backends.items()}
+    upstream = None if settings.upstream is None else UpstreamModel.of(settings.upstream)
     no_router = ""
     if router is None:
         router, no_router = _router(registry, catalogue, log)
     routes = Routes(settings.routing, catalogue, metrics, router, upstream, backends, no_router)
     _refuse_unfitting(settings, routes)
     budget, sequence_bytes = settings.bytes_of(total_memory())
-    pool = Pool((open_with or opener)(settings), budget, sequence_bytes, metrics, log)
-    house = House(settings, catalogue, pool, routes, Remotes(metrics), metrics)
+    pool = ExpertPool((open_with or opener)(settings), budget, sequence_bytes, metrics, log)
+    house = ServerState(settings, catalogue, pool, routes, UpstreamModels(metrics), metrics)
     limits = settings.limits
     rates = Rates(limits.requests_per_minute, limits.tokens_per_minute)
-    gate = Gate(make_app(house), Keys.read(settings.keys), limits, rates, metrics, log, settings.host)
+    gate = LimitsMiddleware(make_app(house), Keys.read(settings.keys), limits, rates, metrics, log, settings.host)
     return Built(house, gate, log)
 
 

@@ -53,16 +53,16 @@ UNSUPPORTED = {
 """Parameters of OpenAI's that have no effect here, and what they ask for."""
 
 
-class _Sent(BaseModel):
+class _RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-class TextPart(_Sent):
+class TextPart(_RequestBody):
     type: Literal["text"]
     text: Text
 
 
-class Message(_Sent):
+class Message(_RequestBody):
     """One turn. Contents are text, or a list of text parts. The last five are what clients copy from an answer."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -78,15 +78,15 @@ class Message(_Sent):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class StreamOptions(_Sent):
+class StreamOptions(_RequestBody):
     include_usage: bool = False
 
 
-class TextFormat(_Sent):
+class TextFormat(_RequestBody):
     type: Literal["text"]
 
 
-class Asked(_Sent):
+class Asked(_RequestBody):
     """What both endpoints know."""
 
     model: Annotated[Text, Field(min_length=1, max_length=256)]
@@ -152,7 +152,7 @@ class CompletionRequest(Asked):
 # ---- answers (written by hand, for speed: these are their promise) ---------------------------------------------------
 
 
-class Problem(BaseModel):
+class ErrorBody(BaseModel):
     message: str
     type: str
     param: str | None
@@ -160,7 +160,7 @@ class Problem(BaseModel):
 
 
 class Failure(BaseModel):
-    error: Problem
+    error: ErrorBody
 
 
 class Usage(BaseModel):
@@ -192,14 +192,14 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
-class Reply(BaseModel):
+class ReplyMessage(BaseModel):
     role: Literal["assistant"]
     content: str
 
 
 class ChatChoice(BaseModel):
     index: int
-    message: Reply
+    message: ReplyMessage
     logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length"]
 
@@ -240,7 +240,7 @@ class Completion(BaseModel):
     limbeck: Route
 
 
-class Model(BaseModel):
+class ModelObject(BaseModel):
     id: str
     object: Literal["model"]
     created: int
@@ -249,7 +249,7 @@ class Model(BaseModel):
 
 class Models(BaseModel):
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelObject]
 
 
 class Health(BaseModel):

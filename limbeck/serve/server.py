@@ -16,14 +16,14 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from limbeck.serve.errors import ApiError
-from limbeck.serve.logs import Handler
+from limbeck.serve.logs import LogLines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from limbeck.serve.logs import Log
-    from limbeck.serve.middleware import Gate
-    from limbeck.serve.settings import Limits, Serving
+    from limbeck.serve.middleware import LimitsMiddleware
+    from limbeck.serve.settings import ServeLimits, Serving
 
 MOST_HEAD = 32 * 2**10
 """Bytes of a request's head."""
@@ -32,7 +32,7 @@ SEND_BUFFER = 256 * 2**10
 TICK = 0.02
 
 
-def protocol_with(limits: Limits) -> type[H11Protocol]:
+def protocol_with(limits: ServeLimits) -> type[H11Protocol]:
     """The protocol's class with these limits: uvicorn makes an instance of it for each connection."""
 
     class Bounded(H11Protocol):
@@ -130,12 +130,12 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 async def listen(
-    gate: Gate, settings: Serving, bound: socket.socket, ready: Callable[[], None], asked: asyncio.Event
+    gate: LimitsMiddleware, settings: Serving, bound: socket.socket, ready: Callable[[], None], asked: asyncio.Event
 ) -> None:
     """Serve until a stop is `asked`, then refuse new requests, let those under way finish within `drain_seconds`, and
     end."""
     log = gate.log
-    handler = Handler(log)
+    handler = LogLines(log)
     loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
     for logger in loggers:
         logger.addHandler(handler)
@@ -174,7 +174,7 @@ async def listen(
             logger.propagate = True
 
 
-async def drained(gate: Gate, seconds: float, log: Log) -> None:
+async def drained(gate: LimitsMiddleware, seconds: float, log: Log) -> None:
     """Wait until nothing is under way, at most so long; what is then, is ended."""
     gate.draining = True
     log.event("draining", under_way=len(gate.writing))

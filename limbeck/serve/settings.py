@@ -30,7 +30,7 @@ AUTO = "auto"
 """The model name that lets the router choose."""
 
 
-class Prices(Section):
+class UpstreamPrices(Section):
     """What the upstream costs, in one currency, per million tokens."""
 
     input: Annotated[float, Field(ge=0.0)] = Field(description="prompt tokens")
@@ -43,7 +43,7 @@ class Upstream(Section):
     url: Url = Field(description="where the endpoint is; it usually ends in `/v1`")
     model: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="name of the model there, and here")
     api_key_env: EnvName | None = Field(default=None, description="environment variable that holds the key")
-    prices: Prices | None = Field(default=None, description="what it costs; without them no cost is shown")
+    prices: UpstreamPrices | None = Field(default=None, description="what it costs; without them no cost is shown")
     connect_seconds: Seconds = Field(default=5.0, description="longest wait for a connection")
     read_seconds: Seconds = Field(default=120.0, description="longest wait for the next bytes of an answer")
 
@@ -65,7 +65,7 @@ class Routing(Section):
     )
 
 
-class Limits(Section):
+class ServeLimits(Section):
     """What one request, one key and all of them together may take."""
 
     max_body: Bytes = Field(default="1M", description="largest request body")
@@ -118,7 +118,7 @@ class Serving(Section):
         default={}, description="experts that a vLLM or llama.cpp server runs under their own name: name and URL"
     )
     routing: Routing = Field(default=Routing())
-    limits: Limits = Field(default=Limits())
+    limits: ServeLimits = Field(default=ServeLimits())
     drain_seconds: Seconds = Field(default=30.0, description="after SIGTERM, longest wait for answers under way")
     log_prompts: bool = Field(default=False, description="write prompts and replies into the log")
 

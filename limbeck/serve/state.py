@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from limbeck.serve.catalogue import Catalogue
     from limbeck.serve.dispatch import Routes
-    from limbeck.serve.pool import Pool
+    from limbeck.serve.pool import ExpertPool
     from limbeck.serve.prometheus import Metrics
     from limbeck.serve.settings import Serving
-    from limbeck.serve.upstream import Remotes
+    from limbeck.serve.upstream import UpstreamModels
 
 
 @dataclass
-class House:
+class ServerState:
     """Everything that answers a request."""
 
     settings: Serving
     catalogue: Catalogue
-    pool: Pool
+    pool: ExpertPool
     routes: Routes
-    remotes: Remotes
+    remotes: UpstreamModels
     metrics: Metrics

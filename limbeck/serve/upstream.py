@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 from limbeck.endpoint.client import redact
 from limbeck.errors import MissingExtra, RecipeError
 from limbeck.serve.errors import ApiError, bad
-from limbeck.serve.responses import Head, event
+from limbeck.serve.responses import Envelope, event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
     from limbeck.serve.prometheus import Metrics
-    from limbeck.serve.request import Call
-    from limbeck.serve.settings import Prices, Upstream
+    from limbeck.serve.request import RequestContext
+    from limbeck.serve.settings import Upstream, UpstreamPrices
 
 MOST_BYTES = 16 * 2**20
 """Of an answer, and of one event of a stream."""
@@ -39,7 +39,7 @@ PASSED = frozenset(
 
 
 @dataclass(frozen=True)
-class Remote:
+class UpstreamModel:
     """One model of another server. `name` is what it is called here, `model` there."""
 
     name: str
@@ -48,10 +48,10 @@ class Remote:
     key: str = field(default="", repr=False)
     connect_seconds: float = 5.0
     read_seconds: float = 120.0
-    prices: Prices | None = None
+    prices: UpstreamPrices | None = None
 
     @classmethod
-    def of(cls, settings: Upstream) -> Remote:
+    def of(cls, settings: Upstream) -> UpstreamModel:
         """The teacher. Raises RecipeError where its key is not in the environment."""
         key = os.environ.get(settings.api_key_env, "").strip() if settings.api_key_env else ""
         if settings.api_key_env and not (key and key.isascii() and key.isprintable()):
@@ -77,7 +77,7 @@ class Remote:
 
 
 @dataclass
-class Remotes:
+class UpstreamModels:
     """The connections to all of them. Use within one event loop, and close."""
 
     metrics: Metrics
@@ -98,7 +98,7 @@ class Remotes:
             await self._client.aclose()
 
     @contextlib.asynccontextmanager
-    async def _sent(self, remote: Remote, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
+    async def _sent(self, remote: UpstreamModel, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
         """The response, once its head says that all is well. Raises ApiError."""
         import httpx2
 
@@ -122,7 +122,9 @@ class Remotes:
             self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result=str(error.status))
             raise
 
-    async def whole(self, remote: Remote, path: str, sent: dict[str, Any], head: Head, call: Call) -> dict[str, Any]:
+    async def whole(
+        self, remote: UpstreamModel, path: str, sent: dict[str, Any], head: Envelope, call: RequestContext
+    ) -> dict[str, Any]:
         """A whole answer, under our name and with our reason. Raises ApiError."""
         body = {**_passed(sent), "model": remote.model}
         async with self._sent(remote, path, body) as response:
@@ -134,7 +136,7 @@ class Remotes:
         return {**found, "model": head.model, "limbeck": head.limbeck}
 
     async def events(
-        self, remote: Remote, path: str, sent: dict[str, Any], head: Head, call: Call
+        self, remote: UpstreamModel, path: str, sent: dict[str, Any], head: Envelope, call: RequestContext
     ) -> AsyncGenerator[bytes]:
         """The events of a streamed answer, each read and written anew, without the last `[DONE]`. Raises ApiError."""
         wants_usage = bool((sent.get("stream_options") or {}).get("include_usage"))
@@ -162,7 +164,7 @@ class Remotes:
                 raise ApiError(503, f"The answer of {remote.name} was cut off.", code="upstream_unavailable")
         self._account(remote, usage, call)
 
-    def _account(self, remote: Remote, usage: Any, call: Call) -> None:
+    def _account(self, remote: UpstreamModel, usage: Any, call: RequestContext) -> None:
         usage = usage if isinstance(usage, dict) else {}
         call.prompt_tokens += _whole(usage.get("prompt_tokens"))
         call.completion_tokens += _whole(usage.get("completion_tokens"))
@@ -184,7 +186,7 @@ async def _read(response: Any) -> bytes:
     return bytes(found)
 
 
-async def _data(response: Any, remote: Remote) -> AsyncIterator[str]:
+async def _data(response: Any, remote: UpstreamModel) -> AsyncIterator[str]:
     """The data of each event."""
     rest = b""
     async for part in response.aiter_bytes():
@@ -196,7 +198,7 @@ async def _data(response: Any, remote: Remote) -> AsyncIterator[str]:
                 yield line[5:].strip().decode("utf-8", "replace")
 
 
-def _object(text: bytes, remote: Remote) -> dict[str, Any]:
+def _object(text: bytes, remote: UpstreamModel) -> dict[str, Any]:
     try:
         found = json.loads(text, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -206,11 +208,11 @@ def _object(text: bytes, remote: Remote) -> dict[str, Any]:
     return found
 
 
-def _malformed(remote: Remote) -> ApiError:
+def _malformed(remote: UpstreamModel) -> ApiError:
     return ApiError(503, f"The server of {remote.name} sent no answer that can be read.", code="upstream_malformed")
 
 
-def _refusal(remote: Remote, status: int, headers: Any, body: bytes) -> ApiError:
+def _refusal(remote: UpstreamModel, status: int, headers: Any, body: bytes) -> ApiError:
     """Its refusal as ours: a wrong request is the client's affair, a wrong key or a redirect is not."""
     said = ""
     with contextlib.suppress(ValueError, LookupError, TypeError, RecursionError):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
 from limbeck.store.codec import HASH_BYTES
-from limbeck.store.schema import StoreHeader, check_context
+from limbeck.store.header import StoreHeader, check_context
 from limbeck.store.writer import damaged_shards, read_header, read_manifest
 from limbeck.text.packing import labels_of
 from limbeck.types import Dist, Trace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _RowPlace:
     shard: int
     offset: int
     size: int
@@ -34,7 +34,7 @@ class TraceStore:
 
     def __init__(self, path: Path, header: StoreHeader, entries: list[dict[str, Any]]) -> None:
         self.path, self.header, self.entries = path, header, entries
-        self._places: dict[str, _Place] = {}
+        self._places: dict[str, _RowPlace] = {}
         self._traces: list[Trace] = []
         self._maps: dict[int, np.ndarray] = {}
         for entry in entries:
@@ -72,7 +72,7 @@ class TraceStore:
                 meta=json.loads(row["meta"]),
             )
             self._traces.append(trace)
-            self._places[trace.id] = _Place(shard, row["offset"], row["size"])
+            self._places[trace.id] = _RowPlace(shard, row["offset"], row["size"])
 
     def traces(self, split: str | None = None) -> list[Trace]:
         """All traces in order of shard and row; of one split where given."""

@@ -32,7 +32,7 @@ Entry = dict[str, Any]
 
 
 @dataclass
-class Journal:
+class ReplyLog:
     """An open journal: `open` reads it once, then lines are appended. One process at a time (the run folder's lock)."""
 
     path: Path
@@ -45,7 +45,7 @@ class Journal:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, path: Path, on_entry: Callable[[Entry], bool]) -> Journal:
+    def open(cls, path: Path, on_entry: Callable[[Entry], bool]) -> ReplyLog:
         """Read every line, oldest first; `on_entry` says whether its keys are to be remembered. Of two entries with
         one key the later counts. Raises StoreError for a file that is no journal."""
         fresh = not path.exists()

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
-from limbeck.store.schema import SCHEMA, VERSION, StoreHeader
+from limbeck.store.header import SCHEMA, VERSION, StoreHeader
 from limbeck.system.atomic import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class Cursor:
     index: int = 0
 
 
-class Order:
+class BatchPlan:
     """Micro-batches of packed documents, shuffled anew in every epoch."""
 
     def __init__(self, items: Sequence[Row | Trace], batch_tokens: int, seed: int) -> None:

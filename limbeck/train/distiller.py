@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from limbeck.losses.chunked import Terms, cut_head, fused_terms
 from limbeck.models import packed_attention
 from limbeck.models.hf import head_of, packed_hidden
-from limbeck.train.qad import on_grid, quantize_products
+from limbeck.train.qad import add_fake_quant, fake_quantize
 from limbeck.types import Batch, LossOut
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Distiller(nn.Module):
         """From now on the student computes with its weights as the export of that kind stores them. Asked again, it
         changes nothing. Raises RecipeError for a student that the export does not know."""
         if self.head_grid is None:
-            self.head_grid = quantize_products(self.student, settings.quant)
+            self.head_grid = add_fake_quant(self.student, settings.quant)
 
     def forward(self, batch: Batch) -> LossOut:
         half = self.precision != torch.float32
@@ -51,7 +51,7 @@ class Distiller(nn.Module):
             hidden_ND = packed_hidden(self.student, batch)
         head = cut_head(head_of(self.student), self.vocab)
         if self.head_grid is not None:
-            head = replace(head, weight_VD=on_grid(head.weight_VD, self.head_grid))
+            head = replace(head, weight_VD=fake_quantize(head.weight_VD, self.head_grid))
         with torch.autocast(batch.ids_T.device.type, enabled=False):
             return fused_terms(
                 hidden_ND.to(self.precision),

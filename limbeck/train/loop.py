@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.errors import BudgetError, NonFiniteError, Stopped
-from limbeck.recipe import Epochs, Minutes, Steps, Tokens, Train
+from limbeck.recipe import EpochsBudget, MinutesBudget, StepsBudget, TokensBudget, Train
 from limbeck.system.atomic import fingerprint
 from limbeck.train import checkpoint
 from limbeck.train.checkpoint import FitState
 from limbeck.train.log import MetricsWriter
-from limbeck.train.objective import moving, terms_at
+from limbeck.train.objective import scheduled_values, terms_at
 from limbeck.train.optim import build_optimizer, set_rate
 from limbeck.train.parallel import Ranks, agree, full, gradient_sync, sum_over_ranks, wrap
 from limbeck.types import Progress
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from torch import nn
 
     from limbeck.recipe import Objective
-    from limbeck.train.batches import Fetch, Order
+    from limbeck.train.batches import BatchPlan, Fetch
     from limbeck.train.distiller import Distiller
     from limbeck.types import OnProgress
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainContext:
     """One training job: where it writes, what it is called in progress reports, and how it hears of stops."""
 
     stage: str
@@ -48,17 +48,17 @@ class Job:
 class Budget:
     """How much training there is; `share` is the part of it that a state has used (1 or more: done)."""
 
-    def __init__(self, settings: Train, order: Order) -> None:
+    def __init__(self, settings: Train, order: BatchPlan) -> None:
         self.settings = settings
         budget = settings.budget
         self.unit, self.total = "steps", 0.0
-        if isinstance(budget, Steps):
+        if isinstance(budget, StepsBudget):
             self.total = budget.steps
-        elif isinstance(budget, Tokens):
+        elif isinstance(budget, TokensBudget):
             self.unit, self.total = "tokens", budget.tokens
-        elif isinstance(budget, Minutes):
+        elif isinstance(budget, MinutesBudget):
             self.unit, self.total = "seconds", 60.0 * budget.minutes
-        elif isinstance(budget, Epochs):
+        elif isinstance(budget, EpochsBudget):
             whole = int(budget.epochs)
             batches = sum(len(order.plan(epoch)) for epoch in range(whole))
             batches += math.ceil((budget.epochs - whole) * len(order.plan(whole))) if budget.epochs > whole else 0
@@ -75,10 +75,10 @@ class Budget:
 
 def fit(
     distiller: Distiller,
-    order: Order,
+    order: BatchPlan,
     fetch: Fetch,
     settings: Train,
-    job: Job,
+    job: TrainContext,
     objective: Objective | None = None,
 ) -> FitState:
     """Train until the budget is used. Resumes from the newest sound checkpoint under `job.out`; the result is the same
@@ -112,7 +112,7 @@ def fit(
             state, values = _step(module, optimizer, order, fetch, state, settings, job)
             state = replace(state, seconds=first.seconds + time.monotonic() - begun)
             if objective is not None:
-                values |= moving(objective, progress)
+                values |= scheduled_values(objective, progress)
             told = _progress(job.stage, budget, state, first, values)
             metrics.write(state, values, rate=told.values["tokens_per_second"])
             job.on_progress(told)
@@ -129,11 +129,11 @@ def fit(
 def _step(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    order: Order,
+    order: BatchPlan,
     fetch: Fetch,
     state: FitState,
     settings: Train,
-    job: Job,
+    job: TrainContext,
 ) -> tuple[FitState, dict[str, float]]:
     batches, cursor = order.take(state.cursor, settings.accumulate)
     positions = sum(order.positions(batch) for batch in batches)

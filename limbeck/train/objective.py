@@ -9,7 +9,7 @@ from limbeck.losses.terms import Adaptive, Term, Terms
 from limbeck.recipe import ByTeacher, HalfCosine, Schedule
 
 if TYPE_CHECKING:
-    from limbeck.recipe import AlsoTerm, Divergence, Objective, TeacherWeights
+    from limbeck.recipe import DivergenceSettings, ExtraTerm, Objective, TeacherWeights
 
 
 def scheduled(by: Schedule, progress: float) -> float:
@@ -48,18 +48,18 @@ def twin_terms(objective: Objective) -> Terms:
     return Terms(ce_weight=1.0, label_smoothing=objective.label_smoothing)
 
 
-def moving(objective: Objective, progress: float) -> dict[str, float]:
+def scheduled_values(objective: Objective, progress: float) -> dict[str, float]:
     """The numbers that change with the step, for the metrics."""
     numbers = {"temperature": objective.temperature, "ce_weight": objective.ce_weight}
     return {name: scheduled(by, progress) for name, by in numbers.items() if isinstance(by, Schedule)}
 
 
-def _term(also: AlsoTerm, temperature: float | Adaptive) -> Term:
+def _term(also: ExtraTerm, temperature: float | Adaptive) -> Term:
     own = also.temperature or temperature
     return Term(also.divergence.kind, own if also.divergence.tempered else 1.0, also.weight, _params(also.divergence))
 
 
-def _params(divergence: Divergence) -> dict[str, float]:
+def _params(divergence: DivergenceSettings) -> dict[str, float]:
     return divergence.model_dump(exclude={"kind"})
 
 

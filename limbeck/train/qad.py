@@ -46,7 +46,7 @@ def round_to_grid(weight: Tensor, grid: str) -> Tensor:
     """The weight as an export of that kind stores it, with its shape and dtype; blocks run along the last dimension.
 
     `grid` is q4_0, q8_0 or f16. Blocks whose scale overflows float16 become non-finite, as they do in the export. Not
-    differentiable: see `on_grid`. Raises ValueError where rows are no whole blocks.
+    differentiable: see `fake_quantize`. Raises ValueError where rows are no whole blocks.
     """
     if grid == "f16":
         return weight.half().to(weight.dtype)
@@ -111,7 +111,7 @@ def _(weight: Tensor, grid: str) -> Tensor:
 _on_grid.register_autograd(lambda _ctx, grad: (grad, None))
 
 
-def on_grid(weight: Tensor, grid: str) -> Tensor:
+def fake_quantize(weight: Tensor, grid: str) -> Tensor:
     """`round_to_grid` with the straight-through gradient: that on the result is taken for that on the weight."""
     return _on_grid(weight, grid)
 
@@ -119,7 +119,7 @@ def on_grid(weight: Tensor, grid: str) -> Tensor:
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 
-class Stored(NamedTuple):
+class QuantizedLayer(NamedTuple):
     """A module whose `weight` the export stores on a grid."""
 
     name: str
@@ -127,7 +127,7 @@ class Stored(NamedTuple):
     grid: str
 
 
-def stored_weights(model: PreTrainedModel, quant: str) -> list[Stored]:
+def stored_weights(model: PreTrainedModel, quant: str) -> list[QuantizedLayer]:
     """What an export of that kind quantizes: linear layers, token embedding and head; a tied pair is there twice.
     Vectors stay as they are.
 
@@ -139,7 +139,7 @@ def stored_weights(model: PreTrainedModel, quant: str) -> list[Stored]:
         if id(module) in ends or isinstance(module, nn.Linear):
             grid = ENDS[quant] if id(module) in ends else quant
             width = module.weight.shape[-1]  # type: ignore[union-attr]
-            found.append(Stored(name, module, "f16" if width % BLOCK else grid))  # type: ignore[operator]
+            found.append(QuantizedLayer(name, module, "f16" if width % BLOCK else grid))  # type: ignore[operator]
     known = {id(stored.module.weight) for stored in found}
     others = [name for name, param in model.named_parameters() if param.ndim > 1 and id(param) not in known]
     if others:
@@ -151,7 +151,7 @@ def stored_weights(model: PreTrainedModel, quant: str) -> list[Stored]:
     return found
 
 
-def quantize_products(model: PreTrainedModel, quant: str) -> str:
+def add_fake_quant(model: PreTrainedModel, quant: str) -> str:
     """From now on every linear layer and embedding of the model computes with its weight on the grid; weights and
     their names stay as they are. Returns the grid of the head, whose weight the fused loss takes by itself.
 
@@ -167,7 +167,7 @@ def quantize_products(model: PreTrainedModel, quant: str) -> str:
 
 
 def _linear(module: nn.Linear, grid: str, x: Tensor) -> Tensor:
-    return nn.functional.linear(x, on_grid(module.weight, grid), module.bias)
+    return nn.functional.linear(x, fake_quantize(module.weight, grid), module.bias)
 
 
 def _embedding(module: nn.Embedding, grid: str, ids: Tensor) -> Tensor:
@@ -175,22 +175,22 @@ def _embedding(module: nn.Embedding, grid: str, ids: Tensor) -> Tensor:
     rows = nn.functional.embedding(
         ids, module.weight, module.padding_idx, module.max_norm, module.norm_type, module.scale_grad_by_freq
     )
-    return on_grid(rows, grid)
+    return fake_quantize(rows, grid)
 
 
 def _any(module: nn.Module, grid: str, *args: object) -> Tensor:
     """Families that scale their embeddings have a class of their own: it computes with another weight for a moment."""
     weight = module._parameters["weight"]
     assert weight is not None
-    module._parameters["weight"] = on_grid(weight, grid)  # type: ignore[assignment]
+    module._parameters["weight"] = fake_quantize(weight, grid)  # type: ignore[assignment]
     try:
         return type(module).forward(module, *args)
     finally:
         module._parameters["weight"] = weight
 
 
-def plain_products(model: PreTrainedModel) -> None:
-    """Undo `quantize_products`: the model computes with its weights again."""
+def remove_fake_quant(model: PreTrainedModel) -> None:
+    """Undo `add_fake_quant`: the model computes with its weights again."""
     for module in model.modules():
         forward = vars(module).get("forward")
         if isinstance(forward, functools.partial) and forward.func in (_linear, _embedding, _any):
@@ -198,9 +198,9 @@ def plain_products(model: PreTrainedModel) -> None:
 
 
 @torch.no_grad()
-def settle(model: PreTrainedModel, settings: Qad) -> None:
+def bake(model: PreTrainedModel, settings: Qad) -> None:
     """Make the model an ordinary one whose weights are the grid points that it was trained with."""
-    plain_products(model)
+    remove_fake_quant(model)
     done = set()
     for stored in stored_weights(model, settings.quant):
         weight = stored.module.weight

@@ -20,10 +20,10 @@ from limbeck.text.tokenizer import load_tokenizer
 from limbeck.train import batches
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
-from limbeck.train.loop import Job, fit
+from limbeck.train.loop import TrainContext, fit
 from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.position_weights import trace_weigher, weigher
-from limbeck.train.qad import settle, stored_weights
+from limbeck.train.qad import bake, stored_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,7 +42,7 @@ def run_train(
     recipe: Recipe,
     items: Sequence[Row | Trace],
     student_path: Path,
-    job: Job,
+    job: TrainContext,
     *,
     vocab: int,
     teacher: HfLM | None = None,
@@ -89,7 +89,7 @@ def run_train(
         recompute_activations(student)
     if train.compile:
         student.get_decoder().compile(dynamic=True)
-    order = batches.Order(items, train.batch_tokens, recipe.seed)
+    order = batches.BatchPlan(items, train.batch_tokens, recipe.seed)
     state = fit(distiller, order, fetch, train, job, None if twin else recipe.objective)
     if job.ranks.is_first:
         atomic_write(job.out / "state.json", json.dumps(asdict(state)))
@@ -99,7 +99,7 @@ def run_train(
             student = open_student(recipe, student_path, torch.device("cpu"))
             student.load_state_dict(weights, strict=False)  # tied weights are there once
     if train.qad is not None and (job.ranks.is_first or job.ranks.kind != "fsdp2"):
-        settle(student, train.qad)
+        bake(student, train.qad)
     return Trained(state, student)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from limbeck.check import teacher as doubts
-from limbeck.check.teacher import Doubt, doubt_of, warn_of_teacher
+from limbeck.check.teacher import TeacherStats, doubt_of, warn_of_teacher
 from limbeck.models.hf import HfLM
 from limbeck.types import Row
 from tests import tiny
@@ -45,24 +45,24 @@ def test_a_smoothed_teacher_has_an_even_tail():
 def test_a_certain_teacher():
     z = torch.zeros(5, 50)
     z[:, 3] = 1e4
-    assert doubt_of(z, 1) == Doubt(1.0, 0.0, 0.0)
+    assert doubt_of(z, 1) == TeacherStats(1.0, 0.0, 0.0)
     z[:, :3] = -torch.inf
     assert np.isfinite(doubt_of(z, 1)).all()
-    assert doubt_of(torch.zeros(0, 50), 1) == Doubt(0.0, 0.0, 0.0)
+    assert doubt_of(torch.zeros(0, 50), 1) == TeacherStats(0.0, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
     ("found", "overrides", "where", "message"),
     [
-        (Doubt(0.9995, 0.0, 0.0), [], "teacher.path", "hardly more than labels"),
-        (Doubt(0.9, 0.9, 0.0), ["objective.temperature=4"], "objective.temperature", "label smoothing"),
+        (TeacherStats(0.9995, 0.0, 0.0), [], "teacher.path", "hardly more than labels"),
+        (TeacherStats(0.9, 0.9, 0.0), ["objective.temperature=4"], "objective.temperature", "label smoothing"),
         (
-            Doubt(0.9, 0.9, 0.0),
+            TeacherStats(0.9, 0.9, 0.0),
             ["trace.target.kind=full", "objective.temperature={kind: linear, start: 1, end: 4}"],
             "objective.temperature",
             "goes up to 4",
         ),
-        (Doubt(0.9, 0.0, 0.2), [TOP_K], "trace.target.k", "20.0% of the teacher's mass"),
+        (TeacherStats(0.9, 0.0, 0.2), [TOP_K], "trace.target.k", "20.0% of the teacher's mass"),
     ],
 )
 def test_warnings(monkeypatch, found, overrides, where, message):
@@ -76,11 +76,11 @@ def test_warnings(monkeypatch, found, overrides, where, message):
 @pytest.mark.parametrize(
     ("found", "overrides"),
     [
-        (Doubt(0.9, 0.0, 0.5), []),
-        (Doubt(0.9, 0.9, 0.0), ["objective.temperature=2"]),
-        (Doubt(0.9, 0.01, 0.0), ["objective.temperature=4"]),
-        (Doubt(0.9, 0.0, 0.01), [TOP_K]),
-        (Doubt(0.9999, 1.0, 1.0), ["objective.ce_weight=1"]),
+        (TeacherStats(0.9, 0.0, 0.5), []),
+        (TeacherStats(0.9, 0.9, 0.0), ["objective.temperature=2"]),
+        (TeacherStats(0.9, 0.01, 0.0), ["objective.temperature=4"]),
+        (TeacherStats(0.9, 0.0, 0.01), [TOP_K]),
+        (TeacherStats(0.9999, 1.0, 1.0), ["objective.ce_weight=1"]),
     ],
 )
 def test_no_warnings(monkeypatch, found, overrides):

@@ -5,7 +5,7 @@ import io
 from rich.console import Console
 
 from limbeck.cli import progress
-from limbeck.cli.progress import Lines, bars, speed
+from limbeck.cli.progress import ProgressLines, bars, speed
 from limbeck.types import Progress
 
 
@@ -17,7 +17,7 @@ def test_at_most_one_line_per_stage_and_interval(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     written: list[str] = []
-    lines = Lines(written.append)
+    lines = ProgressLines(written.append)
     for second in range(25):
         now[0] = float(second)
         lines.on_progress(at(second * 10))
@@ -57,5 +57,5 @@ def test_bars():
 
 def test_a_job_of_nothing():
     written: list[str] = []
-    Lines(written.append).on_progress(Progress("train", 0, 0, "steps", 0.0, 0.0))
+    ProgressLines(written.append).on_progress(Progress("train", 0, 0, "steps", 0.0, 0.0))
     assert written == ["train    100% of 0 steps  0.00 steps/s"]

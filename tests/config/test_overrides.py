@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from limbeck.config.overrides import format_override, parse_override
 from limbeck.errors import RecipeError
-from limbeck.recipe import Cosine, PruneStudent, Recipe, Sampled, ScratchStudent, Steps, Tokens, TopK
+from limbeck.recipe import Cosine, PruneStudent, Recipe, Sampled, ScratchStudent, StepsBudget, TokensBudget, TopK
 from tests.recipes import TEXT, VALUES, tuples
 
 
@@ -54,10 +54,10 @@ def test_the_last_of_several_counts(load):
 
 def test_kinds_are_applied_first_and_reset_the_section(load):
     recipe = load("train.budget.steps=10", "train.budget.kind=steps")
-    assert recipe.train.budget == Steps(steps=10)
+    assert recipe.train.budget == StepsBudget(steps=10)
     assert load("student.kind=scratch", "student.parameters=17M").student == ScratchStudent(parameters="17M")
     assert load("student.kind=prune").student == PruneStudent(layers=2), "the same kind resets nothing"
-    assert load("train.budget.tokens=7").train.budget == Tokens(tokens=7)
+    assert load("train.budget.tokens=7").train.budget == TokensBudget(tokens=7)
 
 
 def test_an_absent_section_has_its_default_kind(load):
@@ -102,7 +102,7 @@ def test_several_belonging_kinds_are_all_named(load):
 
 def test_a_python_recipe_can_be_overridden(load):
     recipe = load().override("train.budget.kind=steps", "train.budget.steps=4")
-    assert recipe.train.budget == Steps(steps=4)
+    assert recipe.train.budget == StepsBudget(steps=4)
     assert recipe.name == "tiny"
     with pytest.raises(RecipeError, match="sead"):
         recipe.override("sead=1")

@@ -11,19 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.curate.sandbox.run import Limits, Outcome, require, run_tests, unavailable
+from limbeck.curate.sandbox.run import ProgramOutcome, SandboxLimits, require, run_tests, unavailable
 from limbeck.errors import SandboxError
 
 WHY = unavailable("bwrap")
 isolated = pytest.mark.skipif(bool(WHY), reason=f"no sandbox here: {WHY}")
-SHORT = Limits(seconds=2.0)
+SHORT = SandboxLimits(seconds=2.0)
 
 
-def run(program: str, *tests: str, limits: Limits = SHORT) -> Outcome:
+def run(program: str, *tests: str, limits: SandboxLimits = SHORT) -> ProgramOutcome:
     return run_tests(program, tests or ["assert True"], limits)
 
 
-def value(expression: str, before: str = "") -> Outcome:
+def value(expression: str, before: str = "") -> ProgramOutcome:
     """What a program gets when it evaluates an expression: in the reason, since the test fails."""
     return run(f"{before}\ndef get():\n    return repr({expression})\n", "assert False, str(get())")
 
@@ -245,7 +245,7 @@ def test_memory_that_no_limit_counts_cannot_be_had(where):
 @isolated
 def test_processes_share_one_limit_on_memory():
     """Each stays below the limit of one; together they do not."""
-    limits = Limits(seconds=15.0, memory_bytes=128 * 2**20)
+    limits = SandboxLimits(seconds=15.0, memory_bytes=128 * 2**20)
     program = "import os, time\nfor _ in range(5):\n    if os.fork() == 0:\n        "
     program += "kept = b'x' * (60 << 20)\n        time.sleep(60)\ntime.sleep(60)"
     assert "more than 128 MiB together" in run(program, limits=limits).reason
@@ -311,4 +311,4 @@ def test_without_a_sandbox_there_is_no_weaker_run(monkeypatch):
 def test_limits_alone_have_to_be_named():
     found = run_tests("def f(): return 1", ["assert f() == 1"], SHORT, "rlimits")
     assert found.ok
-    assert "longer" in run_tests("while True: pass", ["assert True"], Limits(seconds=0.5), "rlimits").reason
+    assert "longer" in run_tests("while True: pass", ["assert True"], SandboxLimits(seconds=0.5), "rlimits").reason

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.data.synthetic import ALPHABET, PARTS, Problem, make_problem, part_of, read_problems
+from limbeck.data.synthetic import ALPHABET, PARTS, SyntheticProblem, make_problem, part_of, read_problems
 from limbeck.recipe import ProblemsSource
 
 FAMILIES = st.sampled_from(["chain", "sum", "story"])
@@ -49,7 +49,7 @@ def evaluate_story(prompt: str) -> int:
     return value
 
 
-def check_steps(problem: Problem) -> None:
+def check_steps(problem: SyntheticProblem) -> None:
     modulus = re.search(r"mod (\d+)", problem.prompt)
     for step in problem.steps:
         left, right = step.split("=")

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from limbeck.endpoint.client import MATCH, body_of, open_endpoint, read_key, redact
-from limbeck.endpoint.messages import Answer, Ask
+from limbeck.endpoint.messages import ApiReply, ApiRequest
 from limbeck.endpoint.retry import ask_all
-from limbeck.endpoint.status import Again, Refused, retry_after
+from limbeck.endpoint.status import RequestRejected, RetryLater, retry_after
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.recipe import OpenAITeacher
 from limbeck.types import Sampling
@@ -31,7 +31,9 @@ from tests.endpoint.fault_server import (
 )
 
 CANARY = "sk-canary-5Tq8ZpW3vX"
-ASK = Ask(({"role": "user", "content": "name a bird"},), sampling=Sampling(0.7, max_tokens=8), logprobs=2, seed=7)
+ASK = ApiRequest(
+    ({"role": "user", "content": "name a bird"},), sampling=Sampling(0.7, max_tokens=8), logprobs=2, seed=7
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def teacher(server: FaultServer | str, **settings) -> OpenAITeacher:
     return OpenAITeacher(**{"base_url": url, "model": MODEL, "timeout_seconds": 0.4, **settings})
 
 
-def ask(settings: OpenAITeacher, one: Ask = ASK) -> Answer | Again | Refused:
+def ask(settings: OpenAITeacher, one: ApiRequest = ASK) -> ApiReply | RetryLater | RequestRejected:
     async def work():
         async with open_endpoint(settings) as endpoint:
             return await endpoint.ask(one)
@@ -58,14 +60,16 @@ def ask(settings: OpenAITeacher, one: Ask = ASK) -> Answer | Again | Refused:
     return asyncio.run(work())
 
 
-def ask_with(server: FaultServer, fault: str | None, one: Ask = ASK, **settings) -> Answer | Again | Refused:
+def ask_with(
+    server: FaultServer, fault: str | None, one: ApiRequest = ASK, **settings
+) -> ApiReply | RetryLater | RequestRejected:
     server.script = lambda seen: fault
     return ask(teacher(server, **settings), one)
 
 
 def test_a_good_answer_is_kept_whole(server):
     answer = ask_with(server, None)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, ApiReply)
     body = body_of(teacher(server), ASK)
     [choice] = answer.choices
     assert choice.text == reply_of(key_of(body)) and choice.finish_reason == "stop"
@@ -78,9 +82,9 @@ def test_a_good_answer_is_kept_whole(server):
 
 
 def test_completions_are_asked_with_a_raw_prompt(server):
-    one = Ask(prompt="The wren is", sampling=Sampling(0.0, n=2, max_tokens=8), logprobs=2, seed=7)
+    one = ApiRequest(prompt="The wren is", sampling=Sampling(0.0, n=2, max_tokens=8), logprobs=2, seed=7)
     answer = ask_with(server, None, one)
-    assert isinstance(answer, Answer) and len(answer.choices) == 2
+    assert isinstance(answer, ApiReply) and len(answer.choices) == 2
     assert [token.logp for token in answer.choices[1].tokens][:2] == [-0.1, -0.1]
     assert answer.choices[0].tokens[0].top[1].text == " x"
 
@@ -89,7 +93,9 @@ def test_what_is_sent():
     settings = teacher(
         "http://x/v1", system="be brief", extra_body={"seed": None, "top_k": 3}, max_tokens_key="max_completion_tokens"
     )
-    one = Ask(({"role": "user", "content": "?"},), sampling=Sampling(0.5, 0.9, 2, 8, ("\n",)), logprobs=5, seed=1)
+    one = ApiRequest(
+        ({"role": "user", "content": "?"},), sampling=Sampling(0.5, 0.9, 2, 8, ("\n",)), logprobs=5, seed=1
+    )
     assert body_of(settings, one) == {
         "model": MODEL,
         "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "?"}],
@@ -102,7 +108,7 @@ def test_what_is_sent():
         "top_logprobs": 5,
         "top_k": 3,
     }
-    assert body_of(teacher("http://x/v1"), Ask(prompt="?", logprobs=5))["logprobs"] == 5
+    assert body_of(teacher("http://x/v1"), ApiRequest(prompt="?", logprobs=5))["logprobs"] == 5
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
@@ -112,7 +118,7 @@ def test_what_is_sent():
 def test_what_is_no_answer_is_not_believed(server, fault):
     found = ask_with(server, fault)
     trouble = "server" if fault == "hidden-error" else "malformed"
-    assert isinstance(found, Again) and found.trouble == trouble and found.billed
+    assert isinstance(found, RetryLater) and found.trouble == trouble and found.billed
     assert CANARY not in found.reason
 
 
@@ -120,7 +126,7 @@ def test_what_is_no_answer_is_not_believed(server, fault):
 def test_broken_connections_and_silence_come_to_an_end(server, fault):
     begun = time.monotonic()
     found = ask_with(server, fault)
-    assert isinstance(found, Again) and found.billed and time.monotonic() - begun < 2.0
+    assert isinstance(found, RetryLater) and found.billed and time.monotonic() - begun < 2.0
     assert found.trouble == {"hang": "timeout", "drip": "timeout"}.get(fault, "reset")
 
 
@@ -139,12 +145,12 @@ def test_what_every_request_would_meet_ends_the_job(server, fault):
 ])  # fmt: skip
 def test_what_may_work_later(server, fault, trouble, after):
     found = ask_with(server, fault)
-    assert isinstance(found, Again) and (found.trouble, found.after) == (trouble, after)
+    assert isinstance(found, RetryLater) and (found.trouble, found.after) == (trouble, after)
 
 
 def test_retry_after_as_a_date(server):
     found = ask_with(server, "429-date")
-    assert isinstance(found, Again) and found.after is not None and 0.5 < found.after <= 2.0
+    assert isinstance(found, RetryLater) and found.after is not None and 0.5 < found.after <= 2.0
 
 
 @pytest.mark.parametrize(
@@ -152,29 +158,29 @@ def test_retry_after_as_a_date(server):
 )
 def test_what_is_wrong_with_one_row(server, fault, kind):
     found = ask_with(server, fault)
-    assert isinstance(found, Refused) and found.kind == kind and found.reason.startswith(("400", "422"))
+    assert isinstance(found, RequestRejected) and found.kind == kind and found.reason.startswith(("400", "422"))
 
 
 @pytest.mark.parametrize(("fault", "reason", "text"), [
     ("length", "length", None), ("filtered", "content_filter", "half a"), ("refusal", "refusal", "I will not"),
 ])  # fmt: skip
 def test_what_is_an_answer_all_the_same(server, fault, reason, text):
-    plain = Ask(ASK.messages, sampling=ASK.sampling, seed=7)
+    plain = ApiRequest(ASK.messages, sampling=ASK.sampling, seed=7)
     answer = ask_with(server, fault, plain)
-    assert isinstance(answer, Answer)
+    assert isinstance(answer, ApiReply)
     assert answer.choices[0].finish_reason == reason and (text is None or answer.choices[0].text == text)
 
 
 def test_reasoning_told_apart_and_missing_usage(server):
     answer = ask_with(server, "reasoning")
-    assert isinstance(answer, Answer) and answer.choices[0].reasoning == "let me see"
+    assert isinstance(answer, ApiReply) and answer.choices[0].reasoning == "let me see"
     answer = ask_with(server, "no-usage")
-    assert isinstance(answer, Answer) and answer.prompt_tokens is None
+    assert isinstance(answer, ApiReply) and answer.prompt_tokens is None
 
 
 def test_log_probs_that_nobody_asked_for_do_not_matter(server):
-    plain = Ask(ASK.messages, sampling=ASK.sampling, seed=7)
-    assert isinstance(ask_with(server, "no-logprobs", plain), Answer)
+    plain = ApiRequest(ASK.messages, sampling=ASK.sampling, seed=7)
+    assert isinstance(ask_with(server, "no-logprobs", plain), ApiReply)
     assert set(LOGPROB_FAULTS) >= {"nan-logprob", "mismatch"}
 
 
@@ -183,9 +189,9 @@ def test_nobody_listens_and_unknown_hosts():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     found = ask(teacher(f"http://127.0.0.1:{port}/v1"))
-    assert isinstance(found, Again) and found.trouble == "connect" and not found.billed
+    assert isinstance(found, RetryLater) and found.trouble == "connect" and not found.billed
     found = ask(teacher("http://no-such-host.invalid/v1", timeout_seconds=5))
-    assert isinstance(found, Again) and found.trouble == "connect" and "host name is unknown" in found.reason
+    assert isinstance(found, RetryLater) and found.trouble == "connect" and "host name is unknown" in found.reason
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
@@ -209,7 +215,7 @@ def test_a_certificate_that_nobody_signed(tmp_path):
 
 def test_a_few_requests_at_once_in_their_order(server):
     server.script, said = in_turn("500"), []
-    asks = [Ask(({"role": "user", "content": f"bird {number}"},), seed=number) for number in range(5)]
+    asks = [ApiRequest(({"role": "user", "content": f"bird {number}"},), seed=number) for number in range(5)]
     outcomes = ask_all(teacher(server), asks, said.append)
     texts = [outcome.found.choices[0].text for outcome in outcomes]
     assert texts == [reply_of(key_of(body_of(teacher(server), ask))) for ask in asks] and len(said) == 1
@@ -225,7 +231,7 @@ def test_within_a_loop_as_in_a_notebook(server):
         return ask_all(teacher(server), [ASK], print)
 
     [outcome] = asyncio.run(cell())
-    assert isinstance(outcome.found, Answer)
+    assert isinstance(outcome.found, ApiReply)
 
 
 # ---- the key ---------------------------------------------------------------------------------------------------------
@@ -239,14 +245,14 @@ def test_a_key_that_is_not_there(monkeypatch):
 
 def test_a_server_without_keys_gets_none_of_ours(server):
     server.keys.clear()
-    assert isinstance(ask_with(server, None, api_key_env=None), Answer)
+    assert isinstance(ask_with(server, None, api_key_env=None), ApiReply)
     assert server.keys and not any(CANARY in key for key in server.keys)
 
 
 def test_names_of_an_account_are_sent_to_nobody_else(server, monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
     server.heads.clear()
-    assert isinstance(ask_with(server, None), Answer)
+    assert isinstance(ask_with(server, None), ApiReply)
     assert server.heads and "org-mine" not in str(server.heads)
 
 

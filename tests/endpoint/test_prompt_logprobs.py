@@ -8,10 +8,10 @@ import pytest
 
 from limbeck.endpoint.align import Ends, align
 from limbeck.endpoint.client import open_endpoint
-from limbeck.endpoint.messages import Answer, Ask
+from limbeck.endpoint.messages import ApiReply, ApiRequest
 from limbeck.endpoint.parse import Malformed
 from limbeck.endpoint.prompt_logprobs import read_given
-from limbeck.endpoint.status import Again
+from limbeck.endpoint.status import RetryLater
 from tests.endpoint.endpoint import TABLE, TOKENIZER, Endpoint, Manners, bigram, serve, teacher_at
 
 TEXT = "Note 3: The cook salted the onion soup."
@@ -31,8 +31,8 @@ def ask(manners, *asks):
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}])
 def test_supports_of_given_text_are_the_models_own(more):
-    (answer,), served = ask(Manners(), Ask(given=IDS, first=4, logprobs=6, **more))
-    assert isinstance(answer, Answer) and answer.choices[0].finish_reason == "scored"
+    (answer,), served = ask(Manners(), ApiRequest(given=IDS, first=4, logprobs=6, **more))
+    assert isinstance(answer, ApiReply) and answer.choices[0].finish_reason == "scored"
     assert served.bodies[0]["max_tokens"] == 1 and answer.prompt_tokens == len(IDS)
     found = align(answer.choices[0].tokens, TABLE, Ends((2,), True))
     assert tuple(found.ids) == IDS[4:]
@@ -51,8 +51,8 @@ def test_supports_of_given_text_are_the_models_own(more):
     ("manners", "more"), [(Manners(prompt_logprobs=False), {}), (Manners(echo=False), {"echo": True})]
 )
 def test_text_whose_log_probs_are_ignored_is_no_answer(manners, more):
-    (answer,), _ = ask(manners, Ask(given=IDS, logprobs=3, **more))
-    assert isinstance(answer, Again) and answer.trouble == "malformed"
+    (answer,), _ = ask(manners, ApiRequest(given=IDS, logprobs=3, **more))
+    assert isinstance(answer, RetryLater) and answer.trouble == "malformed"
 
 
 def prompted(*rows):
@@ -74,7 +74,7 @@ def prompted(*rows):
 )
 def test_malformed_prompt_logprobs(body):
     with pytest.raises(Malformed):
-        read_given(body, Ask(given=(3, 4), logprobs=1), 0.0)
+        read_given(body, ApiRequest(given=(3, 4), logprobs=1), 0.0)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +88,12 @@ def test_malformed_prompt_logprobs(body):
 )
 def test_malformed_echoes(logprobs):
     with pytest.raises(Malformed):
-        read_given({"choices": [{"logprobs": logprobs}]}, Ask(given=(3, 4), logprobs=1, echo=True), 0.0)
+        read_given({"choices": [{"logprobs": logprobs}]}, ApiRequest(given=(3, 4), logprobs=1, echo=True), 0.0)
 
 
 def test_echoed_ids_are_exact():
     logprobs = {"tokens": ["token_id:3", "token_id:4"], "token_logprobs": [None, -1.5]}
     logprobs["top_logprobs"] = [None, {"token_id:4": -1.5, "token_id:7": -0.5}]
-    answer = read_given({"choices": [{"logprobs": logprobs}]}, Ask(given=(3, 4), logprobs=1, echo=True), 0.0)
+    answer = read_given({"choices": [{"logprobs": logprobs}]}, ApiRequest(given=(3, 4), logprobs=1, echo=True), 0.0)
     (token,) = answer.choices[0].tokens
     assert (token.id, token.logp, [(one.id, one.logp) for one in token.top]) == (4, -1.5, [(7, -0.5)])

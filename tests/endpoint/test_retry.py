@@ -5,16 +5,18 @@ import asyncio
 import pytest
 
 from limbeck.endpoint.client import Endpoint
-from limbeck.endpoint.messages import Answer, Ask, Choice
-from limbeck.endpoint.retry import UNKNOWN_SECONDS, Desk, settle
-from limbeck.endpoint.status import Again, Refused
+from limbeck.endpoint.messages import ApiChoice, ApiReply, ApiRequest
+from limbeck.endpoint.retry import UNKNOWN_SECONDS, RetryingClient, settle
+from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.recipe import OpenAITeacher
 from limbeck.types import Sampling
 from tests.lms import clock
 
-GOOD = Answer((Choice("yes", "stop"),), "m", "", 10, 5, 0.1)
-ASK = Ask(({"role": "user", "content": "?" * 78},), sampling=Sampling(max_tokens=100))  # 98 tokens at most, and 100
+GOOD = ApiReply((ApiChoice("yes", "stop"),), "m", "", 10, 5, 0.1)
+ASK = ApiRequest(
+    ({"role": "user", "content": "?" * 78},), sampling=Sampling(max_tokens=100)
+)  # 98 tokens at most, and 100
 PRICES = {"input": 1e4, "output": 1e4}  # 0.01 a token: an answer is 0.15, the worst case 1.98
 
 
@@ -36,7 +38,7 @@ def run(endpoint: Scripted, asks: int = 1, *, messages: list[str] | None = None,
     said = [] if messages is None else messages
 
     async def work():
-        desk = Desk.of(endpoint, said.append, spent)
+        desk = RetryingClient.of(endpoint, said.append, spent)
         return await asyncio.gather(*(desk.ask(ASK) for _ in range(asks))), desk
 
     return clock.run(work())
@@ -49,7 +51,7 @@ def test_an_answer_at_once():
 
 
 def test_trouble_passes_and_is_told_once_per_kind():
-    down, late = Again("server", "500"), Again("timeout", "silence", billed=True)
+    down, late = RetryLater("server", "500"), RetryLater("timeout", "silence", billed=True)
     endpoint, messages = Scripted(down, down, late, GOOD, prices=PRICES), []
     [outcome], desk = run(endpoint, messages=messages)
     assert outcome.found == GOOD and outcome.attempts == 4
@@ -60,40 +62,40 @@ def test_trouble_passes_and_is_told_once_per_kind():
 
 
 def test_waits_at_least_as_long_as_it_is_told():
-    endpoint = Scripted(Again("overload", "429", after=20.0), GOOD)
+    endpoint = Scripted(RetryLater("overload", "429", after=20.0), GOOD)
     run(endpoint)
     assert endpoint.sent[1] - endpoint.sent[0] >= 21.0
 
 
 def test_malformed_bodies_are_tried_so_often_and_no_more():
-    endpoint = Scripted(Again("malformed", "html", billed=True), malformed_tries=4, prices=PRICES)
+    endpoint = Scripted(RetryLater("malformed", "html", billed=True), malformed_tries=4, prices=PRICES)
     [outcome], _ = run(endpoint)
-    assert outcome.found == Refused("malformed", "html") and len(endpoint.sent) == 4
+    assert outcome.found == RequestRejected("malformed", "html") and len(endpoint.sent) == 4
     assert outcome.cost == pytest.approx(4 * 1.98)
 
 
 def test_refusals_are_not_tried_again():
-    [outcome], _ = run(Scripted(Refused("context_length", "400"), prices=PRICES))
-    assert outcome.found == Refused("context_length", "400") and outcome.attempts == 1 and outcome.cost == 0.0
+    [outcome], _ = run(Scripted(RequestRejected("context_length", "400"), prices=PRICES))
+    assert outcome.found == RequestRejected("context_length", "400") and outcome.attempts == 1 and outcome.cost == 0.0
 
 
 @pytest.mark.parametrize("trouble", ["overload", "server", "timeout", "reset"])
 def test_an_endpoint_that_never_recovers_ends_the_job_in_time(trouble):
-    endpoint = Scripted(Again(trouble, "gone"), retry_minutes=10)
+    endpoint = Scripted(RetryLater(trouble, "gone"), retry_minutes=10)
     with pytest.raises(TeacherError, match="fails for 9 min|fails for 10 min"):
         run(endpoint)
     assert 480 < endpoint.sent[-1] <= 600 and len(endpoint.sent) < 30
 
 
 def test_one_that_never_answered_is_probably_another():
-    endpoint = Scripted(Again("connect", "refused"))
+    endpoint = Scripted(RetryLater("connect", "refused"))
     with pytest.raises(TeacherError, match=r"cannot be reached: refused. Check teacher.base_url"):
         run(endpoint)
     assert endpoint.sent[-1] <= UNKNOWN_SECONDS
-    endpoint = Scripted(GOOD, Again("connect", "refused"), retry_minutes=5)
+    endpoint = Scripted(GOOD, RetryLater("connect", "refused"), retry_minutes=5)
 
     async def work():
-        desk = Desk.of(endpoint, lambda message: None)
+        desk = RetryingClient.of(endpoint, lambda message: None)
         await desk.ask(ASK)
         await desk.ask(ASK)
 
@@ -106,16 +108,16 @@ def test_a_request_that_fails_while_others_are_answered_is_given_up_alone():
     class Uneven(Scripted):
         async def ask(self, ask):
             await asyncio.sleep(1.0)
-            return Again("server", "500") if ask.seed else GOOD
+            return RetryLater("server", "500") if ask.seed else GOOD
 
     async def work():
-        desk = Desk.of(Uneven(GOOD, retry_minutes=1), lambda message: None)
-        bad = asyncio.create_task(desk.ask(Ask(ASK.messages, seed=1)))
+        desk = RetryingClient.of(Uneven(GOOD, retry_minutes=1), lambda message: None)
+        bad = asyncio.create_task(desk.ask(ApiRequest(ASK.messages, seed=1)))
         while not bad.done():
             await desk.ask(ASK)
         return bad.result()
 
-    assert clock.run(work()).found == Refused("server", "500")
+    assert clock.run(work()).found == RequestRejected("server", "500")
 
 
 def test_a_budget_waits_for_what_is_under_way_before_it_says_no():
@@ -130,8 +132,8 @@ def test_a_budget_waits_for_what_is_under_way_before_it_says_no():
 
 def test_when_a_job_stops_answers_under_way_are_waited_for_and_nothing_else():
     async def work():
-        endpoint = Scripted(Again("server", "500"), GOOD, concurrency=2)
-        desk = Desk.of(endpoint, lambda message: None)
+        endpoint = Scripted(RetryLater("server", "500"), GOOD, concurrency=2)
+        desk = RetryingClient.of(endpoint, lambda message: None)
         tasks = [asyncio.create_task(desk.ask(ASK)) for _ in range(4)]
         await asyncio.sleep(1.1)  # one waits for its second attempt, one is under way, others just began
         loop = asyncio.get_running_loop()
@@ -146,7 +148,7 @@ def test_when_a_job_stops_answers_under_way_are_waited_for_and_nothing_else():
 
 def test_who_would_try_again_while_a_job_stops_is_not_waited_for():
     async def work():
-        desk = Desk.of(Scripted(Again("overload", "429", after=600.0)), lambda message: None)
+        desk = RetryingClient.of(Scripted(RetryLater("overload", "429", after=600.0)), lambda message: None)
         task = asyncio.create_task(desk.ask(ASK))
         await asyncio.sleep(0.5)
         await settle([task], desk, 15.0)
@@ -158,7 +160,7 @@ def test_who_would_try_again_while_a_job_stops_is_not_waited_for():
 
 def test_those_that_do_not_end_in_time_are_left():
     async def work():
-        desk = Desk.of(Scripted(GOOD), lambda message: None)
+        desk = RetryingClient.of(Scripted(GOOD), lambda message: None)
         task = asyncio.create_task(desk.ask(ASK))
         await asyncio.sleep(0.1)
         await settle([task], desk, 0.2)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from limbeck.engine.api import Ask
+from limbeck.engine.api import GenerateRequest
 from limbeck.engine.batching import BatchEngine
 from limbeck.engine.serial import SerialEngine
 from limbeck.errors import DataError, EngineError, EngineFull, LongRow
@@ -139,7 +139,7 @@ def test_who_leaves_frees_a_slot(kind, way, engines):
 
     async def main():
         async def read():
-            writing = engine.write(Ask(prompt(5), LONG))
+            writing = engine.write(GenerateRequest(prompt(5), LONG))
             if way == "cancel":
                 async with contextlib.aclosing(writing):
                     await asyncio.sleep(60)
@@ -165,9 +165,9 @@ def test_too_many_are_told_so_at_once(kind, engines):
     engine = engines(kind, slots=1, waiting=2)
 
     async def main():
-        waiting = [engine.write(Ask(prompt(5, seed), LONG)) for seed in range(3)]
+        waiting = [engine.write(GenerateRequest(prompt(5, seed), LONG)) for seed in range(3)]
         with pytest.raises(EngineFull, match="no more than 2 may"):
-            engine.write(Ask(prompt(5), LONG))
+            engine.write(GenerateRequest(prompt(5), LONG))
         with pytest.raises(EngineFull):
             await engine.score(prompt(5))
         await until(lambda: engine.stats.running == 1)
@@ -193,10 +193,10 @@ def test_requests_that_cannot_be_served_are_refused_and_harm_nobody(kind, lm, en
             (np.array([-1], dtype=np.int32), DataError, "token ids from -1"),
         ):
             with pytest.raises(error, match=words):
-                engine.write(Ask(ids, GREEDY))
+                engine.write(GenerateRequest(ids, GREEDY))
         for bad in ({"n": 2}, {"max_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
             with pytest.raises(DataError, match="one reply"):
-                engine.write(Ask(prompt(3), replace(GREEDY, **bad)))
+                engine.write(GenerateRequest(prompt(3), replace(GREEDY, **bad)))
         assert len((await engine.score(prompt(20))).logp_T) == 20
         with pytest.raises(LongRow):
             await engine.score(prompt(21))
@@ -247,7 +247,7 @@ def test_when_the_model_fails_everybody_hears_of_it(kind, failing):
         outs = await asyncio.gather(*good, bad, return_exceptions=True)
         assert isinstance(outs[-1], EngineError) and isinstance(outs[-1].__cause__, RuntimeError)
         with pytest.raises(EngineError, match="the model failed.*out of memory, say"):
-            engine.write(Ask(prompt(5), GREEDY))
+            engine.write(GenerateRequest(prompt(5), GREEDY))
         with pytest.raises(EngineError):
             await engine.score(prompt(5))
         return outs
@@ -286,7 +286,7 @@ def test_closing_ends_what_is_under_way(kind, engines):
         outs = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(out, EngineError) and "closed" in str(out) for out in outs)
         with pytest.raises(EngineError, match="closed"):
-            engine.write(Ask(prompt(5), GREEDY))
+            engine.write(GenerateRequest(prompt(5), GREEDY))
 
     asyncio.run(main())
     fresh = set(threading.enumerate()) - before
@@ -303,7 +303,7 @@ def test_draining_finishes_what_was_accepted(kind, engines):
         draining = asyncio.create_task(engine.drain())
         await asyncio.sleep(0)
         with pytest.raises(EngineError, match="being closed"):
-            engine.write(Ask(prompt(5), GREEDY))
+            engine.write(GenerateRequest(prompt(5), GREEDY))
         await draining
         assert engine.stats.running == engine.stats.waiting == 0
         assert [len(out) for out in await asyncio.gather(*tasks)] == [12, 12, 12]
@@ -317,7 +317,7 @@ def test_readers_in_several_loops_and_a_loop_that_ends(kind, engines):
     outs = []
 
     async def leave():
-        writing = engine.write(Ask(prompt(4), LONG))
+        writing = engine.write(GenerateRequest(prompt(4), LONG))
         outs.append(writing)  # alive, and its loop is gone
         await anext(writing)
 
@@ -337,7 +337,7 @@ def test_a_slow_reader_gets_everything(kind, engines):
     engine = engines(kind)
 
     async def main():
-        writing = engine.write(Ask(prompt(5), GREEDY))
+        writing = engine.write(GenerateRequest(prompt(5), GREEDY))
         await until(lambda: engine.stats.tokens == 12)
         return [one async for one in writing]
 

@@ -22,10 +22,10 @@ from limbeck.engine.api import Scored
 from limbeck.engine.batching import BatchEngine, BatchWorker
 from limbeck.engine.compat import prove
 from limbeck.engine.hf_memory import TorchMemory
-from limbeck.engine.kv_slots import Piece, _split
+from limbeck.engine.kv_slots import SlotPiece, _split
 from limbeck.errors import TeacherError
 from limbeck.models.hf import HfLM, attending
-from limbeck.models.sampling import Writer
+from limbeck.models.sampling import TokenDecoder
 from limbeck.types import Sampling
 from tests import tiny
 from tests.serve.models import GREEDY, TIE, assert_greedy, job, logits_TV, prompt, reply, tiny_lm
@@ -127,7 +127,7 @@ def in_turns(desk, lm, schedule, rate):
 
 def assert_drawn(lm, job, events):
     """The same draws from the model's own logits. A draw within 1e-4 of a boundary could fall on either side."""
-    again = Writer(lm.tokenizer, job.ids, job.writer.sampling, lm.end_ids)
+    again = TokenDecoder(lm.tokenizer, job.ids, job.writer.sampling, lm.end_ids)
     ids = np.concatenate([job.ids, [one.id for one in events]]).astype(np.int32)
     rows = logits_TV(lm, ids)[len(job.ids) - 1 : -1].float()
     assert [again.write(row_V).id for row_V in rows] == [one.id for one in events]
@@ -238,7 +238,7 @@ def test_several_replies_to_one_prompt_read_it_once(fed):
     outs, _ = run(desk, jobs)
     assert sum(fed) == 70 + 3 + 4 * 4
     for each, written in zip(jobs, outs, strict=True):
-        again = Writer(lm.tokenizer, ids, sampling, lm.end_ids, draw_index=jobs.index(each))
+        again = TokenDecoder(lm.tokenizer, ids, sampling, lm.end_ids, draw_index=jobs.index(each))
         rows = logits_TV(lm, np.concatenate([ids, [one.id for one in written]]))[69:-1].float()
         assert [again.write(row_V).id for row_V in rows] == [one.id for one in written]
     desk.close()
@@ -314,7 +314,7 @@ def test_attention_without_a_plan_is_an_error(tiny_tokenizer):
 @given(st.lists(st.integers(1, 4000), min_size=1, max_size=12), st.randoms())
 def test_who_attends_together_reads_no_more_than_all_or_none_would(ends, random):
     places = sorted(random.sample(range(16), len(ends)))
-    written = [Piece(slot, end - 1, end) for slot, end in zip(places, ends, strict=True)]
+    written = [SlotPiece(slot, end - 1, end) for slot, end in zip(places, ends, strict=True)]
     together, alone = _split(written)
     assert sorted([*together, *alone]) == list(range(len(written)))
 

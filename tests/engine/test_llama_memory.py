@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from limbeck.engine.api import Ask, Scored
+from limbeck.engine.api import GenerateRequest, Scored
 from limbeck.engine.batching import BatchEngine, BatchWorker
 from limbeck.engine.llama_memory import ROOM, LlamaMemory
 from limbeck.errors import TeacherError
@@ -23,8 +23,8 @@ from tests.export import gguf_models as small
 from tests.serve.models import GREEDY, job, reply
 
 if TYPE_CHECKING:
-    from limbeck.engine.scheduler import Job
-    from limbeck.types import Written
+    from limbeck.engine.scheduler import EngineRequest
+    from limbeck.types import GeneratedToken
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("gguf", "cyllama")),
@@ -48,9 +48,9 @@ def worker(lm: LlamaLM, slots: int = 4) -> BatchWorker:
     return BatchWorker(LlamaMemory(lm, slots, 1024, 2**30), slots)
 
 
-def run(desk: BatchWorker, jobs: dict[Job, int]) -> dict[Job, list[Any]]:
+def run(desk: BatchWorker, jobs: dict[EngineRequest, int]) -> dict[EngineRequest, list[Any]]:
     """All of them to their ends; each comes in the turn that is its number."""
-    out: dict[Job, list[Any]] = {each: [] for each in jobs}
+    out: dict[EngineRequest, list[Any]] = {each: [] for each in jobs}
     waiting, running, turn = dict(jobs), set(), 0
     while waiting or running:
         for each in [each for each, comes in waiting.items() if comes <= turn]:
@@ -65,7 +65,7 @@ def run(desk: BatchWorker, jobs: dict[Job, int]) -> dict[Job, list[Any]]:
     return out
 
 
-def assert_greedy(lm: LlamaLM, ids: np.ndarray, written: list[Written]) -> None:
+def assert_greedy(lm: LlamaLM, ids: np.ndarray, written: list[GeneratedToken]) -> None:
     """Each token is the most likely one by the file's own logits of that text, or near it."""
     tokens = np.array([one.id for one in written], dtype=np.int32)
     rows_TV = lm.logits(np.concatenate([ids, tokens]))[len(ids) - 1 : -1]
@@ -188,8 +188,8 @@ def test_a_bound_of_memory_cuts_the_context(lm: LlamaLM) -> None:
 def test_a_reply_that_ends_at_the_context(lm: LlamaLM) -> None:
     engine = BatchEngine(lm, slots=2, max_context=70)
 
-    async def main() -> list[Written]:
-        return [one async for one in engine.write(Ask(prompt(60), replace(GREEDY, max_tokens=100)))]
+    async def main() -> list[GeneratedToken]:
+        return [one async for one in engine.write(GenerateRequest(prompt(60), replace(GREEDY, max_tokens=100)))]
 
     written = asyncio.run(main())
     assert len(written) == 10 and written[-1].finish_reason == "length"

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from limbeck.engine import serial
-from limbeck.engine.api import Ask
+from limbeck.engine.api import GenerateRequest
 from limbeck.engine.serial import SerialEngine, SerialWorker
 from limbeck.errors import EngineError, TeacherError
 from limbeck.models.sampling import write_one
@@ -67,7 +67,7 @@ def test_sessions_of_those_who_leave_are_closed(lm):
     engine = SerialEngine(model, slots=1)
 
     async def main():
-        writing = engine.write(Ask(prompt(4), replace(GREEDY, max_tokens=100)))
+        writing = engine.write(GenerateRequest(prompt(4), replace(GREEDY, max_tokens=100)))
         await anext(writing)
         await writing.aclose()
         await reply(engine, prompt(2))

@@ -13,7 +13,7 @@ from limbeck.check import estimate
 from limbeck.check.recipe import check_recipe
 from limbeck.data.synthetic import part_of
 from limbeck.errors import DataError
-from limbeck.evaluate.task_stage import choose_questions, exam_of, run_tasks, task_files
+from limbeck.evaluate.task_stage import choose_questions, run_tasks, task_files, task_settings_of
 from limbeck.models.hf import HfLM
 from limbeck.recipe import Recipe
 from limbeck.recipe.rules.check import check_static
@@ -134,7 +134,7 @@ def test_the_files_of_problems_are_part_of_what_is_remembered(tiny_llama: Path, 
 def test_decodings(tiny_llama: Path, decoding: dict, temperature: float, top_p: float) -> None:
     tasks = recipe_of(tiny_llama, tasks={"decoding": decoding}).evaluate.tasks
     assert tasks is not None
-    sampling = exam_of(tasks, 3).sampling
+    sampling = task_settings_of(tasks, 3).sampling
     assert (sampling.temperature, sampling.top_p, sampling.n, sampling.seed) == (temperature, top_p, 1, 3)
 
 
@@ -154,7 +154,7 @@ def test_votes_are_counted_by_what_the_verifier_reads(
 ) -> None:
     tasks = recipe_of(tiny_llama, tasks={"verifier": verifier}).evaluate.tasks
     assert tasks is not None
-    exam = exam_of(tasks, 0)
+    exam = task_settings_of(tasks, 0)
     assert exam.extract(reply) == answer
     assert list(exam.judge([(reply, "42")])) == [right]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from limbeck.errors import DataError, Stopped
-from limbeck.evaluate.tasks import Exam, Question, exam_key, questions_of, read_attempts, take_exam
+from limbeck.evaluate.tasks import Question, TaskSettings, answer_questions, exam_key, questions_of, read_attempts
 from limbeck.models.hf import HfLM
 from limbeck.types import Reply, Row, Sampling
 from tests import tiny
@@ -51,12 +51,12 @@ def exact(pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     return [reply.rpartition("</think>")[2] == reference for reply, reference in pairs]
 
 
-def exam(**changes: object) -> Exam:
-    return replace(Exam(Sampling(n=2, max_tokens=8, seed=1), exact, "exact", batch_tokens=80), **changes)  # type: ignore[arg-type]
+def exam(**changes: object) -> TaskSettings:
+    return replace(TaskSettings(Sampling(n=2, max_tokens=8, seed=1), exact, "exact", batch_tokens=80), **changes)  # type: ignore[arg-type]
 
 
-def take(models: dict, folder: Path, paper: Exam | None = None, stop: object = lambda: False) -> dict:
-    return take_exam(models, QUESTIONS, paper or exam(), folder, on_progress=lambda _: None, stop_asked=stop)  # type: ignore[arg-type]
+def take(models: dict, folder: Path, paper: TaskSettings | None = None, stop: object = lambda: False) -> dict:
+    return answer_questions(models, QUESTIONS, paper or exam(), folder, on_progress=lambda _: None, stop_asked=stop)  # type: ignore[arg-type]
 
 
 def test_replies_come_back_in_the_order_of_the_questions(tmp_path: Path) -> None:

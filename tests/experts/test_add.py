@@ -18,7 +18,7 @@ from limbeck.experts.listing import list_experts, show_expert
 from limbeck.experts.registry import seal_dir
 from limbeck.experts.replay import read_replays
 from limbeck.experts.scoring import read_heldout
-from limbeck.experts.transfer_set import Choice
+from limbeck.experts.transfer_set import PromptChoice
 from limbeck.experts.verify import verify_expert
 from limbeck.metrics.intervals import paired_bootstrap
 from limbeck.models.open import open_lm
@@ -52,7 +52,9 @@ def notes(tiny_llama, tmp_path_factory):
 def added(notes, tmp_path_factory):
     """The expert that was made of it, in a registry that is not to be changed."""
     registry = Registry(tmp_path_factory.mktemp("registry"))
-    return add_expert(notes, registry, Choice("notes", languages=("en",), counter=("Prove that pi is irrational.",)))
+    return add_expert(
+        notes, registry, PromptChoice("notes", languages=("en",), counter=("Prove that pi is irrational.",))
+    )
 
 
 def scores_of(run, model):
@@ -213,14 +215,14 @@ def test_versions_follow_and_others_lend_counter_examples(notes, added, tmp_path
     registry = Registry(tmp_path / "registry")
     shutil.copytree(added.path, registry.path / "experts" / "notes" / "1.0.0")
     registry.add("rain", "1.0.0", ExpertCard(Scope("rain", examples=("Why does it rain?",))), added.model_path)
-    twin = add_expert(notes, registry, Choice("generalist", domain="anything", role="twin"))
+    twin = add_expert(notes, registry, PromptChoice("generalist", domain="anything", role="twin"))
     assert twin.card.role == "twin" and set(twin.card.scores) == {"teacher", "student"}
     assert twin.card.scores["student"] == added.card.scores["twin"]
     assert twin.card.scope.counter_examples == ("Why does it rain?",)  # what `notes` is for it learnt as well
-    again = add_expert(notes, registry, Choice("notes"))
+    again = add_expert(notes, registry, PromptChoice("notes"))
     assert again.version == "1.1.0"
     with pytest.raises(ExpertError, match=r"1\.0\.0 is in .* already"):
-        add_expert(notes, registry, Choice("notes", "1.0.0"))
+        add_expert(notes, registry, PromptChoice("notes", "1.0.0"))
     listed = list_experts(registry)
     assert [(line["name"], line["version"]) for line in listed["experts"]] == [
         ("generalist", "1.0.0"),
@@ -232,7 +234,7 @@ def test_versions_follow_and_others_lend_counter_examples(notes, added, tmp_path
 
 
 def test_without_prompts_no_text_is_kept_and_answers_are_replayed_still(notes, tmp_path):
-    expert = add_expert(notes, Registry(tmp_path / "registry"), Choice("notes", prompts=False))
+    expert = add_expert(notes, Registry(tmp_path / "registry"), PromptChoice("notes", prompts=False))
     assert list(expert.prompts()) == [] and expert.card.scope.examples == ()
     assert not (expert.path / "prompts.jsonl").exists() and not (expert.path / "heldout.jsonl").exists()
     written = "".join(file.read_text() for file in expert.path.iterdir() if file.is_file())
@@ -243,7 +245,7 @@ def test_without_prompts_no_text_is_kept_and_answers_are_replayed_still(notes, t
 
 def test_counter_examples_come_from_files_and_texts(notes, tmp_path):
     (tmp_path / "counter.txt").write_text("First.\n\nSecond.\n")
-    choice = Choice("notes", counter=(str(tmp_path / "counter.txt"), "Third."))
+    choice = PromptChoice("notes", counter=(str(tmp_path / "counter.txt"), "Third."))
     expert = add_expert(notes, Registry(tmp_path / "registry"), choice)
     assert expert.card.scope.counter_examples == ("First.", "Second.", "Third.")
 
@@ -252,7 +254,7 @@ def test_conversations_give_what_the_user_said(tiny_llama, chat_jsonl, tmp_path)
     source = {"kind": "files", "path": str(chat_jsonl), "messages": "messages", "topic": "topic"}
     recipe = recipe_of(tiny_llama, chat_jsonl, data__source=source, data__max_length=120, name="chat")
     run_recipe(recipe, tmp_path / "run", estimate=False)
-    expert = add_expert(tmp_path / "run", Registry(tmp_path / "registry"), Choice("chat"))
+    expert = add_expert(tmp_path / "run", Registry(tmp_path / "registry"), PromptChoice("chat"))
     assert expert.card.scope.chat and all(row.prompt.startswith("Read me note") for row in expert.prompts())
     assert read_replays(expert.path)[0].text.endswith("<|im_start|>assistant\n")
     assert verify_expert(expert).holds
@@ -268,7 +270,7 @@ def test_right_answers_are_the_quality_where_problems_were_answered(tiny_llama, 
         name="sums",
     )
     run_recipe(recipe, tmp_path / "run", estimate=False)
-    expert = add_expert(tmp_path / "run", Registry(tmp_path / "registry"), Choice("sums"))
+    expert = add_expert(tmp_path / "run", Registry(tmp_path / "registry"), PromptChoice("sums"))
     assert expert.card.quality == "correct" and expert.card.scores["student"]["correct"]["n"] == 6
     judged = {row.id: row for row in expert.prompts() if row.quality}
     assert len(judged) == 6 and all(row.quality.keys() == {"expert", "teacher"} for row in judged.values())
@@ -287,8 +289,8 @@ def test_an_export_is_scored_as_itself(notes, tmp_path):
     (folder / "limbeck.json").write_text(json.dumps(card | {"quant": "float32", "parity": {"kl": 1e-9}}))
     seal_dir(folder)
     registry = Registry(tmp_path / "r")
-    expert = add_expert(tmp_path / "run", registry, Choice("notes", artifact=folder))
-    own = add_expert(notes, registry, Choice("notes"))
+    expert = add_expert(tmp_path / "run", registry, PromptChoice("notes", artifact=folder))
+    own = add_expert(notes, registry, PromptChoice("notes"))
     assert expert.card.parity == {"kl": 1e-9} and "kl, tv of this expert were not measured" in expert.card.notes[0]
     assert set(expert.card.scores["student"]) == {"agreement", "perplexity", "accuracy"}
     assert expert.card.scores["student"]["perplexity"]["value"] == pytest.approx(
@@ -300,30 +302,30 @@ def test_an_export_is_scored_as_itself(notes, tmp_path):
 def test_what_cannot_become_an_expert_is_told(notes, tmp_path, tiny_llama, text_jsonl):
     registry = Registry(tmp_path / "registry")
     with pytest.raises(RunDirError, match="not a run folder"):
-        add_expert(tmp_path, registry, Choice("notes"))
+        add_expert(tmp_path, registry, PromptChoice("notes"))
     with pytest.raises(ExpertError, match="is no name"):
-        add_expert(notes, registry, Choice("../notes"))
+        add_expert(notes, registry, PromptChoice("../notes"))
     with pytest.raises(ExpertError, match="xx is no code of a language"):
-        add_expert(notes, registry, Choice("notes", languages=("en", "xx")))
+        add_expert(notes, registry, PromptChoice("notes", languages=("en", "xx")))
     with pytest.raises(ExpertError, match=r"not an artifact.*This run has: student, twin"):
-        add_expert(notes, registry, Choice("notes", artifact=tmp_path / "nothing"))
+        add_expert(notes, registry, PromptChoice("notes", artifact=tmp_path / "nothing"))
     with pytest.raises(ExpertError, match="the role is 'teacher'"):
-        add_expert(notes, registry, Choice("notes", role="teacher"))
+        add_expert(notes, registry, PromptChoice("notes", role="teacher"))
     half = tmp_path / "half"
     shutil.copytree(notes, half)
     (half / "evaluate" / "scores.parquet").unlink()
     with pytest.raises(RunDirError, match="has no scores yet"):
-        add_expert(half, registry, Choice("notes"))
+        add_expert(half, registry, PromptChoice("notes"))
     damaged = tmp_path / "damaged"
     shutil.copytree(notes, damaged)
     (damaged / "train/student/artifact/config.json").write_text("{}")
     with pytest.raises(StoreError, match="bytes instead of"):
-        add_expert(damaged, registry, Choice("notes"))
+        add_expert(damaged, registry, PromptChoice("notes"))
     other = tmp_path / "other"
     recipe = recipe_of(tiny_llama, text_jsonl, train__optimizer__lr=0.01)
     run_recipe(recipe, other, until="train", estimate=False)
     with pytest.raises(ExpertError, match="another recipe"):
-        add_expert(notes, registry, Choice("notes", artifact=other / "train/student/artifact"))
+        add_expert(notes, registry, PromptChoice("notes", artifact=other / "train/student/artifact"))
     assert not (registry.path / "experts").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from limbeck.errors import ExpertError
 from limbeck.experts import Registry
 from limbeck.experts import hub as door
-from limbeck.experts.integrity import Limits
+from limbeck.experts.integrity import FolderLimits
 from limbeck.system.atomic import seal_dir
 from tests.experts import hub_server
 from tests.experts.conftest import ROWS, make_card
@@ -161,7 +161,7 @@ def test_hostile_repositories_are_refused_whole(kind, reached, registry, model, 
     assert not list((tmp_path / "r").rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("limits", [Limits(files=3), Limits(bytes=1000)])
+@pytest.mark.parametrize("limits", [FolderLimits(files=3), FolderLimits(bytes=1000)])
 def test_more_than_the_limits_is_not_fetched(limits, reached, registry, model, tmp_path):
     door.push(registry.add("notes", "1.0.0", make_card(), model), REPO)
     reached.seen.clear()

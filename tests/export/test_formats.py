@@ -8,7 +8,7 @@ import torch
 
 import limbeck
 from limbeck.export.command import judged_on
-from limbeck.export.verified import WRITERS, Judged, export_artifact
+from limbeck.export.verified import WRITERS, ParityRows, export_artifact
 from limbeck.models.open import open_hf
 from limbeck.models.sampling import write_all
 from limbeck.recipe import make_export, packages_of
@@ -27,7 +27,7 @@ def test_an_export_is_a_live_model(tiny_llama, tmp_path, kind, quant):
         pytest.skip(f"not installed: {', '.join(missing)}")
     source = open_hf(tiny_llama, dtype="float32")
     judged = judged_on(source, None, None)
-    made = export_artifact(tiny_llama, tmp_path / "out", settings, Judged(judged.rows[:4], judged.text))
+    made = export_artifact(tiny_llama, tmp_path / "out", settings, ParityRows(judged.rows[:4], judged.text))
     assert made.format == kind
     export = limbeck.open_lm(tmp_path / "out", dtype="float32" if kind == "safetensors" else "auto")
     assert export.tokenizer_hash == source.tokenizer_hash and export.fingerprint

@@ -12,7 +12,7 @@ from safetensors import safe_open
 import limbeck
 from limbeck.errors import ExportError, RecipeError, RunDirError, StoreError, TeacherError
 from limbeck.export import verified as module
-from limbeck.export.command import Choice, default_folder, find_source, judged_on, run_export
+from limbeck.export.command import ExportChoice, default_folder, find_source, judged_on, run_export
 from limbeck.export.verified import export_artifact
 from limbeck.models.artifact import read_artifact, read_card
 from limbeck.models.open import open_hf
@@ -260,7 +260,7 @@ def test_text_is_the_users_or_the_runs_or_built_in(finished, tiny_llama, text_js
 
 def test_run_export_tells_what_it_measured(tiny_llama, text_jsonl, tmp_path):
     messages: list[str] = []
-    choice = Choice(str(tiny_llama), tmp_path / "out", text_jsonl)
+    choice = ExportChoice(str(tiny_llama), tmp_path / "out", text_jsonl)
     settings = make_export("safetensors", "float16", None)
     told = run_export(choice, settings, on_progress=lambda _: None, on_message=messages.append)
     assert told["path"] == str(tmp_path / "out") and told["text"] == "rows of text.jsonl" and told["kl"] < 1e-4

@@ -101,7 +101,7 @@ def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float, by: int
             os.kill(os.getpid(), by)
         before_fsync(fd)
 
-    def append(self: journals.Journal, entry: dict[str, Any]) -> None:
+    def append(self: journals.ReplyLog, entry: dict[str, Any]) -> None:
         if event("half"):
             line = journals._encode(entry)
             os.write(self.fd, line[: len(line) // 2])
@@ -110,8 +110,8 @@ def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float, by: int
         if event("append"):
             os.kill(os.getpid(), by)
 
-    before_fsync, before_append = os.fsync, journals.Journal.append
-    os.fsync, journals.Journal.append = fsync, append  # type: ignore[method-assign]
+    before_fsync, before_append = os.fsync, journals.ReplyLog.append
+    os.fsync, journals.ReplyLog.append = fsync, append  # type: ignore[method-assign]
     rate_limit.FIRST_DELAY = 0.01
     os.environ["OPENAI_API_KEY"] = KEY
     tokenizer = tiny.build_tokenizer()

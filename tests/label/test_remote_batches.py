@@ -167,7 +167,7 @@ def test_a_stop_leaves_batches_at_the_provider(go, rows):
 def killed(go, server, monkeypatch, dying):
     """One sitting, with `dying` in place of `Journal.append`, that is killed there."""
     with monkeypatch.context() as patch:
-        patch.setattr(journals.Journal, "append", dying)
+        patch.setattr(journals.ReplyLog, "append", dying)
         with pytest.raises(Killed):
             go(server)
 
@@ -176,7 +176,7 @@ def killed(go, server, monkeypatch, dying):
 @pytest.mark.parametrize("written", [True, False])
 def test_a_kill_at_any_step_submits_nothing_twice(go, rows, tmp_path, monkeypatch, moment, written):
     """Before or after each line of the book; the job then runs again."""
-    append, server = journals.Journal.append, BatchServer()
+    append, server = journals.ReplyLog.append, BatchServer()
 
     def dying(self, entry):
         if self.path.name == "batches.jsonl" and moment in entry:
@@ -197,7 +197,7 @@ def files_but_book_of_one_sitting(go, tmp_path):
 
 
 def test_a_kill_among_results_asks_for_none_again(go, rows, monkeypatch):
-    append, server, count = journals.Journal.append, BatchServer(), []
+    append, server, count = journals.ReplyLog.append, BatchServer(), []
 
     def dying(self, entry):
         if self.path.name == "journal.jsonl":

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from limbeck.endpoint.messages import Choice
-from limbeck.label.replies import Said, ask_of, keep_text, reply_text
+from limbeck.endpoint.messages import ApiChoice
+from limbeck.label.replies import EndpointReply, ask_of, keep_text, reply_text
 from limbeck.store import context_hash
 from tests.label.asking import recipe_of, rows_of
 
@@ -38,18 +38,18 @@ def test_seeds_depend_on_recipe_row_and_draw_alone(row):
 
 
 def test_reasoning_stands_before_the_reply(row):
-    thought = Choice("42", "stop", None, "6 times 7\n")
+    thought = ApiChoice("42", "stop", None, "6 times 7\n")
     assert reply_text(row, thought) == "<think>\n6 times 7\n</think>\n\n42"
     opened = replace(row, text=row.text + "<think>\n")
     assert reply_text(opened, thought) == "6 times 7\n</think>\n\n42"
-    assert reply_text(row, Choice("", "length", None, "6 times")) == "<think>\n6 times"
-    assert reply_text(row, Choice("<think>x</think>42", "stop")) == "<think>x</think>42"
+    assert reply_text(row, ApiChoice("", "length", None, "6 times")) == "<think>\n6 times"
+    assert reply_text(row, ApiChoice("<think>x</think>42", "stop")) == "<think>x</think>42"
 
 
 def test_traces_and_what_cannot_be_one(row, tiny_tokenizer):
     keeping = keep_text(recipe_of(URL), tiny_tokenizer)
     texts = ["a wren", " ", "a<|im_end|>", "a teal"]
-    said = [Said(draw, Choice(text, "stop"), "m", "") for draw, text in enumerate(texts)]
+    said = [EndpointReply(draw, ApiChoice(text, "stop"), "m", "") for draw, text in enumerate(texts)]
     made = keeping.make(row, said)
     assert [(draw, "empty" in why or "control" in why) for draw, why in made.failed] == [(1, True), (2, True)]
     assert [trace.meta["draw"] for trace, _ in made.traces] == [0, 3]

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.models.sampling import Writer, draw, write_all, write_one
+from limbeck.models.sampling import TokenDecoder, draw, write_all, write_one
 from limbeck.types import Sampling
 
 
@@ -91,7 +91,7 @@ def test_what_was_held_back_for_a_stop_string_comes_at_the_end():
 
 def test_logprobs_are_of_the_model_not_of_the_draw():
     logits_V = torch.tensor([1.0, 3.0, 2.0, -1.0])
-    writer = Writer(Spelling(), PROMPT, Sampling(temperature=3.0, top_p=0.3, seed=1), [], top=2)
+    writer = TokenDecoder(Spelling(), PROMPT, Sampling(temperature=3.0, top_p=0.3, seed=1), [], top=2)
     one = writer.write(logits_V)
     expected_V = logits_V.log_softmax(-1)
     assert one.id == 1 and one.logp == pytest.approx(float(expected_V[1]), abs=1e-6)
@@ -124,7 +124,7 @@ def test_draws_follow_the_distribution(temperature, top_p):
 def test_a_seed_repeats_and_draws_differ():
 
     def ids(draw_index: int, seed: int = 5) -> list[int]:
-        writer = Writer(Spelling(), PROMPT, Sampling(seed=seed, max_tokens=20), [], draw_index=draw_index)
+        writer = TokenDecoder(Spelling(), PROMPT, Sampling(seed=seed, max_tokens=20), [], draw_index=draw_index)
         return [writer.write(torch.zeros(256)).id for _ in range(20)]
 
     assert ids(0) == ids(0) and ids(0) != ids(1) and ids(0) != ids(0, seed=6)

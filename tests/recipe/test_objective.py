@@ -6,10 +6,10 @@ import pytest
 
 from limbeck.config.schema import describe
 from limbeck.losses import DIVERGENCES
-from limbeck.recipe import Divergence, Objective, needs_of
+from limbeck.recipe import DivergenceSettings, Objective, needs_of
 from limbeck.recipe import objective as objectives
 
-KINDS = {section.model_fields["kind"].default: section for section in get_args(Divergence)}
+KINDS = {section.model_fields["kind"].default: section for section in get_args(DivergenceSettings)}
 
 
 def test_every_divergence_of_the_table_can_be_asked_for():

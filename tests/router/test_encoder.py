@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from limbeck.errors import StoreError, TeacherError
-from limbeck.router.dataset import Wish
+from limbeck.router.dataset import FitSettings
 from limbeck.router.encoder import TextEncoder
 from limbeck.router.fit import fit
 from limbeck.router.router import Router, write
@@ -44,7 +44,7 @@ def test_any_text_has_a_vector(folder, text):
 def test_a_router_on_it_is_fitted_saved_and_opened(folder, tmp_path):
     own = tmp_path / "encoder"
     shutil.copytree(folder, own)
-    router = fit(cases(), Wish(costs(), encoder=str(own), background=prompts("music", 60))).router
+    router = fit(cases(), FitSettings(costs(), encoder=str(own), background=prompts("music", 60))).router
     with atomic_dir(tmp_path / "router") as tmp:
         write(tmp, router)
     opened = Router.open(tmp_path / "router")

@@ -12,7 +12,7 @@ from limbeck.errors import DataError, StoreError
 from limbeck.experts.card import ExpertCard, PromptRow, Scope
 from limbeck.experts.registry import Registry
 from limbeck.router.from_registry import RouteChoice, ask_router, fit_router
-from limbeck.router.frontier import Target
+from limbeck.router.frontier import RouteTarget
 from limbeck.router.router import Router
 from tests.router.routing import cases, prompts
 
@@ -50,7 +50,7 @@ def made(tmp_path_factory):
     (registry.path / "router" / "cross.jsonl").write_text(text)
     (folder / "outside.jsonl").write_text("".join(json.dumps({"prompt": p}) + "\n" for p in prompts("music", 30)))
     said = []
-    choice = RouteChoice(Target("cost", 0.6), COSTS, out_of_scope=folder / "outside.jsonl")
+    choice = RouteChoice(RouteTarget("cost", 0.6), COSTS, out_of_scope=folder / "outside.jsonl")
     report = fit_router(registry.path, choice, on_message=said.append)
     return folder, registry, model, report, said
 
@@ -106,7 +106,7 @@ def test_a_rewritten_cross_file_does_not_break_the_router(made):
 def test_costs(made):
     folder, registry, _, _, _ = made
     with pytest.raises(DataError, match=r"--max-cost needs.*--cost code"):
-        fit_router(registry.path, RouteChoice(Target("cost", 0.5)))
+        fit_router(registry.path, RouteChoice(RouteTarget("cost", 0.5)))
     with pytest.raises(DataError, match="above 0"):
         fit_router(registry.path, RouteChoice(costs={"teacher": 0.0}))
     with pytest.raises(DataError, match="no such expert here"):
@@ -122,7 +122,7 @@ def test_costs_by_parameters_where_the_teachers_are_known(made, tmp_path):
     registry, said = Registry(tmp_path), []
     for name in ("code", "medical"):
         add(registry, model, name, teacher_parameters=396)
-    report = fit_router(tmp_path, RouteChoice(Target("cost", 0.6)), on_message=said.append)
+    report = fit_router(tmp_path, RouteChoice(RouteTarget("cost", 0.6)), on_message=said.append)
     assert report["costs"] == {"teacher": 1.0, "code": 0.25, "medical": 0.25}
     assert any("of the teacher's 396: code 0.25, medical 0.25" in line for line in said)
 

@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 
 from limbeck.metrics import bootstrap
 from limbeck.router import frontier
-from limbeck.router.frontier import Problem, Target, price_for
+from limbeck.router.frontier import RouteTarget, RoutingProblem, price_for
 
 
-def problem(num: int = 400, *, seed: int = 0, informed: float = 0.7, cost: float = 0.2) -> Problem:
+def problem(num: int = 400, *, seed: int = 0, informed: float = 0.7, cost: float = 0.2) -> RoutingProblem:
     """Two experts and a teacher; what is expected is the truth's chance, more or less."""
     draw = np.random.default_rng(seed)
     chance_NM = np.column_stack([draw.uniform(0, 1, (num, 2)), draw.uniform(0.8, 1.0, num)])
     quality_NM = (draw.uniform(size=chance_NM.shape) < chance_NM).astype(float)
     expected_NM = informed * chance_NM + (1 - informed) * chance_NM.mean(0)
-    return Problem(quality_NM, expected_NM, np.array([cost, cost / 2, 1.0]), np.ones_like(quality_NM, bool))
+    return RoutingProblem(quality_NM, expected_NM, np.array([cost, cost / 2, 1.0]), np.ones_like(quality_NM, bool))
 
 
 def at(points, cost: float) -> float:
@@ -50,7 +50,7 @@ def test_a_router_that_knows_nothing_is_no_better_than_its_best_expert_and_the_t
 
 def test_an_expert_that_is_better_and_cheaper_is_always_chosen():
     ones = np.ones((5, 1))
-    made = Problem(
+    made = RoutingProblem(
         np.hstack([ones, 0.5 * ones]), np.hstack([ones, 0.5 * ones]), np.array([0.1, 1.0]), np.ones((5, 2), bool)
     )
     assert frontier.curve(made) == [made.point(np.zeros(5, int), frontier.curve(made)[0].price)]
@@ -70,7 +70,7 @@ def test_out_of_scope_prompts_go_to_the_teacher_at_any_price():
 def test_a_free_expert_and_equal_costs():
     made = problem(cost=0.0)
     assert frontier.curve(made)[0].cost == 0.0
-    equal = Problem(made.quality_NM, made.expected_NM, np.ones(3), made.allowed_NM)
+    equal = RoutingProblem(made.quality_NM, made.expected_NM, np.ones(3), made.allowed_NM)
     assert all(point.cost == 1.0 for point in frontier.curve(equal))
 
 
@@ -82,11 +82,11 @@ def test_targets_hold_on_prompts_that_were_not_looked_at():
     missed = []
     for seed in range(20):
         calibrate, test = problem(300, seed=seed), problem(3000, seed=1000 + seed)
-        found = price_for(calibrate, Target("quality", 0.9))
+        found = price_for(calibrate, RouteTarget("quality", 0.9))
         point = test.point(frontier.choose(test.expected_NM, test.cost_M, test.allowed_NM, found.price))
         assert found.reached and point.cost < 1.0
         missed.append(0.9 * test.quality_NM[:, -1].mean() - point.quality)
-        limited = price_for(calibrate, Target("cost", 0.5))
+        limited = price_for(calibrate, RouteTarget("cost", 0.5))
         point = test.point(frontier.choose(test.expected_NM, test.cost_M, test.allowed_NM, limited.price))
         assert limited.reached and point.cost <= 0.53
     assert sum(miss > 0 for miss in missed) <= 4 and max(missed) < 0.03
@@ -94,19 +94,21 @@ def test_targets_hold_on_prompts_that_were_not_looked_at():
 
 def test_a_target_of_all_quality_is_the_teacher_and_one_beyond_says_so():
     made = problem()
-    worse = Problem(made.quality_NM * [0.5, 0.5, 1.0], made.expected_NM * [0.5, 0.5, 1.0], made.cost_M, made.allowed_NM)
-    assert price_for(worse, Target("quality", 1.0)).price == 0.0
-    beyond = price_for(worse, Target("quality", 1.5))
+    worse = RoutingProblem(
+        made.quality_NM * [0.5, 0.5, 1.0], made.expected_NM * [0.5, 0.5, 1.0], made.cost_M, made.allowed_NM
+    )
+    assert price_for(worse, RouteTarget("quality", 1.0)).price == 0.0
+    beyond = price_for(worse, RouteTarget("quality", 1.5))
     assert not beyond.reached and beyond.best == pytest.approx(1.0, abs=0.05)
-    too_cheap = price_for(made, Target("cost", 0.05))
+    too_cheap = price_for(made, RouteTarget("cost", 0.05))
     assert not too_cheap.reached and too_cheap.best > 0.05
     with pytest.raises(ValueError, match="speed"):
-        price_for(made, Target("speed", 1.0))
+        price_for(made, RouteTarget("speed", 1.0))
 
 
 def test_one_prompt_is_enough_to_decide_on():
     made = problem(1)
-    assert price_for(made, Target("quality", 0.5)).price >= 0
+    assert price_for(made, RouteTarget("quality", 0.5)).price >= 0
 
 
 # ---- figures against plain loops -------------------------------------------------------------------------------------

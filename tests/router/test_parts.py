@@ -9,7 +9,7 @@ import torch
 from limbeck.errors import DataError
 from limbeck.router.background import background_prompts
 from limbeck.router.cascade import Cascade
-from limbeck.router.dataset import PromptCase, Wish, part_cases
+from limbeck.router.dataset import FitSettings, PromptCase, part_cases
 from limbeck.router.features import CHARS, WORDS, Hashing, plain, rarity, sketch, weighted
 from limbeck.router.linear import Matrix, fit_heads, fit_logistic, fit_temperature, sigmoid, softmax
 from limbeck.router.quality import ridge, shrunk_means
@@ -150,31 +150,31 @@ def test_means_of_few_rows_are_drawn_to_all_and_what_was_not_judged_is_the_worst
 def test_held_out_prompts_are_dealt_once_and_leaks_are_left_out():
     made = cases(train=30, heldout=21)
     leaked = PromptCase("code", f"  {made[0].prompt.upper()} ", "heldout")
-    names, parts = part_cases([*made, leaked, *made], Wish(costs()))
+    names, parts = part_cases([*made, leaked, *made], FitSettings(costs()))
     assert names == ["code", "maths", "medical"]
     assert [len(parts.train), len(parts.calibrate), len(parts.test)] == [90, 33, 30]
     assert not set(parts.calibrate.prompts) & set(parts.test.prompts)
     assert parts.notes == ["code: 1 held-out prompts are training prompts as well; they are left out."]
-    again = part_cases(reversed([*made, leaked]), Wish(costs()))[1]
+    again = part_cases(reversed([*made, leaked]), FitSettings(costs()))[1]
     assert again.test.prompts == parts.test.prompts and np.array_equal(again.test.kind_N, parts.test.kind_N)
 
 
 @pytest.mark.parametrize(
     ("made", "wish", "match"),
     [
-        ([], Wish(costs()), "no experts"),
-        (cases(train=3), Wish(costs()), "3 training"),
-        (cases(heldout=5), Wish(costs()), "5 held-out"),
-        (cases(), Wish({"teacher": 1.0}), "--cost code"),
-        (cases(), Wish({**costs(), "code": -1.0}), "0 or more"),
-        (cases(), Wish({**costs(), "teacher": 0.0}), "teacher's cost is 0"),
-        (cases(), Wish({**costs(), "nobody": 1.0}), "nobody, which is no expert"),
-        (cases(), Wish(costs(), keep=1.5), "keep is 1.5"),
-        (cases(), Wish(costs(), compared=("code",)), "cannot be both"),
-        ([PromptCase("teacher", "x", "train")], Wish({"teacher": 1.0}), "cannot be named teacher"),
-        ([PromptCase("code", "x", "valid")], Wish(costs()), "must be train or heldout"),
-        ([PromptCase("code", "x", "heldout", {"code": 1.2})], Wish(costs()), "must be 0 to 1"),
-        ([PromptCase("code", "x", "heldout", {"code": math.nan})], Wish(costs()), "must be 0 to 1"),
+        ([], FitSettings(costs()), "no experts"),
+        (cases(train=3), FitSettings(costs()), "3 training"),
+        (cases(heldout=5), FitSettings(costs()), "5 held-out"),
+        (cases(), FitSettings({"teacher": 1.0}), "--cost code"),
+        (cases(), FitSettings({**costs(), "code": -1.0}), "0 or more"),
+        (cases(), FitSettings({**costs(), "teacher": 0.0}), "teacher's cost is 0"),
+        (cases(), FitSettings({**costs(), "nobody": 1.0}), "nobody, which is no expert"),
+        (cases(), FitSettings(costs(), keep=1.5), "keep is 1.5"),
+        (cases(), FitSettings(costs(), compared=("code",)), "cannot be both"),
+        ([PromptCase("teacher", "x", "train")], FitSettings({"teacher": 1.0}), "cannot be named teacher"),
+        ([PromptCase("code", "x", "valid")], FitSettings(costs()), "must be train or heldout"),
+        ([PromptCase("code", "x", "heldout", {"code": 1.2})], FitSettings(costs()), "must be 0 to 1"),
+        ([PromptCase("code", "x", "heldout", {"code": math.nan})], FitSettings(costs()), "must be 0 to 1"),
     ],
 )
 def test_what_cannot_be_fitted_on(made, wish, match):

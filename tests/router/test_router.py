@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import StoreError
 from limbeck.router.cascade import Cascade
-from limbeck.router.dataset import Wish
+from limbeck.router.dataset import FitSettings
 from limbeck.router.fit import Fitted, fit
 from limbeck.router.frontier import auroc
 from limbeck.router.router import Router, experts_fingerprint, write
@@ -22,7 +22,7 @@ from tests.router.routing import cases, costs, prompts
 
 @pytest.fixture(scope="module")
 def fitted() -> Fitted:
-    return fit(cases(), Wish(costs(), bits=14))
+    return fit(cases(), FitSettings(costs(), bits=14))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_an_expert_answers_where_it_is_expected_to_be_as_good(fitted):
 
 def test_without_judged_prompts_the_kind_alone_decides():
     bare = [replace(case, quality={}) for case in cases()]
-    found = fit(bare, Wish(costs(), bits=14))
+    found = fit(bare, FitSettings(costs(), bits=14))
     assert found.price is None and not found.router.judged
     decision = found.router.decide(prompts("code", 1, seed=3)[0])
     assert (
@@ -122,7 +122,7 @@ def test_it_opens_as_it_was_saved(fitted, saved):
 
 
 def test_the_same_prompts_give_the_same_bytes(fitted, saved, tmp_path):
-    again = fit(reversed(cases()), Wish(costs(), bits=14))
+    again = fit(reversed(cases()), FitSettings(costs(), bits=14))
     with atomic_dir(tmp_path / "again") as tmp:
         write(tmp, replace(again.router, cascades={"code": Cascade(1.5, 2.0, 0.5, 40)}))
     for name in ("router.json", "router.safetensors", "MANIFEST.json"):
@@ -184,7 +184,7 @@ def test_a_router_of_other_experts_is_refused(fitted, tmp_path):
 
 @pytest.mark.parametrize("kinds", [("medical",), ("code", "medical")])
 def test_one_or_two_experts_are_told_from_the_rest_of_the_world(kinds):
-    found = fit(cases(kinds, train=80, heldout=60), Wish(costs(kinds), bits=14))
+    found = fit(cases(kinds, train=80, heldout=60), FitSettings(costs(kinds), bits=14))
     own = [found.router.decide(text).out_of_scope for text in prompts("medical", 60, seed=1)]
     foreign = [found.router.decide(text).out_of_scope for text in prompts("music", 60, seed=1)]
     assert auroc(-np.array(own), -np.array(foreign)).value > 0.9
@@ -195,19 +195,19 @@ def test_one_or_two_experts_are_told_from_the_rest_of_the_world(kinds):
 def test_a_counter_example_speaks_to_its_expert_only():
     """Of "music", which nobody has: given as counter-examples of one expert, it is less that expert's kind."""
     music = prompts("music", 60)
-    plain = fit(cases(), Wish(costs(), bits=14)).router
-    told = fit(cases(), Wish(costs(), counter={"code": music}, bits=14)).router
+    plain = fit(cases(), FitSettings(costs(), bits=14)).router
+    told = fit(cases(), FitSettings(costs(), counter={"code": music}, bits=14)).router
     new = prompts("music", 40, seed=7)
     fell = [plain.look(text).logits_E - told.look(text).logits_E for text in new]
     assert np.mean(fell, axis=0)[0] > 0.5 > np.abs(np.mean(fell, axis=0)[1:]).max()
-    other = fit(cases(), Wish(costs(), counter={"code": prompts("medical", 60)}, bits=14)).router
+    other = fit(cases(), FitSettings(costs(), counter={"code": prompts("medical", 60)}, bits=14)).router
     decided = [other.decide(text) for text in prompts("medical", 40, seed=8)]
     assert np.mean([one.probabilities["medical"] > 0.5 for one in decided]) > 0.85
 
 
 def test_what_the_words_say_of_quality_is_learnt():
     """Experts are never right where "why" is asked: there less is expected of them."""
-    router = fit(cases(train=80, heldout=200), Wish(costs())).router
+    router = fit(cases(train=80, heldout=200), FitSettings(costs())).router
     texts = prompts("medical", 120, seed=11)
     why = [router.decide(text).quality["medical"] for text in texts if text.startswith("why")]
     rest = [router.decide(text).quality["medical"] for text in texts if not text.startswith("why")]

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from limbeck.router.dataset import Wish
+from limbeck.router.dataset import FitSettings
 from limbeck.router.fit import fit
-from limbeck.router.frontier import Target
+from limbeck.router.frontier import RouteTarget
 from limbeck.router.page import chart, page, standalone
-from limbeck.router.scores import measure
+from limbeck.router.scores import score_router
 from tests.router.routing import cases, costs, prompts
 
 
@@ -23,9 +23,9 @@ def made():
         else case
         for case in cases(train=60, heldout=100, cross=True)
     ]
-    wish = Wish({**costs(), "generalist": 0.3}, target=Target("quality", 0.8), compared=("generalist",))
+    wish = FitSettings({**costs(), "generalist": 0.3}, target=RouteTarget("quality", 0.8), compared=("generalist",))
     fitted = fit(rows, wish)
-    return fitted, json.loads(json.dumps(measure(fitted, prompts("music", 50)), allow_nan=False))
+    return fitted, json.loads(json.dumps(score_router(fitted, prompts("music", 50)), allow_nan=False))
 
 
 def test_kinds_and_scope(made):

@@ -23,13 +23,13 @@ from limbeck.models import hf
 from limbeck.models.hf import HfLM
 from limbeck.selftest import run as selftest
 from limbeck.selftest.measure import Measure
-from limbeck.selftest.run import STATEMENTS, Choice, Finding, SelfTest, run_selftest
+from limbeck.selftest.run import STATEMENTS, CheckOutcome, SelfTest, SelfTestChoice, run_selftest
 from limbeck.store import TraceStore, reader
 from limbeck.text import packing
 from limbeck.train import batches, distiller
 from tests import tiny
 
-QUICK = Choice(divergence="forward_kl")
+QUICK = SelfTestChoice(divergence="forward_kl")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def renormalised_top_k(patch):
 
 
 def padded_positions_counted(patch):
-    patch.setattr(batches.Order, "positions", lambda self, batch: sum(self.lengths[index] for index in batch))
+    patch.setattr(batches.BatchPlan, "positions", lambda self, batch: sum(self.lengths[index] for index in batch))
 
 
 def padded_positions_trained(patch):
@@ -133,7 +133,7 @@ def mean_of_means(patch):
         return out._replace(loss=out.loss / out.num)
 
     patch.setattr(distiller.Distiller, "forward", mean)
-    patch.setattr(batches.Order, "positions", lambda _self, _batch: 1)
+    patch.setattr(batches.BatchPlan, "positions", lambda _self, _batch: 1)
 
 
 def swapped_kl(patch):
@@ -301,7 +301,10 @@ def test_every_statement_can_fail():
 # ---- other pairs, other rows -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("choice", [Choice(dtype="bfloat16"), Choice(divergence="mse"), Choice(divergence="decoupled")])
+@pytest.mark.parametrize(
+    "choice",
+    [SelfTestChoice(dtype="bfloat16"), SelfTestChoice(divergence="mse"), SelfTestChoice(divergence="decoupled")],
+)
 def test_choices(choice, pair_of):
     found = run_selftest(*pair_of(), choice=choice)
     assert found.failed == [], _told(found)
@@ -325,12 +328,12 @@ def test_rows_of_the_user(pair_of, text_jsonl, chat_jsonl):
 def test_rows_that_cannot_be_used(pair_of, tmp_path):
     (tmp_path / "one.txt").write_text("Only one row.")
     with pytest.raises(DataError, match="1 usable rows"):
-        run_selftest(*pair_of(), choice=Choice(rows=tmp_path / "one.txt"))
+        run_selftest(*pair_of(), choice=SelfTestChoice(rows=tmp_path / "one.txt"))
 
 
 def test_unknown_divergence(pair_of):
     with pytest.raises(RecipeError, match=r"no divergence 'kl'; allowed are forward_kl"):
-        run_selftest(*pair_of(), choice=Choice(divergence="kl"))
+        run_selftest(*pair_of(), choice=SelfTestChoice(divergence="kl"))
 
 
 def test_another_tokenizer_is_named_and_what_needs_one_is_not_run(tiny_llama, tmp_path):
@@ -374,10 +377,10 @@ def test_padded_heads_are_cut(tiny_llama, tmp_path):
 FOUND = SelfTest(
     ("teacher: t",),
     (
-        Finding("one", "holds", (1,), (Measure("error", 1e-7, 1e-5), Measure("change", 0.5, low=1e-3))),
-        Finding("two", "fails", (2,), (Measure("error", math.nan, 1e-5), Measure("count", 3, 0))),
-        Finding("three", "raised", (3,), raised="ValueError: \x1b[2J"),
-        Finding("four", "not run", (4,), skipped="two tokenizers"),
+        CheckOutcome("one", "holds", (1,), (Measure("error", 1e-7, 1e-5), Measure("change", 0.5, low=1e-3))),
+        CheckOutcome("two", "fails", (2,), (Measure("error", math.nan, 1e-5), Measure("count", 3, 0))),
+        CheckOutcome("three", "raised", (3,), raised="ValueError: \x1b[2J"),
+        CheckOutcome("four", "not run", (4,), skipped="two tokenizers"),
     ),
     61.0,
 )
@@ -410,7 +413,7 @@ def test_command(monkeypatch, tmp_path: Path):
     out = runner.invoke(
         app.app, ["selftest", "--teacher", "a", "--student", "b", "--divergence", "jsd", "--dtype", "auto"]
     )
-    assert asked == [("a", "b", Choice(divergence="jsd", dtype="auto"))]
+    assert asked == [("a", "b", SelfTestChoice(divergence="jsd", dtype="auto"))]
     assert out.exit_code == 1
     assert out.stderr == "error: these statements do not hold: two, three\n"
     told = json.loads(runner.invoke(app.app, ["selftest", "--teacher", "a", "--json"]).stdout)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from limbeck.engine.api import Ask
-from limbeck.engine.scheduler import Job
+from limbeck.engine.api import GenerateRequest
+from limbeck.engine.scheduler import EngineRequest
 from limbeck.models.hf import HfLM
-from limbeck.models.sampling import Writer
+from limbeck.models.sampling import TokenDecoder
 from limbeck.types import Sampling
 from tests import tiny
 
 if TYPE_CHECKING:
-    from limbeck.types import Written
+    from limbeck.types import GeneratedToken
 
 TIE = 1e-4  # two logits as close as this may change places with the order of a sum in float32
 GREEDY = Sampling(temperature=0.0, max_tokens=12)
@@ -32,14 +32,14 @@ def prompt(length: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(3, tiny.VOCAB, length).astype(np.int32)
 
 
-def job(lm: Any, ids: np.ndarray, sampling: Sampling | None = GREEDY, draw_index: int = 0) -> Job:
+def job(lm: Any, ids: np.ndarray, sampling: Sampling | None = GREEDY, draw_index: int = 0) -> EngineRequest:
     """A request as the desk makes them; its events are looked at here, without a loop."""
-    writer = Writer(lm.tokenizer, ids, sampling, lm.end_ids, draw_index=draw_index) if sampling else None
-    return Job(ids, writer, 0, None)
+    writer = TokenDecoder(lm.tokenizer, ids, sampling, lm.end_ids, draw_index=draw_index) if sampling else None
+    return EngineRequest(ids, writer, 0, None)
 
 
-async def reply(engine: Any, ids: np.ndarray, sampling: Sampling = GREEDY, **more: int) -> list[Written]:
-    async with contextlib.aclosing(engine.write(Ask(ids, sampling, **more))) as writing:
+async def reply(engine: Any, ids: np.ndarray, sampling: Sampling = GREEDY, **more: int) -> list[GeneratedToken]:
+    async with contextlib.aclosing(engine.write(GenerateRequest(ids, sampling, **more))) as writing:
         return [one async for one in writing]
 
 
@@ -49,7 +49,7 @@ def logits_TV(lm: HfLM, ids: np.ndarray) -> torch.Tensor:
         return lm.model(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False).logits[0].double()
 
 
-def assert_greedy(lm: HfLM, ids: np.ndarray, written: list[Written]) -> None:
+def assert_greedy(lm: HfLM, ids: np.ndarray, written: list[GeneratedToken]) -> None:
     """Each token is the most likely one after the prompt and those before it, by the model alone; ties are allowed."""
     tokens = np.array([one.id for one in written], dtype=np.int32)
     rows = logits_TV(lm, np.concatenate([ids, tokens]))[len(ids) - 1 : -1]

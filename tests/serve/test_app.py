@@ -381,12 +381,12 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     made: list[Any] = []
 
     def open_with(settings: Any) -> Any:
-        from limbeck.serve.loading import Opened, opener
+        from limbeck.serve.loading import LoadedExpert, opener
 
         def open_expert(expert: Any, sequence_bytes: int) -> Any:
             found = opener(settings)(expert, sequence_bytes)
             made.append(found)
-            return Opened(found.lm, Failing(found.engine)) if len(made) == 1 else found  # type: ignore[arg-type]
+            return LoadedExpert(found.lm, Failing(found.engine)) if len(made) == 1 else found  # type: ignore[arg-type]
 
         return open_expert
 

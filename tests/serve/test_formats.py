@@ -11,7 +11,7 @@ import pytest
 
 from limbeck.experts import Registry
 from limbeck.export.command import judged_on
-from limbeck.export.verified import WRITERS, Judged, export_artifact
+from limbeck.export.verified import WRITERS, ParityRows, export_artifact
 from limbeck.models.open import open_hf, open_lm
 from limbeck.models.sampling import write_one
 from limbeck.recipe import make_export, packages_of
@@ -30,7 +30,7 @@ def test_an_export_is_served(kind: str, quant: str, tiny_llama: Path, tmp_path: 
     if missing := [name for name in (WRITERS[kind][0], *dict(packages_of(settings))) if find_spec(name) is None]:
         pytest.skip(f"not installed: {', '.join(missing)}")
     judged = judged_on(open_hf(tiny_llama, dtype="float32"), None, None)
-    export_artifact(tiny_llama, tmp_path / "out", settings, Judged(judged.rows[:2], judged.text))
+    export_artifact(tiny_llama, tmp_path / "out", settings, ParityRows(judged.rows[:2], judged.text))
     Registry(tmp_path / "registry").add("code", "1.0.0", expert_card("code", format=kind), tmp_path / "out")
     lm, greedy = open_lm(tmp_path / "out"), Sampling(temperature=0.0, max_tokens=12)
     with running(tmp_path / "registry") as server, concurrent.futures.ThreadPoolExecutor() as pool:

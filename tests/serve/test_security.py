@@ -19,7 +19,7 @@ from limbeck.serve import run
 from limbeck.serve.dispatch import Chosen, plain
 from limbeck.serve.limits import Keys, json_depth
 from limbeck.serve.settings import load_serving
-from limbeck.serve.upstream import Remote
+from limbeck.serve.upstream import UpstreamModel
 from tests.serve.conftest import KEY, Decided, Router, running
 from tests.serve.peers import teacher
 
@@ -342,7 +342,7 @@ def test_what_a_router_says_cannot_add_a_header(experts_folder: Path) -> None:
         assert header.isascii() and header.isprintable()
         assert found.json()["limbeck"]["reason"] == evil  # JSON can say anything
     assert plain("a\r\nb\tc\x7f") == "a??b?c?"
-    assert set(Chosen("fallback", "\n", remote=Remote("n\n", "http://x", "m")).headers.values()) == {
+    assert set(Chosen("fallback", "\n", remote=UpstreamModel("n\n", "http://x", "m")).headers.values()) == {
         "n?", "fallback; reason=?"
     }  # fmt: skip
 

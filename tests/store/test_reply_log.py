@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.errors import BudgetError, StoreError
 from limbeck.store import reply_log as module
-from limbeck.store.reply_log import Journal, read_journal
+from limbeck.store.reply_log import ReplyLog, read_journal
 
 
 def entry(number: int, **more) -> dict:
@@ -18,8 +18,8 @@ def path(tmp_path):
     return tmp_path / "journal.jsonl"
 
 
-def opened(path, *, keep=lambda entry: True) -> Journal:
-    return Journal.open(path, keep)
+def opened(path, *, keep=lambda entry: True) -> ReplyLog:
+    return ReplyLog.open(path, keep)
 
 
 def filled(path, count: int) -> list[dict]:

@@ -9,8 +9,8 @@ from limbeck.errors import Stopped
 from limbeck.losses import Adaptive, Term, Terms
 from limbeck.models.hf import HfLM
 from limbeck.recipe import Objective
-from limbeck.train.loop import Job
-from limbeck.train.objective import moving, scheduled, terms_at, twin_terms
+from limbeck.train.loop import TrainContext
+from limbeck.train.objective import scheduled, scheduled_values, terms_at, twin_terms
 from limbeck.train.parallel import Ranks
 from limbeck.train.run import run_train
 from tests import tiny
@@ -24,7 +24,7 @@ def objective(**values) -> Objective:
 
 def test_the_default_is_forward_kl():
     assert terms_at(objective(), 0.0) == Terms()
-    assert moving(objective(), 0.5) == {}
+    assert scheduled_values(objective(), 0.5) == {}
 
 
 def test_everything_arrives():
@@ -58,7 +58,7 @@ def test_schedules(kind, over, values):
     made = objective(temperature={"kind": kind, "start": 4.0, "end": 1.0, "over": over})
     for progress, value in zip((0.0, 0.25, 0.5, 1.0), values, strict=True):
         assert terms_at(made, progress).temperature == pytest.approx(value, abs=1e-4)
-        assert moving(made, progress) == {"temperature": scheduled(made.temperature, progress)}
+        assert scheduled_values(made, progress) == {"temperature": scheduled(made.temperature, progress)}
 
 
 def test_label_smoothing_waits_for_cross_entropy():
@@ -100,7 +100,7 @@ def train(recipe, folder, out, teacher=None, stop_after=None):
     calls = []
     quiet = lambda *_: None  # noqa: E731
     ask = lambda: calls.append(1) or len(calls) == stop_after  # noqa: E731
-    job = Job("train", out, 0, Ranks(), quiet, quiet, ask)
+    job = TrainContext("train", out, 0, Ranks(), quiet, quiet, ask)
     if stop_after:
         with pytest.raises(Stopped):
             run_train(recipe, two_ranks.rows(), folder, job, vocab=384, teacher=teacher)

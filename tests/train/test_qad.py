@@ -24,9 +24,17 @@ from limbeck.recipe import Qad
 from limbeck.recipe.rules.check import check_static
 from limbeck.text.packing import pack
 from limbeck.train.distiller import Distiller
-from limbeck.train.loop import Job
+from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
-from limbeck.train.qad import ENDS, on_grid, plain_products, quantize_products, round_to_grid, settle, stored_weights
+from limbeck.train.qad import (
+    ENDS,
+    add_fake_quant,
+    bake,
+    fake_quantize,
+    remove_fake_quant,
+    round_to_grid,
+    stored_weights,
+)
 from limbeck.train.run import recompute_activations, run_train
 from limbeck.types import LiveTarget
 from tests import tiny
@@ -171,7 +179,7 @@ def test_straight_through_against_double_precision():
     generator = torch.Generator().manual_seed(0)
     weight, x = torch.randn(8, 64, generator=generator), torch.randn(5, 64, generator=generator)
     param = weight.clone().requires_grad_()
-    nn.functional.linear(x, on_grid(param, "q4_0")).square().sum().backward()
+    nn.functional.linear(x, fake_quantize(param, "q4_0")).square().sum().backward()
     points, wide = torch.from_numpy(by_gguf(weight.numpy(), "q4_0")).double(), x.double()
     torch.testing.assert_close(param.grad.double(), 2 * (wide @ points.T).T @ wide, rtol=1e-5, atol=1e-4)
 
@@ -222,7 +230,7 @@ def test_a_compiled_layer_sees_the_grid():
     before = mlp(x)
     mlp.compile(backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(mlp(x), before)
-    quantize_products(model, "q4_0")
+    add_fake_quant(model, "q4_0")
     torch.testing.assert_close(mlp(x), type(mlp).forward(mlp, x))
     assert (mlp(x) - before).abs().max() > 1e-3
     mlp(x).sum().backward()
@@ -259,9 +267,9 @@ def test_nothing_is_left_behind():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     ids = torch.arange(3, 40)[None]
     plain = model(ids).logits
-    quantize_products(model, "q4_0")
+    add_fake_quant(model, "q4_0")
     assert not torch.equal(model(ids).logits, plain)
-    plain_products(model)
+    remove_fake_quant(model)
     assert torch.equal(model(ids).logits, plain)
     assert all("forward" not in vars(module) for module in model.modules())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -280,7 +288,7 @@ def recipe(tiny_llama):
 def train(recipe, folder, out, teacher=None, stop_after=None):
     calls, quiet = [], lambda *_: None
     ask = lambda: calls.append(1) or len(calls) == stop_after  # noqa: E731
-    job = Job("train", out, 0, Ranks(), quiet, quiet, ask)
+    job = TrainContext("train", out, 0, Ranks(), quiet, quiet, ask)
     if stop_after:
         with pytest.raises(Stopped):
             run_train(recipe, two_ranks.rows(), folder, job, vocab=384, teacher=teacher)
@@ -334,7 +342,7 @@ def test_what_is_saved_is_what_was_trained(recipe, teacher, tiny_llama, tmp_path
 def test_the_export_holds_the_weights_that_were_trained(tmp_path, quant):
     """Written as GGUF and read back by transformers: every weight is the student's, to the bit."""
     student = small.build("llama", hidden_size=64, intermediate_size=96)
-    settle(student.model, Qad(quant=quant))
+    bake(student.model, Qad(quant=quant))
     write_gguf(tmp_path, student, quant=quant)
     again = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     for (name, ours), theirs in zip(student.model.named_parameters(), again.parameters(), strict=True):
@@ -353,9 +361,9 @@ def test_checkpoints_hold_master_weights(recipe, teacher, tiny_llama, tmp_path):
 
 def test_settling_twice_is_settling_once():
     model = tiny.build_model("qwen2")
-    settle(model, Q4)
+    bake(model, Q4)
     once = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    settle(model, Q4)
+    bake(model, Q4)
     assert all(torch.equal(tensor, once[name]) for name, tensor in model.state_dict().items())
 
 

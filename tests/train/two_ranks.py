@@ -16,12 +16,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from limbeck.models.hf import HfLM
-from limbeck.recipe import Constant, Objective, Optimizer, Qad, Steps, Train
+from limbeck.recipe import Constant, Objective, Optimizer, Qad, StepsBudget, Train
 from limbeck.train import loop
-from limbeck.train.batches import Order, live, weighted
+from limbeck.train.batches import BatchPlan, live, weighted
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
-from limbeck.train.loop import Job, fit
+from limbeck.train.loop import TrainContext, fit
 from limbeck.train.objective import terms_at
 from limbeck.train.optim import build_optimizer
 from limbeck.train.parallel import full, join_ranks, wrap
@@ -67,7 +67,7 @@ def main(kind, model, out):
     torch.set_num_threads(1)
     items = rows()
     settings = Train(
-        budget=Steps(steps=3),
+        budget=StepsBudget(steps=3),
         optimizer=Optimizer(lr=1e-2),
         schedule=Constant(),
         batch_tokens=40,
@@ -81,8 +81,8 @@ def main(kind, model, out):
         build = lambda: Distiller(  # noqa: E731
             AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), terms_at(OBJECTIVE, 0.5), vocab=384
         )
-        order, fetch = Order(items, settings.batch_tokens, 0), fetch_weighted(items)
-        job = Job("train", Path(out), 0, ranks, quiet, quiet, lambda: False)
+        order, fetch = BatchPlan(items, settings.batch_tokens, 0), fetch_weighted(items)
+        job = TrainContext("train", Path(out), 0, ranks, quiet, quiet, lambda: False)
         distiller = build()
         module = wrap(distiller, ranks)
         distiller.quantize(settings.qad)

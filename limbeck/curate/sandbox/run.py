@@ -44,7 +44,7 @@ ACCEPT = "or accept limits without isolation by name: isolation: rlimits (unsafe
 
 
 @dataclass(frozen=True)
-class Limits:
+class SandboxLimits:
     """What a program may use: `seconds` of wall time (and of processor time), `memory_bytes` of each process
     (addresses) and of all together (pages, looked at every `POLL_SECONDS`), `processes` (threads count),
     `scratch_bytes` of files, `output_bytes` of each of stdout and stderr."""
@@ -56,7 +56,7 @@ class Limits:
     output_bytes: int = 65536
 
 
-class Outcome(NamedTuple):
+class ProgramOutcome(NamedTuple):
     """`ok`: all tests passed. `reason` in a sentence; `output` is the beginning of stdout and stderr."""
 
     ok: bool
@@ -64,7 +64,9 @@ class Outcome(NamedTuple):
     output: str
 
 
-def run_tests(program: str, tests: Sequence[str], limits: Limits, isolation: Isolation = "bwrap") -> Outcome:
+def run_tests(
+    program: str, tests: Sequence[str], limits: SandboxLimits, isolation: Isolation = "bwrap"
+) -> ProgramOutcome:
     """Run `program` and then every one of `tests` (Python source; an assertion that fails, or any error, is a failure).
 
     Raises SandboxError where the isolation does not work on this machine. Never raises for what a program does.
@@ -95,11 +97,11 @@ def unavailable(isolation: Isolation) -> str:
         "assert set(roots()) <= {'bin', 'dev', 'lib', 'lib32', 'lib64', 'python', 'tmp', 'usr'}, str(roots())",
         "assert canary() is None",
     ]
-    found = _run({"program": probe, "tests": tests}, Limits(seconds=20.0), "bwrap")
+    found = _run({"program": probe, "tests": tests}, SandboxLimits(seconds=20.0), "bwrap")
     return "" if found.ok else f"bwrap does not isolate programs here ({found.reason} {found.output.strip()[:300]})."
 
 
-def _run(task: dict, limits: Limits, isolation: Isolation) -> Outcome:
+def _run(task: dict, limits: SandboxLimits, isolation: Isolation) -> ProgramOutcome:
     with ExitStack() as stack:
         source = _memory_file(stack, json.dumps(task).encode())
         verdict_read, verdict_write = os.pipe()
@@ -126,7 +128,7 @@ def _run(task: dict, limits: Limits, isolation: Isolation) -> Outcome:
     return _outcome(output, verdict, stopped, process.returncode)
 
 
-def _command(limits: Limits, isolation: Isolation, stack: ExitStack) -> tuple[list[str], list[int]]:
+def _command(limits: SandboxLimits, isolation: Isolation, stack: ExitStack) -> tuple[list[str], list[int]]:
     """What starts the interpreter, and the file descriptors that it needs."""
     bounds = [
         "prlimit",
@@ -173,7 +175,7 @@ def _memory_file(stack: ExitStack, content: bytes) -> int:
     return number
 
 
-def _watch(process: subprocess.Popen, verdict_read: int, limits: Limits) -> tuple[bytes, bytes, str]:
+def _watch(process: subprocess.Popen, verdict_read: int, limits: SandboxLimits) -> tuple[bytes, bytes, str]:
     """Read what comes until the process ends or a limit is passed: (output, verdict, why it was stopped or "")."""
     assert process.stdout and process.stderr
     end = time.monotonic() + limits.seconds
@@ -236,12 +238,12 @@ def _kill(process: subprocess.Popen) -> None:
             stream.close()
 
 
-def _outcome(output: bytes, verdict: bytes, stopped: str, code: int) -> Outcome:
+def _outcome(output: bytes, verdict: bytes, stopped: str, code: int) -> ProgramOutcome:
     text = output.decode(errors="replace")
     if stopped:
-        return Outcome(False, f"{stopped} and was stopped", text)
+        return ProgramOutcome(False, f"{stopped} and was stopped", text)
     try:
         found = json.loads(verdict)
-        return Outcome(found["ok"] is True, str(found["reason"]), text)
+        return ProgramOutcome(found["ok"] is True, str(found["reason"]), text)
     except (ValueError, KeyError, TypeError):
-        return Outcome(False, f"it ended with code {code} before its tests did", text)
+        return ProgramOutcome(False, f"it ended with code {code} before its tests did", text)

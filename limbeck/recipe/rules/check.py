@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limbeck.config.problems import Problem, idle, problem
+from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.errors import RecipeError
 from limbeck.recipe.data import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
 from limbeck.recipe.evaluate import task_problems
 from limbeck.recipe.export import export_problems
-from limbeck.recipe.objective import (
-    needs_of,
-)
+from limbeck.recipe.objective import needs_of
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.rules.curate import curate_rules
 from limbeck.recipe.rules.data import captured_rules
@@ -95,7 +93,7 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
     if not isinstance(mode, GenerateMode):
         return
     if mode.temperature == 0:
-        yield from idle(mode, "trace.mode", ("top_p",), "at temperature 0 (greedy)")
+        yield from no_effect(mode, "trace.mode", ("top_p",), "at temperature 0 (greedy)")
         if mode.n > 1:
             yield problem(
                 "trace.mode.n", f"asks for {mode.n} replies, but at temperature 0 they are all the same; use 1."
@@ -114,7 +112,7 @@ def _target(recipe: Recipe) -> Iterator[Problem]:
     trace = recipe.trace
     if isinstance(trace.target, (Live, TextTarget)) and isinstance(trace.mode, ScoreMode):
         names, kind = ("batch_tokens", "shard_tokens"), trace.target.kind
-        yield from idle(
+        yield from no_effect(
             trace, "trace", names, f"when trace.target.kind is {kind} and the text is given: nothing is stored"
         )
 
@@ -159,7 +157,7 @@ def warn_static(recipe: Recipe) -> list[Problem]:
 
 def _evaluate(recipe: Recipe) -> Iterator[Problem]:
     if recipe.evaluate.answers == 0:
-        yield from idle(recipe.evaluate, "evaluate", ("answer_tokens",), "when evaluate.answers is 0")
+        yield from no_effect(recipe.evaluate, "evaluate", ("answer_tokens",), "when evaluate.answers is 0")
     if recipe.evaluate.tasks is not None:
         yield from task_problems(recipe.evaluate.tasks)
 

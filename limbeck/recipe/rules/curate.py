@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from limbeck.config.problems import Problem, idle, problem
-from limbeck.config.schema import meant
+from limbeck.config.problems import Problem, no_effect, problem
+from limbeck.config.schema import did_you_mean
 from limbeck.recipe.curate import (
     MISSED,
     DecontaminateRule,
@@ -53,9 +53,9 @@ def curate_rules(recipe: Recipe) -> Iterator[Problem]:
 
 def _verify(rule: VerifyRule, where: str) -> Iterator[Problem]:
     if rule.keep_wrong:
-        yield from idle(rule, where, ("pick", "per_prompt", "keep_unknown"), "when keep_wrong keeps all")
+        yield from no_effect(rule, where, ("pick", "per_prompt", "keep_unknown"), "when keep_wrong keeps all")
     elif rule.per_prompt is None:
-        yield from idle(rule, where, ("pick",), "without `per_prompt`: all right replies are kept")
+        yield from no_effect(rule, where, ("pick",), "without `per_prompt`: all right replies are kept")
     elif rule.pick == "all":
         message = f"is {rule.per_prompt}, but pick is all; set pick to shortest or random."
         yield problem(f"{where}.per_prompt", message)
@@ -65,7 +65,7 @@ def _quota(rule: QuotaRule, where: str) -> Iterator[Problem]:
     if rule.total is None and rule.per_topic is None:
         yield problem(where, "is a quota without `total` and without `per_topic`: it keeps all; remove it.")
     if rule.total is None:
-        yield from idle(rule, where, ("weights",), "without `total`: nothing is shared")
+        yield from no_effect(rule, where, ("weights",), "without `total`: nothing is shared")
     elif rule.per_topic is not None and rule.per_topic >= rule.total:
         message = f"is {rule.per_topic}, which no topic can exceed when all have {rule.total} together; remove it."
         yield problem(f"{where}.per_topic", message)
@@ -86,10 +86,12 @@ def _language(rule: LanguageRule, where: str) -> Iterator[Problem]:
     for code in rule.allowed:
         if code not in SCRIPTS:
             known = ", ".join(sorted(SCRIPTS))
-            message = f"names {code!r}, which is no language that is known.{meant(code, SCRIPTS)} Known: {known}."
+            message = (
+                f"names {code!r}, which is no language that is known.{did_you_mean(code, SCRIPTS)} Known: {known}."
+            )
             yield problem(f"{where}.allowed", message)
     if len(set(rule.allowed)) == 1:
-        yield from idle(rule, where, ("mixed",), "with one language")
+        yield from no_effect(rule, where, ("mixed",), "with one language")
 
 
 def _bounds(where: str, low: float, high: float | None, nothing: tuple[float, float | None]) -> Iterator[Problem]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limbeck.config.problems import Problem, idle, problem
+from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.recipe.objective import (
     AlphaBeta,
     ByTeacher,
@@ -21,8 +21,8 @@ from limbeck.recipe.trace import Live, Sampled, TextTarget, TopK, Votes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from limbeck.recipe.objective import Divergence, Needs, Objective, PositionWeights, TeacherWeights
-    from limbeck.recipe.trace import Target
+    from limbeck.recipe.objective import DivergenceSettings, Needs, Objective, PositionWeights, TeacherWeights
+    from limbeck.recipe.trace import TargetSettings
 
 
 def objective_rules(recipe: Recipe) -> Iterator[Problem]:
@@ -30,10 +30,10 @@ def objective_rules(recipe: Recipe) -> Iterator[Problem]:
     by_teacher = objective.position_weights.teacher
     if objective.only_ce:
         names = ("divergence", "temperature", "also")
-        yield from idle(objective, "objective", names, "when ce_weight is 1 (plain training)")
+        yield from no_effect(objective, "objective", names, "when ce_weight is 1 (plain training)")
         if not isinstance(target, (Live, TextTarget)) and by_teacher is None:
             names = ("target",)
-            yield from idle(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
+            yield from no_effect(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
     elif isinstance(target, TextTarget):
         message = f"is text, which has no distribution, but objective.ce_weight is {objective.ce_weight}: set it to 1."
         yield problem("trace.target.kind", message)
@@ -46,20 +46,20 @@ def objective_rules(recipe: Recipe) -> Iterator[Problem]:
     yield from _weights(objective.position_weights, target)
 
 
-def _all_divergences(objective: Objective) -> list[tuple[str, Divergence]]:
+def _all_divergences(objective: Objective) -> list[tuple[str, DivergenceSettings]]:
     """Every divergence with its place in the recipe."""
     also = [(f"objective.also[{n}].divergence", term.divergence) for n, term in enumerate(objective.also)]
     return [("objective.divergence", objective.divergence), *also]
 
 
-def offers(target: Target) -> Needs:
+def offers(target: TargetSettings) -> Needs:
     """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
     if isinstance(target, Live):
         return "full"
     return "cells" if isinstance(target, TopK) and target.rest == "tail" else "sample"
 
 
-def knows_entropy(target: Target) -> bool:
+def knows_entropy(target: TargetSettings) -> bool:
     """Whether the teacher's own entropy is stored: a sample's is another."""
     return not isinstance(target, (TopK, Votes)) and not (isinstance(target, Sampled) and target.value == "probability")
 
@@ -98,7 +98,7 @@ def _temperature(recipe: Recipe) -> Iterator[Problem]:
     )
     if not heeded:
         why = "on these divergences: the temperature changes nothing in them, or they have their own"
-        yield from idle(objective, "objective", ("temperature",), why)
+        yield from no_effect(objective, "objective", ("temperature",), why)
     if not isinstance(by, (int, float)):
         if stored:
             yield problem(
@@ -143,10 +143,12 @@ def _ce(objective: Objective) -> Iterator[Problem]:
         if objective.most_ce > 1:
             yield problem("objective.ce_weight", f"reaches {objective.most_ce:g}; a share is at most 1.")
     if objective.most_ce == 0:
-        yield from idle(objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)")
+        yield from no_effect(
+            objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)"
+        )
 
 
-def _weights(weights: PositionWeights, target: Target) -> Iterator[Problem]:
+def _weights(weights: PositionWeights, target: TargetSettings) -> Iterator[Problem]:
     where = "objective.position_weights"
     teacher, tokens, place = weights.teacher, weights.tokens, weights.place
     if teacher is not None:

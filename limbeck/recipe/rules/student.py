@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from limbeck.config.problems import Problem, idle, problem
+from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.student import PruneStudent, ScratchStudent
 
@@ -35,7 +35,7 @@ def _prune(student: PruneStudent) -> Iterator[Problem]:
     if not student.keep or min(student.keep) < 0 or list(student.keep) != sorted(set(student.keep)):
         found = list(student.keep)
         yield problem("student.keep", f"is {found}; it must be layer numbers from 0 in ascending order, each once.")
-    yield from idle(student, "student", ("probe_rows",), "with an explicit `keep`: nothing is measured")
+    yield from no_effect(student, "student", ("probe_rows",), "with an explicit `keep`: nothing is measured")
 
 
 def _scratch(student: ScratchStudent) -> Iterator[Problem]:

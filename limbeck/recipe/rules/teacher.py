@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from limbeck.config.problems import Problem, idle, problem
+from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.student import PruneStudent, ScratchStudent
 from limbeck.recipe.teacher import GgufTeacher, OpenAITeacher, TextTeacher, is_local
@@ -22,7 +22,7 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
             message = "has no effect with a teacher in this process: the student has its architecture; remove it."
             yield problem("student.like", message)
         if isinstance(teacher, GgufTeacher):
-            yield from idle(teacher, "teacher", ("trust_remote_code",), "on a .gguf file, which holds no code")
+            yield from no_effect(teacher, "teacher", ("trust_remote_code",), "on a .gguf file, which holds no code")
         return
     here = "Use a teacher in this process (kind hf)"
     if isinstance(student, PruneStudent):
@@ -46,17 +46,19 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
     yield from _told(recipe, teacher.kind)
     if not isinstance(trace.mode, GenerateMode):
         names = ("samples_per_request", "max_tokens_key", "system")
-        yield from idle(teacher, "teacher", names, "when given text is scored: nothing is written")
+        yield from no_effect(teacher, "teacher", names, "when given text is scored: nothing is written")
     elif teacher.samples_per_request > trace.mode.n:
         message = (
             f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
         )
         yield problem("teacher.samples_per_request", message)
     if teacher.mode == "live":
-        yield from idle(teacher, "teacher", ("batch_requests", "batch_poll_seconds"), "unless teacher.mode is batch")
+        yield from no_effect(
+            teacher, "teacher", ("batch_requests", "batch_poll_seconds"), "unless teacher.mode is batch"
+        )
     else:
         names = ("concurrency", "requests_per_minute", "tokens_per_minute")
-        yield from idle(teacher, "teacher", names, "when teacher.mode is batch: the provider sets the pace")
+        yield from no_effect(teacher, "teacher", names, "when teacher.mode is batch: the provider sets the pace")
         if not isinstance(trace.mode, GenerateMode):
             yield problem("teacher.mode", "is batch, and given text is scored live only. Set teacher.mode to live.")
     if teacher.max_cost is not None and teacher.prices is None:
@@ -65,7 +67,9 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
         yield problem(
             "teacher.system", "has no effect with teacher.endpoint=completions: there are no turns; remove it."
         )
-    yield from idle(trace, "trace", ("batch_tokens",), "with a teacher behind an endpoint: there is no forward here")
+    yield from no_effect(
+        trace, "trace", ("batch_tokens",), "with a teacher behind an endpoint: there is no forward here"
+    )
 
 
 def _told(recipe: Recipe, kind: str) -> Iterator[Problem]:

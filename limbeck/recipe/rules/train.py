@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.config.problems import Problem, problem
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.train import WSD, Steps
+from limbeck.recipe.train import WSD, StepsBudget
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,11 @@ def train_rules(recipe: Recipe) -> Iterator[Problem]:
             f"warms up over {schedule.warmup:g} and decays over {schedule.decay:g} of the budget, together more than "
             "all of it; their sum may be at most 1.",
         )
-    if train.qad is not None and isinstance(train.budget, Steps) and train.qad.start > 1 - 0.5 / train.budget.steps:
+    if (
+        train.qad is not None
+        and isinstance(train.budget, StepsBudget)
+        and train.qad.start > 1 - 0.5 / train.budget.steps
+    ):
         yield problem(
             "train.qad.start",
             f"is {train.qad.start:g}, after the last of {train.budget.steps} steps; lower it, or remove train.qad.",
