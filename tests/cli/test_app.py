@@ -161,7 +161,7 @@ def _env() -> dict[str, str]:
     import os
     from pathlib import Path
 
-    return {**os.environ, "PYTHONPATH": str(Path(app.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": str(Path(app.__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 
 INTERRUPTED = """
