@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -89,8 +90,10 @@ def test_artifact_opens_with_plain_transformers_and_as_lm(finished):
     ids = torch.tensor([[5, 6, 7, 8]])
     assert torch.equal(model(ids).logits, lm.model(ids).logits)
     assert model.config.num_hidden_layers == 2
-    card = (folder / "README.md").read_text()
-    assert f"{summary['student']['kl']:.3f}" in card and "distillation" in card
+    card = ModelCard.load(folder / "README.md")
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert scores["kl"] == summary["student"]["kl"] and "distillation" in card.data.tags
+    assert f" {summary['student']['kl']:.4g} |" in card.text, "the table that a person reads shows the same number"
 
 
 def test_a_second_run_does_nothing(finished):
