@@ -12,7 +12,6 @@ import pytest
 
 from limbeck.endpoint import rate_limit, retry
 from limbeck.errors import BudgetError, Stopped, StoreError, TeacherError
-from limbeck.label.replies import estimate_ask
 from limbeck.store import TraceStore, reply_log
 from tests.endpoint.fault_server import FaultServer, in_turn, reply_of
 from tests.label.asking import (
@@ -297,15 +296,6 @@ def test_what_may_have_been_billed_counts_at_its_worst(go, server, rows, traces)
     [entry] = journal_of(traces)
     words = len(entry["answer"]["choices"][0]["text"].split())
     assert entry["attempts"] == 3 and entry["cost"] == pytest.approx(0.001 * (8 + words), abs=2e-4)
-
-
-def test_estimates(rows):
-    recipe = recipe_of("http://x/v1", PRICES, "trace.mode.n=4", "teacher.samples_per_request=2",
-                       "teacher.requests_per_minute=60")  # fmt: skip
-    found = estimate_ask(recipe, rows)
-    assert found.requests == 80 and found.most_reply_tokens == 40 * 4 * 8 and found.seconds_least == 80.0
-    assert found.cost_most == pytest.approx(1.28 + found.prompt_tokens / 1e6)
-    assert found.prompt_tokens == 2 * sum(len(row.ids) for row in rows)
 
 
 # ---- until enough are right -----------------------------------------------------------------------------------------
