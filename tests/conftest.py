@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+pytest_plugins = ("pytester", "tests.tiers")
 
 shapes.watch("limbeck.losses", "limbeck.types")
 
