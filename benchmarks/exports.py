@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limbeck.models.hf import HfLM
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
-WRITERS: dict[str, tuple[Callable[..., None], Callable[[Path], LiveLM], tuple[str, ...]]] = {}
+WRITERS: dict[str, tuple[Callable[..., None], Callable[[Path], LocalLM], tuple[str, ...]]] = {}
 """By format: its writer, what opens its folder, and the kinds of quantization that are shown."""
 
 if find_spec("gguf") and find_spec("cyllama"):
@@ -51,7 +51,7 @@ def source_logits(lm: HfLM, ids: np.ndarray) -> torch.Tensor:
         return lm.model(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :, : lm.vocab].float()
 
 
-def fidelity(lm: HfLM, export: LiveLM, rows: list[np.ndarray]) -> tuple[float, float]:
+def fidelity(lm: HfLM, export: LocalLM, rows: list[np.ndarray]) -> tuple[float, float]:
     """Mean KL in nats and share of equal most likely tokens, over all positions of `rows`."""
     divergences, same = [], []
     for ids in rows:
@@ -61,7 +61,7 @@ def fidelity(lm: HfLM, export: LiveLM, rows: list[np.ndarray]) -> tuple[float, f
     return float(torch.cat(divergences).mean()), float(torch.cat(same).float().mean())
 
 
-def rates(models: dict[str, LiveLM], rounds: int, num: int) -> dict[str, float]:
+def rates(models: dict[str, LocalLM], rounds: int, num: int) -> dict[str, float]:
     """Tokens per second of greedy replies to `num` prompts at once, by name."""
     greedy, lengths = Sampling(temperature=0, max_tokens=TOKENS), dict.fromkeys(models, 0)
 
@@ -91,7 +91,7 @@ def main() -> None:
     ends = np.cumsum([len(ids) for ids in rows])
     rows = rows[: int(np.searchsorted(ends, options.positions)) + 1] if options.positions else []
     with tempfile.TemporaryDirectory() as tmp:
-        models: dict[str, LiveLM] = {"source float32": lm}
+        models: dict[str, LocalLM] = {"source float32": lm}
         sizes = {"source float32": sum(one.numel() * 4 for one in lm.model.parameters()) / 1e6}
         scores: dict[str, tuple[float, float]] = {}
         for name, quant in chosen:

@@ -10,11 +10,10 @@ masks, no padding, no shift and no ignore index in any loss or metric.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     import numpy as np
@@ -209,15 +208,17 @@ class LossOut(NamedTuple):
     num: int
 
 
-class Cap(StrEnum):
-    """What a kind of LM can do. A recipe's parts declare needs; `check` is one set difference."""
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world`; `kind` is none, ddp or fsdp2."""
 
-    GENERATE = "generate"
-    REPLY_LOGP = "reply_logp"
-    TOP_LOGP = "top_logp"
-    FULL_LOGITS = "full_logits"
-    HIDDEN_STATES = "hidden_states"
-    HOT_WEIGHTS = "hot_weights"
+    kind: str = "none"
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,8 @@ class Reply:
     finish_reason: str  # "stop" or "length"
 
 
-class LM(Protocol):
-    """Everything that speaks: teacher, student while sampling, judge, exported file, expert."""
+class Generator(Protocol):
+    """What writes replies: teacher, student while sampling, judge, exported file, expert."""
 
     @property
     def name(self) -> str: ...
@@ -253,16 +254,13 @@ class LM(Protocol):
     @property
     def tokenizer_hash(self) -> str: ...
 
-    @property
-    def caps(self) -> frozenset[Cap]: ...
-
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
         """`sampling.n` replies for each prompt (token ids). Deterministic given `sampling.seed`."""
         ...
 
 
-class LiveLM(LM, Protocol):
-    """A model in this process, whatever runs it: transformers, llama.cpp, onnxruntime."""
+class LocalLM(Generator, Protocol):
+    """A generator in this process whose logits can be had, whatever runs it: transformers, llama.cpp, onnxruntime."""
 
     @property
     def tokenizer(self) -> Any:
@@ -288,6 +286,27 @@ class LiveLM(LM, Protocol):
 
     def session(self) -> Session:
         """A new sequence, empty. Raises TeacherError where this kind of model cannot write token by token."""
+        ...
+
+
+class Backbone(Protocol):
+    """A model that gives hidden rows: what live targets, labelling, evaluation and feature matching need."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def head(self) -> Head:
+        """What makes logits of hidden rows, cut to the real tokens."""
+        ...
+
+    @property
+    def vocab(self) -> int:
+        """Columns of the head: the real tokens."""
+        ...
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """hidden_ND at `batch.rows_N`, after the last norm; documents do not see each other. No gradient."""
         ...
 
 
@@ -350,5 +369,3 @@ class Progress:
 
 if TYPE_CHECKING:
     OnProgress = Callable[[Progress], None]
-    Rows = Iterable[Row]
-    Batches = Iterator[Batch]

@@ -29,9 +29,9 @@ from limbeck.errors import DataError, LimbeckError, LongRow, RecipeError, Teache
 from limbeck.label.preflight import missing, needs_probe, run_probe, sentences
 from limbeck.label.recorders import reader_for
 from limbeck.models.gguf_import import resolve_model
-from limbeck.models.open import KINDS, open_hf
+from limbeck.models.open import open_hf
 from limbeck.recipe import GenerateMode, HfTeacher, PretrainedStudent, PruneStudent, Recipe, ScratchStudent, is_local
-from limbeck.recipe.rules.check import check_static, needs, warn_static
+from limbeck.recipe.rules.check import check_static, warn_static
 from limbeck.system.cost import disk_bytes, measure
 from limbeck.system.device import total_memory
 from limbeck.system.rundir import RunDir
@@ -102,13 +102,6 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
     `estimate` also reads all rows and does a little of each stage's work, which takes some seconds longer.
     """
     found = CheckResult(check_static(recipe), warnings=warn_static(recipe))
-    offered = KINDS[recipe.teacher.kind].caps if is_local(recipe.teacher) else frozenset()
-    for cap, part in needs(recipe).items():
-        if cap not in offered:
-            message = (
-                f"is {recipe.teacher.kind}, which does not offer {cap.value}; {part} needs it. Choose another kind."
-            )
-            found.problems.append(problem("teacher.kind", message))
     if recipe.evaluate.harness is not None and find_spec("lm_eval") is None:
         message = "needs the package 'lm_eval'; install it with: pip install 'limbeck[eval]', or remove the section."
         found.problems.append(problem("evaluate.harness", message))

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from limbeck.errors import TeacherError
 from limbeck.system.atomic import fingerprint
-from limbeck.types import Cap
 
 VERSION = 1
 STEADY = 0.05
@@ -57,13 +56,6 @@ class Capabilities:
     def steady(self) -> bool:
         """Whether the replicas behind the endpoint are one model."""
         return len(self.fingerprints) <= 1 and (self.spread is None or self.spread <= STEADY)
-
-    @property
-    def caps(self) -> frozenset[Cap]:
-        found = {Cap.GENERATE}
-        if self.logprobs and self.tokens == "agree":
-            found |= {Cap.REPLY_LOGP, Cap.TOP_LOGP}
-        return frozenset(found)
 
     @property
     def scores(self) -> bool:

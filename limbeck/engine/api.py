@@ -70,7 +70,7 @@ class Writing(Protocol):
 
 
 class Engine(Protocol):
-    """`BatchEngine` for HfLM and LlamaLM, `SerialEngine` for any LiveLM. Methods are called from event loops, in any
+    """`BatchEngine` for HfLM and LlamaLM, `SerialEngine` for any LocalLM. Methods are called from event loops, in any
     thread."""
 
     @property

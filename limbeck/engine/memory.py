@@ -19,7 +19,7 @@ from limbeck.errors import TeacherError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 from limbeck.engine.scheduler import PROBE
 
 Logits = Callable[[slice], Iterator[tuple[slice, Tensor]]]
@@ -66,7 +66,7 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
-def token_bytes_of(lm: LiveLM) -> int:
+def token_bytes_of(lm: LocalLM) -> int:
     """Bytes of keys and values that a token takes, measured on a few; 1 at least (where there is a state instead).
 
     Raises TeacherError for models without sessions."""

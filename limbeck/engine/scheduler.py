@@ -23,7 +23,7 @@ from limbeck.types import GeneratedToken
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 EngineEvent = GeneratedToken | Scored | Exception
 MEMORY = 2 * 2**30  # bytes of keys and values
@@ -123,7 +123,7 @@ class Worker(Protocol):
 class EngineThread:
     """An `Engine` around a worker."""
 
-    def __init__(self, lm: LiveLM, worker: Worker, *, slots: int, max_context: int, most_waiting: int) -> None:
+    def __init__(self, lm: LocalLM, worker: Worker, *, slots: int, max_context: int, most_waiting: int) -> None:
         self.lm, self.max_context, self._vocab = lm, max_context, lm.vocab
         self._worker, self._slots, self._most_waiting = worker, slots, most_waiting
         self._changed = threading.Condition()

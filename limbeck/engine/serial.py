@@ -20,7 +20,7 @@ from limbeck.errors import EngineError, LimbeckError
 
 if TYPE_CHECKING:
     from limbeck.models.sampling import TokenDecoder
-    from limbeck.types import LiveLM, Session
+    from limbeck.types import LocalLM, Session
 
 PIECE = 128  # tokens of a prompt that are read in one turn
 
@@ -33,7 +33,7 @@ class SerialEngine(EngineThread):
 
     def __init__(
         self,
-        lm: LiveLM,
+        lm: LocalLM,
         *,
         slots: int = 4,
         max_context: int | None = None,
@@ -60,7 +60,7 @@ class _SerialTurn:
 class SerialWorker:
     """The model's side of it. Used by one thread only."""
 
-    def __init__(self, lm: LiveLM, most_tokens: int, token_bytes: int) -> None:
+    def __init__(self, lm: LocalLM, most_tokens: int, token_bytes: int) -> None:
         self._lm, self._most_bytes, self._token_bytes = lm, most_tokens * token_bytes, token_bytes
         self._turns: deque[_SerialTurn] = deque()
         self._held = 0  # tokens in sessions: a number that other threads may read

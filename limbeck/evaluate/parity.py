@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from limbeck.types import LiveLM, Row, Trace
+    from limbeck.types import LocalLM, Row, Trace
 
 MOST_POSITIONS = 4096
 CHUNK_BYTES = 64 * 2**20  # of one block of logits in float64; four such exist at a time
@@ -58,8 +58,8 @@ class Sizes(NamedTuple):
 
 
 def parity(
-    source: LiveLM,
-    export: LiveLM,
+    source: LocalLM,
+    export: LocalLM,
     rows: Sequence[Row | Trace],
     sizes: Sizes,
     *,
@@ -105,7 +105,7 @@ def parity(
     )
 
 
-def _refuse_strangers(source: LiveLM, export: LiveLM) -> None:
+def _refuse_strangers(source: LocalLM, export: LocalLM) -> None:
     if source.tokenizer_hash != export.tokenizer_hash or source.vocab != export.vocab:
         raise TeacherError(
             f"the export has other tokens than its source ({export.vocab} with hash {export.tokenizer_hash} against "
@@ -128,7 +128,7 @@ def _chosen(rows: Sequence[Row | Trace], context: int) -> Iterator[Row | Trace]:
             yield cut
 
 
-def _blocks(source: LiveLM, export: LiveLM, row: Row | Trace) -> Iterator[tuple[Tensor, Tensor]]:
+def _blocks(source: LocalLM, export: LocalLM, row: Row | Trace) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits of both at the supervised positions of a row, some positions at a time, in float64."""
     p_TV, q_TV = source.logits(row.ids), export.logits(row.ids)
     places = torch.tensor([place - 1 for start, end in row.spans for place in range(start, end)])
@@ -143,7 +143,7 @@ def _kl(p_nV: Tensor, q_nV: Tensor) -> Tensor:
     return torch.linalg.vecdot(logp_nV.exp(), logp_nV - q_nV.log_softmax(-1)).clamp_min(0.0)
 
 
-def _write_in_turn(source: LiveLM, export: LiveLM, rows: Sequence[Row | Trace]) -> tuple[float, float, float]:
+def _write_in_turn(source: LocalLM, export: LocalLM, rows: Sequence[Row | Trace]) -> tuple[float, float, float]:
     """The share of prompts continued alike, and the tokens per second of source and export. A disturbance hits both."""
     room = min(source.max_context or 2**30, export.max_context or 2**30, LONGEST_PROMPT + NEW_TOKENS)
     prompts = choose_prompts(rows, source.tokenizer, PROMPTS, longest=room - 2, seed=0)
@@ -161,7 +161,7 @@ def _write_in_turn(source: LiveLM, export: LiveLM, rows: Sequence[Row | Trace]) 
     return sum(equal) / len(equal), statistics.median(rates["source"]), statistics.median(rates["export"])
 
 
-def _write(lm: LiveLM, prompt: np.ndarray, num: int) -> tuple[list[int], float]:
+def _write(lm: LocalLM, prompt: np.ndarray, num: int) -> tuple[list[int], float]:
     """`num` greedy tokens, at least two, whether or not the reply ends before; and how many a second after the first,
     which waits for the prompt."""
     session = lm.session()

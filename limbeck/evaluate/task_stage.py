@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from limbeck.evaluate.tasks import Judge, Question
     from limbeck.models.hf import HfLM
     from limbeck.recipe import Recipe, Tasks, Verifier
-    from limbeck.types import LiveLM, OnProgress, Trace
+    from limbeck.types import LocalLM, OnProgress, Trace
 
 
 def run_tasks(
@@ -80,7 +80,7 @@ def choose_questions(recipe: Recipe, tasks: Tasks, lm: HfLM, rows: Sequence[Row 
     return questions_of(choose_rows(recipe, tasks, lm, rows), lm.tokenizer)
 
 
-def choose_rows(recipe: Recipe, tasks: Tasks, lm: LiveLM, rows: Sequence[Row | Trace]) -> list[Row]:
+def choose_rows(recipe: Recipe, tasks: Tasks, lm: LocalLM, rows: Sequence[Row | Trace]) -> list[Row]:
     """The rows of those problems. Raises what reading the source raises."""
     sample = Sample(tasks.limit, recipe.seed)
     seen: set[str] = set()
@@ -91,7 +91,7 @@ def choose_rows(recipe: Recipe, tasks: Tasks, lm: LiveLM, rows: Sequence[Row | T
     return sample.rows()
 
 
-def _read(recipe: Recipe, tasks: Tasks, lm: LiveLM) -> list[Row]:
+def _read(recipe: Recipe, tasks: Tasks, lm: LocalLM) -> list[Row]:
     """The prompts of a source, through the same door as those of training."""
     assert tasks.source is not None
     data = recipe.data

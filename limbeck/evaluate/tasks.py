@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.metrics.pass_at_k import Attempts
-    from limbeck.types import LM, OnProgress, Reply, Row
+    from limbeck.types import Generator, OnProgress, Reply, Row
 
     Judge = Callable[[Sequence[tuple[str, str]]], Sequence[bool | None]]
     """Verdicts on pairs of (reply, reference): right, wrong, or None where it cannot be said."""
@@ -74,7 +74,7 @@ def questions_of(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> lis
 
 
 def answer_questions(
-    models: Mapping[str, LM],
+    models: Mapping[str, Generator],
     questions: Sequence[Question],
     exam: TaskSettings,
     folder: Path,
@@ -97,14 +97,14 @@ def answer_questions(
     return found
 
 
-def exam_key(lm: LM, questions: Sequence[Question], exam: TaskSettings) -> str:
+def exam_key(lm: Generator, questions: Sequence[Question], exam: TaskSettings) -> str:
     """All that an LM's judged replies depend on."""
     asked = [[one.id, one.ids.tolist(), one.reference] for one in questions]
     return fingerprint(lm.fingerprint, asked, asdict(exam.sampling), exam.judged_by, exam.batch_tokens)
 
 
 def ask(
-    lm: LM,
+    lm: Generator,
     questions: Sequence[Question],
     exam: TaskSettings,
     *,

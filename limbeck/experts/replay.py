@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from limbeck.types import LiveLM, Reply
+    from limbeck.types import LocalLM, Reply
 
 REPLAY = "replay.jsonl"
 PROMPTS = 20
@@ -42,7 +42,7 @@ class Replay:
 
 
 def write_replays(
-    lm: LiveLM, prompts: Sequence[tuple[str, list[int]]], on_one: Callable[[int], None] = lambda _: None
+    lm: LocalLM, prompts: Sequence[tuple[str, list[int]]], on_one: Callable[[int], None] = lambda _: None
 ) -> tuple[list[Replay], float]:
     """Answers to prompts (id, tokens), one at a time, and tokens written per second (0.0 without any)."""
     found, seconds = [], 0.0
@@ -59,12 +59,12 @@ def write_replays(
     return found, written / seconds if seconds else 0.0
 
 
-def _answer(lm: LiveLM, ids: list[int], tokens: int) -> Reply:
+def _answer(lm: LocalLM, ids: list[int], tokens: int) -> Reply:
     prompt = np.asarray(ids, dtype=np.int32)
     return lm.generate([prompt], Sampling(temperature=0.0, max_tokens=tokens))[0][0]
 
 
-def differing(lm: LiveLM, replays: Sequence[Replay], on_one: Callable[[int], None] = lambda _: None) -> list[Replay]:
+def differing(lm: LocalLM, replays: Sequence[Replay], on_one: Callable[[int], None] = lambda _: None) -> list[Replay]:
     """Those that are answered with other tokens now. Raises ExpertError for tokens that the model does not know."""
     others = []
     for number, replay in enumerate(replays):

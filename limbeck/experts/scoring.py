@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 HELDOUT = "heldout.jsonl"
 RESAMPLES = 2000
@@ -55,7 +55,7 @@ class Sums:
     metrics: dict[str, np.ndarray]
 
 
-def score_rows(lm: LiveLM, rows: Sequence[HeldOut], on_row: Callable[[int], None] = lambda _: None) -> Sums:
+def score_rows(lm: LocalLM, rows: Sequence[HeldOut], on_row: Callable[[int], None] = lambda _: None) -> Sums:
     """Cross-entropy, accuracy and agreement of a model on rows of its own tokens. `on_row` is told each row's number.
 
     Raises ExpertError for a row that is not of this model's tokens or longer than its context."""
@@ -76,7 +76,7 @@ def score_rows(lm: LiveLM, rows: Sequence[HeldOut], on_row: Callable[[int], None
     return Sums(np.array([float(len(row.positions)) for row in rows]), [row.prompt for row in rows], metrics)
 
 
-def _check_row(lm: LiveLM, row: HeldOut) -> None:
+def _check_row(lm: LocalLM, row: HeldOut) -> None:
     longest = lm.max_context or len(row.ids)
     if len(row.ids) > longest or max(row.ids) >= lm.vocab or min(row.ids) < 0:
         raise ExpertError(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from limbeck.experts.registry import Registry
     from limbeck.experts.scoring import HeldOut, Sums
     from limbeck.text.redact import Redactor
-    from limbeck.types import LiveLM, Row
+    from limbeck.types import LocalLM, Row
 
 MOST_TRAIN = 20_000
 """Prompts of training rows that are kept (a seeded sample); those of held-out rows all are."""
@@ -63,13 +63,13 @@ class TransferSet:
     """The transfer set as an expert keeps it: keys redacted, and rows that held one left out of what is replayed."""
 
     finished: FinishedRun
-    lm: LiveLM
+    lm: LocalLM
     choice: PromptChoice
     redactor: Redactor
     heldout: list[HeldOut]
 
     @classmethod
-    def of(cls, finished: FinishedRun, lm: LiveLM, choice: PromptChoice, redactor: Redactor) -> TransferSet:
+    def of(cls, finished: FinishedRun, lm: LocalLM, choice: PromptChoice, redactor: Redactor) -> TransferSet:
         clean = []
         for row in finished.heldout(lm.tokenizer):
             text = str(lm.tokenizer.decode(row.ids, clean_up_tokenization_spaces=False))

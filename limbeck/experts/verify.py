@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limbeck.experts.registry import Expert
-    from limbeck.types import LiveLM, OnProgress
+    from limbeck.types import LocalLM, OnProgress
 
 SLACK = 1e-3
 """Relative: another machine rounds otherwise, and the interval of a single row has no width."""
@@ -89,7 +89,7 @@ def verify_expert(expert: Expert, *, on_progress: OnProgress = lambda _: None) -
     )
 
 
-def open_expert(expert: Expert) -> LiveLM:
+def open_expert(expert: Expert) -> LocalLM:
     """The model of an expert, in the precision that its answers were written in. Raises what `open_lm` raises."""
     return open_lm(expert.model_path, dtype=expert.card.dtype)
 

@@ -27,14 +27,12 @@ from limbeck.models.weights import adapter_only, format_of
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.text.packing import pack
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
-from limbeck.types import Batch, Cap, Head, Reply, Row, Sampling
+from limbeck.types import Batch, Head, Reply, Row, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedTokenizerBase
-
-CAPS = frozenset(Cap)
 
 
 def head_layer(model: PreTrainedModel) -> Any:
@@ -92,14 +90,13 @@ def packed_attention(model: PreTrainedModel) -> contextlib.AbstractContextManage
 
 @dataclass(frozen=True)
 class HfLM:
-    """A model with its tokenizer, frozen and in eval mode; `caps` is everything."""
+    """A model with its tokenizer, frozen and in eval mode."""
 
     name: str
     fingerprint: str
     tokenizer_hash: str
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
-    caps: frozenset[Cap] = CAPS
 
     @classmethod
     def open(

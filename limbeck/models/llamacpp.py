@@ -24,14 +24,13 @@ from limbeck.models.gguf_header import file_fingerprint, read_header
 from limbeck.models.sampling import TokenDecoder, write_all
 from limbeck.system.device import prepare_cpu
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
-from limbeck.types import Cap, GeneratedToken, Reply, Sampling
+from limbeck.types import GeneratedToken, Reply, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 FILE = "model.gguf"
-CAPS = frozenset({Cap.GENERATE, Cap.REPLY_LOGP, Cap.TOP_LOGP, Cap.FULL_LOGITS})
 STEP = 512
 """Most tokens that are computed at once."""
 
@@ -63,7 +62,6 @@ class LlamaLM:
     max_context: int | None
     end_ids: list[int]
     model: Any  # cyllama's LlamaModel
-    caps: frozenset[Cap] = CAPS
     spare: list[Any] = field(default_factory=list, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 

@@ -18,13 +18,12 @@ from limbeck.models.sampling import write_all
 from limbeck.system.atomic import fingerprint, sha256_file
 from limbeck.system.device import prepare_cpu
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
-from limbeck.types import Cap, Reply, Sampling
+from limbeck.types import Reply, Sampling
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession, OrtValue
     from transformers import PreTrainedTokenizerBase
 
-CAPS = frozenset({Cap.GENERATE, Cap.REPLY_LOGP, Cap.TOP_LOGP, Cap.FULL_LOGITS})
 PIECE = 256
 """Tokens of a prompt that are read at a time: the graph makes logits of all of them, 50 MB for 50,000 tokens."""
 ROOM = 64
@@ -33,7 +32,7 @@ ROOM = 64
 
 @dataclass(frozen=True)
 class OnnxLM:
-    """A decoder in an ONNX file with its tokenizer: a LiveLM."""
+    """A decoder in an ONNX file with its tokenizer: a LocalLM."""
 
     name: str
     fingerprint: str
@@ -43,7 +42,6 @@ class OnnxLM:
     runtime: InferenceSession
     end_ids: list[int]
     max_context: int | None = None
-    caps: frozenset[Cap] = CAPS
 
     @classmethod
     def open(cls, folder: str | Path, *, threads: int | None = None) -> OnnxLM:

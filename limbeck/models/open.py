@@ -11,7 +11,7 @@ from limbeck.models.hf import HfLM
 from limbeck.models.weights import checked_format
 
 if TYPE_CHECKING:
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 KINDS = {"hf": HfLM, "gguf": HfLM}
 
@@ -19,7 +19,7 @@ RUNNERS = {"gguf": ("limbeck.models.llamacpp", "LlamaLM"), "onnx": ("limbeck.mod
 """Formats that another library runs: their modules are imported when such an artifact is opened."""
 
 
-def open_lm(path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_remote_code: bool = False) -> LiveLM:
+def open_lm(path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_remote_code: bool = False) -> LocalLM:
     """Open a model: an artifact of any format, a hub id, a folder with safetensors, a .gguf file, or `smollm2-135m`.
 
     An artifact is checked against its manifest first, and opens as what its card says: safetensors as HfLM, gguf as
@@ -39,7 +39,7 @@ def open_hf(path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_re
     return KINDS[kind].open(path, dtype=dtype, trust_remote_code=trust_remote_code)
 
 
-def open_format(form: str, folder: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> LiveLM:
+def open_format(form: str, folder: str | Path, *, dtype: str = "auto", trust_remote_code: bool = False) -> LocalLM:
     """A folder of a known format, unchecked: `open_lm` is the door for what comes from elsewhere."""
     if form not in RUNNERS:
         return open_hf(folder, dtype=dtype, trust_remote_code=trust_remote_code)

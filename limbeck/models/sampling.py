@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 REPLACEMENT = "\ufffd"
 CONTEXT = 4
@@ -200,7 +200,7 @@ def _overlap(text: str, stop: str) -> int:
 
 
 def write_one(
-    lm: LiveLM, prompt: np.ndarray, sampling: Sampling, *, draw_index: int = 0, top: int = 0
+    lm: LocalLM, prompt: np.ndarray, sampling: Sampling, *, draw_index: int = 0, top: int = 0
 ) -> Iterator[GeneratedToken]:
     """One reply of a model that has sessions, token by token. Closing the iterator ends it."""
     writer = TokenDecoder(lm.tokenizer, prompt, sampling, lm.end_ids, draw_index=draw_index, top=top)
@@ -217,7 +217,7 @@ def write_one(
         session.close()
 
 
-def write_all(lm: LiveLM, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
+def write_all(lm: LocalLM, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
     """`LM.generate` for a model that has sessions: one reply after the other."""
     out: list[list[Reply]] = []
     for prompt in prompts:

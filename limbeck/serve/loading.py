@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from limbeck.engine.api import Engine
     from limbeck.experts import Expert
     from limbeck.serve.settings import Serving
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 
 @dataclass(frozen=True)
 class LoadedExpert:
-    lm: LiveLM
+    lm: LocalLM
     engine: Engine
 
     @cached_property
@@ -68,7 +68,7 @@ def opener(settings: Serving) -> Callable[[Expert, int], LoadedExpert]:
     return open_expert
 
 
-def _engine(lm: LiveLM, settings: Serving, sequence_bytes: int) -> Engine:
+def _engine(lm: LocalLM, settings: Serving, sequence_bytes: int) -> Engine:
     """Models of transformers and llama.cpp are written in batches; all others have sessions, which take turns."""
     if isinstance(lm, HfLM | LlamaLM):
         return BatchEngine(lm, slots=settings.slots, waiting=settings.waiting, memory_bytes=sequence_bytes)

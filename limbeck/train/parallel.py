@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,24 +18,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.errors import RecipeError
+from limbeck.types import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from limbeck.train.distiller import Distiller
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among `world`; `kind` is none, ddp or fsdp2."""
-
-    kind: str = "none"
-    rank: int = 0
-    world: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import pytest
 from limbeck.check import recipe as check
 from limbeck.check.recipe import check_recipe
 from limbeck.recipe import Recipe
-from limbeck.types import Cap
 from tests import tiny
 from tests.recipes import tiny_recipe
 
@@ -144,18 +143,6 @@ def test_rows(recipe, tmp_path):
     assert "data.source" in problems(recipe.override(f"data.source.path={tmp_path / 'empty.jsonl'}"))
     (tmp_path / "bad.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     assert ":2" in problems(recipe.override(f"data.source.path={tmp_path / 'bad.jsonl'}"))["data.source"]
-
-
-def test_capabilities(recipe, monkeypatch):
-    class Mute:
-        caps = frozenset(Cap) - {Cap.GENERATE}
-
-    monkeypatch.setitem(check.KINDS, "hf", Mute)
-    found = problems(recipe)
-    assert found["teacher.kind"].startswith(
-        "teacher.kind is hf, which does not offer generate; evaluate.answers needs it."
-    )
-    assert problems(recipe.override("evaluate.answers=0")) == {}
 
 
 def test_the_estimate_sees_all_rows(recipe, monkeypatch):

@@ -10,7 +10,6 @@ from limbeck.endpoint.capabilities import Capabilities
 from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.probe import MOST_REQUESTS, MOST_TOKENS, probe
 from limbeck.errors import TeacherError
-from limbeck.types import Cap
 from tests import tiny
 from tests.endpoint.endpoint import Endpoint, Manners, reader, serve, teacher_at
 from tests.text.test_token_bytes import sentencepiece
@@ -37,7 +36,7 @@ def test_an_endpoint_that_honours_everything():
     assert (found.logprobs, found.tokens, found.prompt) == (20, "agree", "agree")
     assert found.model == "bigram" and found.fingerprints == ("fp-0",) and found.steady
     assert found.spread == pytest.approx(0, abs=1e-12)
-    assert found.caps == {Cap.GENERATE, Cap.REPLY_LOGP, Cap.TOP_LOGP} and found.scores
+    assert found.scores
     assert found.requests == len(served.bodies) <= MOST_REQUESTS
     assert found.prompt_tokens <= MOST_TOKENS[0] and found.completion_tokens <= MOST_TOKENS[1]
 
@@ -72,7 +71,7 @@ def test_what_is_ignored_is_seen(ignored, field):
 
 def test_log_probs_that_are_ignored_silently():
     found, _ = look(Manners(most_logprobs=0))
-    assert found.logprobs == 0 and found.tokens == "unknown" and found.caps == {Cap.GENERATE}
+    assert found.logprobs == 0 and found.tokens == "unknown"
     assert found.raw is None and found.spread is None and found.ends_told is None
     assert not found.echo and found.steady and found.same_text
 
@@ -100,7 +99,7 @@ def test_letters_are_in_every_vocabulary():
     """All its tokens have the bytes of ours, and yet they are not ours."""
     found, _ = look(Manners(spelling="letters"))
     assert found.tokens == "differ" and "cuts its replies into" in found.tokens_why
-    assert Cap.TOP_LOGP not in found.caps and not found.scores
+    assert not found.scores
 
 
 def test_another_vocabulary():

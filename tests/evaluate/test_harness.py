@@ -20,7 +20,7 @@ from tests import tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 CHOICES = """\
 task: tiny_choices
@@ -58,7 +58,7 @@ def folder(lm: HfLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_tasks(path: Path, lm: LiveLM) -> None:
+def write_tasks(path: Path, lm: LocalLM) -> None:
     """Twelve questions with three choices each, and what the model itself would write, wrong in every third."""
     docs = []
     for number, row in enumerate(tiny.rows()[:12]):

@@ -14,7 +14,7 @@ from limbeck.export.gguf import write_gguf
 from limbeck.models import llamacpp
 from limbeck.models.llamacpp import LlamaLM
 from limbeck.models.sampling import write_all, write_one
-from limbeck.types import Cap, Sampling
+from limbeck.types import Sampling
 from tests import tiny
 from tests.export import gguf_models as small
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.models.hf import HfLM
-    from limbeck.types import LiveLM
+    from limbeck.types import LocalLM
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("gguf", "cyllama")),
@@ -49,10 +49,9 @@ def lm(folder: Path) -> LlamaLM:
 
 
 def test_it_is_a_live_model(lm: LlamaLM, source: HfLM, folder: Path) -> None:
-    live: LiveLM = lm
+    live: LocalLM = lm
     assert (live.name, live.vocab, live.max_context, live.end_ids) == (str(folder), tiny.VOCAB, 4096, [2])
     assert live.tokenizer_hash == source.tokenizer_hash
-    assert Cap.FULL_LOGITS in live.caps and Cap.HIDDEN_STATES not in live.caps and Cap.HOT_WEIGHTS not in live.caps
     assert live.fingerprint == LlamaLM.open(folder / "model.gguf").fingerprint != source.fingerprint
 
 

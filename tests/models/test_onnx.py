@@ -19,7 +19,7 @@ from limbeck.export.onnx import write_onnx
 from limbeck.models.hf import HfLM
 from limbeck.models.onnx import OnnxLM
 from limbeck.models.sampling import write_one
-from limbeck.types import Cap, Sampling
+from limbeck.types import Sampling
 from tests import tiny
 
 GREEDY = Sampling(temperature=0, max_tokens=20)
@@ -76,7 +76,6 @@ def test_it_is_the_model_that_was_exported(source, lm, folder):
         assert divergence(logits_of(source, prompt(length)), found) <= 1e-9
     assert (lm.vocab, lm.max_context, lm.end_ids) == (source.vocab, source.max_context, source.end_ids)
     assert (lm.tokenizer_hash, lm.name) == (source.tokenizer_hash, str(folder))
-    assert Cap.FULL_LOGITS in lm.caps and Cap.HIDDEN_STATES not in lm.caps
 
 
 def test_a_session_reads_what_it_is_fed_in_any_portions(source, lm):

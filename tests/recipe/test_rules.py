@@ -5,8 +5,7 @@ import pytest
 from limbeck.config.problems import Problem, changed, problem
 from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
-from limbeck.recipe.rules.check import check_static, needs, raise_problems, warn_static
-from limbeck.types import Cap
+from limbeck.recipe.rules.check import check_static, raise_problems, warn_static
 from tests.recipes import tiny_recipe
 
 FILES = "data.source={kind: files, path: x.jsonl}"
@@ -173,13 +172,6 @@ def test_raise_problems():
     with pytest.raises(RecipeError) as caught:
         raise_problems(problems, lambda where: f"r.yaml:{len(where)}")
     assert str(caught.value) == "r.yaml:3: a.b is wrong.\nr.yaml:1: too."
-
-
-def test_needs(recipe: Recipe):
-    assert Cap.GENERATE in needs(recipe)
-    assert Cap.GENERATE not in needs(recipe.override("evaluate.answers=0"))
-    assert needs(recipe.override(GENERATE))[Cap.GENERATE] == "trace.mode generate"
-    assert {Cap.FULL_LOGITS, Cap.HIDDEN_STATES} <= set(needs(recipe))
 
 
 def test_changed(recipe: Recipe):

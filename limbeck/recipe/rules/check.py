@@ -21,9 +21,7 @@ from limbeck.recipe.rules.student import student_rules
 from limbeck.recipe.rules.teacher import teacher_rules
 from limbeck.recipe.rules.trace import enough_rules, vote_rules
 from limbeck.recipe.rules.train import train_rules
-from limbeck.recipe.teacher import is_local
 from limbeck.recipe.trace import GenerateMode, Live, Sampled, ScoreMode, TextTarget, TopK
-from limbeck.types import Cap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,19 +38,6 @@ def raise_problems(problems: list[Problem], origin: Callable[[str], str] | None 
     """Raise one RecipeError that lists them, unless there are none. `origin` turns a path into file and line."""
     if problems:
         raise RecipeError("\n".join(f"{origin(p.where)}: {p.message}" if origin else p.message for p in problems))
-
-
-def needs(recipe: Recipe) -> dict[Cap, str]:
-    """What the recipe asks of its teacher, each with the part that asks."""
-    if not is_local(recipe.teacher):
-        return {}
-    wanted = {Cap.FULL_LOGITS: "evaluation against the teacher's full distribution"}
-    wanted[Cap.HIDDEN_STATES] = "trace.target (distributions are selected from hidden rows and the head)"
-    if isinstance(recipe.trace.mode, GenerateMode):
-        wanted[Cap.GENERATE] = "trace.mode generate"
-    elif recipe.evaluate.answers:
-        wanted[Cap.GENERATE] = "evaluate.answers"
-    return wanted
 
 
 def _source(recipe: Recipe) -> Iterator[Problem]:
