@@ -126,7 +126,8 @@ def test_what_is_no_answer_is_not_believed(server, fault):
 def test_broken_connections_and_silence_come_to_an_end(server, fault):
     begun = time.monotonic()
     found = ask_with(server, fault)
-    assert isinstance(found, RetryLater) and found.billed and time.monotonic() - begun < 2.0
+    assert isinstance(found, RetryLater) and found.billed
+    assert time.monotonic() - begun < 15  # a dripping answer would take over 20 s
     assert found.trouble == {"hang": "timeout", "drip": "timeout"}.get(fault, "reset")
 
 

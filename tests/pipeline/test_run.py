@@ -115,6 +115,7 @@ def test_only_what_depends_on_a_change_is_done_again(finished, tmp_path):
     assert list((copy / "train").glob("student-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "gemma2", "granite"])
 def test_other_architectures_need_no_change(family, tiny_folder, text_jsonl, tmp_path):
     """Done when 5: a recipe that names another family is all it takes, from data to a finished report."""
@@ -123,27 +124,34 @@ def test_other_architectures_need_no_change(family, tiny_folder, text_jsonl, tmp
     assert summary["student"]["kl"] > 0
 
 
+METHODS = {
+    "jsd live": {"trace__target": {"kind": "full"}, "objective__divergence": {"kind": "jsd", "beta": 0.3}},
+    "top_k": {"trace__target": {"kind": "top_k", "k": 8}, "objective__ce_weight": 0.5},
+    "sampled": {"trace__target": {"kind": "sampled", "draws": 20}, "objective__temperature": 2.0},
+}
+MORE_METHODS = {
+    "reverse_kl live": {
+        "trace__target": {"kind": "full"},
+        "objective__divergence": {"kind": "reverse_kl"},
+        "objective__temperature": 2.0,
+    },
+    "scratch": {"student": {"kind": "scratch", "hidden_size": 32, "layers": 2, "heads": 2}, "train__accumulate": 2},
+    "checkpointing": {
+        "train__activation_checkpointing": True,
+        "train__schedule": {"kind": "wsd"},
+        "train__budget": {"kind": "epochs", "epochs": 1.5},
+    },
+    "tensorboard": {"train__budget": {"kind": "tokens", "tokens": 500}, "train__tensorboard": True},
+    "minutes": {"train__budget": {"kind": "minutes", "minutes": 0.01}},
+}
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"trace__target": {"kind": "full"}, "objective__divergence": {"kind": "jsd", "beta": 0.3}},
-        {
-            "trace__target": {"kind": "full"},
-            "objective__divergence": {"kind": "reverse_kl"},
-            "objective__temperature": 2.0,
-        },
-        {"trace__target": {"kind": "top_k", "k": 8}, "objective__ce_weight": 0.5},
-        {"trace__target": {"kind": "sampled", "draws": 20}, "objective__temperature": 2.0},
-        {"student": {"kind": "scratch", "hidden_size": 32, "layers": 2, "heads": 2}, "train__accumulate": 2},
-        {
-            "train__activation_checkpointing": True,
-            "train__schedule": {"kind": "wsd"},
-            "train__budget": {"kind": "epochs", "epochs": 1.5},
-        },
-        {"train__budget": {"kind": "tokens", "tokens": 500}, "train__tensorboard": True},
-        {"train__budget": {"kind": "minutes", "minutes": 0.01}},
+        *(pytest.param(changes, id=name) for name, changes in METHODS.items()),
+        *(pytest.param(changes, id=name, marks=pytest.mark.slow) for name, changes in MORE_METHODS.items()),
     ],
-    ids=["jsd live", "reverse_kl live", "top_k", "sampled", "scratch", "checkpointing", "tensorboard", "minutes"],
 )
 def test_methods(changes, tiny_llama, text_jsonl, tmp_path):
     recipe = recipe_of(tiny_llama, text_jsonl, **changes)
@@ -154,6 +162,7 @@ def test_methods(changes, tiny_llama, text_jsonl, tmp_path):
         assert list((tmp_path / "run/train/student/tensorboard").glob("events*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_make_the_artifact_of_one(kind, tiny_llama, text_jsonl, tmp_path):
     recipe = recipe_of(tiny_llama, text_jsonl, train__accumulate=2, train__twin=True)
@@ -172,6 +181,7 @@ def test_two_processes_make_the_artifact_of_one(kind, tiny_llama, text_jsonl, tm
             torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"kind": "hybrid"}, {"kind": "full"}])
 def test_the_teacher_writes_replies(target, tiny_llama, tmp_path):
     data = tmp_path / "prompts.jsonl"
@@ -248,6 +258,7 @@ def test_nan_is_never_saved(tiny_llama, text_jsonl, tmp_path):
     assert not list((tmp_path / "run/train/student/checkpoints").glob("step-*"))
 
 
+@pytest.mark.slow
 def test_stop_saves_and_the_rest_is_the_same(tiny_llama, text_jsonl, tmp_path):
     """SIGTERM in the middle of training: exit 75, and the resumed run ends in the same weights."""
     recipe_file = tmp_path / "r.yaml"
@@ -280,6 +291,7 @@ def test_contradictions_stop_before_any_work(tiny_llama, text_jsonl, tmp_path):
     assert not (tmp_path / "run" / "data").exists()
 
 
+@pytest.mark.slow
 def test_the_teacher_writes_until_enough_is_right(tiny_llama, text_jsonl, tmp_path):
     """In this process: a prompt is asked no further once it has a reply with an `e`, and its distributions are kept."""
     mode = {"kind": "generate", "n": 4, "max_tokens": 3, "enough": {"verifier": {"kind": "regex", "pattern": "e"}}}

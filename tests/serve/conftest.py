@@ -48,7 +48,7 @@ class Running:
 
     def events(self, name: str, least: int = 0) -> list[dict[str, Any]]:
         """Lines of the log of this name, once there are at least so many: an answer comes before its line."""
-        until = time.monotonic() + 5
+        until = time.monotonic() + SECONDS
         while True:
             found = [line for line in map(json.loads, list(self.lines)) if line["event"] == name]
             if len(found) >= least or time.monotonic() > until:

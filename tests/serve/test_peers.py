@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import os
 import shutil
 import signal
@@ -21,10 +22,12 @@ from limbeck.evaluate.harness import run_harness, task_manager
 from limbeck.experts import Registry
 from limbeck.models.open import open_lm
 from limbeck.recipe import Harness
+from limbeck.serve.server import drained
 from limbeck.system.atomic import verify_dir
 from tests.endpoint.servers import free_port
 from tests.evaluate.test_harness import write_tasks
-from tests.serve.conftest import KEY, expert_card, running
+from tests.serve.conftest import KEY, SECONDS, expert_card, running
+from tests.serve.peers import teacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 # ---- schemathesis ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_schema_is_kept(server: Running) -> None:
     """Every operation, with requests that fit the schema and ones that do not: no failure of the server, and every
     answer as the schema says."""
@@ -79,6 +83,7 @@ def retry(*_args, **_kwargs): return lambda function: function
 """
 
 
+@pytest.mark.slow
 def test_the_harness_finds_the_same_scores(
     server: Running, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +180,7 @@ def files_of(registry: Path) -> dict[str, bytes]:
     return {str(path.relative_to(registry)): path.read_bytes() for path in registry.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_a_corrupt_expert_is_refused_alone_and_a_kill_loses_nothing(
     process: Process, home: Path, tmp_path: Path
 ) -> None:
@@ -200,6 +206,7 @@ def test_a_corrupt_expert_is_refused_alone_and_a_kill_loses_nothing(
     assert KEY not in process.log.read_text() + (tmp_path / "again").read_text()
 
 
+@pytest.mark.slow
 def test_sigterm_lets_answers_finish(process: Process) -> None:
     """A stream that is under way is sent to its end; health says draining; new requests are told to come later; the
     exit code is 0."""
@@ -211,7 +218,7 @@ def test_sigterm_lets_answers_finish(process: Process) -> None:
             next(lines)
         process.process.send_signal(signal.SIGTERM)
         seen = set()
-        until = time.monotonic() + 10
+        until = time.monotonic() + SECONDS
         with httpx2.Client(base_url=process.client.base_url, headers=process.client.headers, trust_env=False) as other:
             while not seen and time.monotonic() < until and process.process.poll() is None:
                 health = other.get("/health")
@@ -228,19 +235,19 @@ def test_sigterm_lets_answers_finish(process: Process) -> None:
 
 
 def test_draining_has_a_bound(experts_folder: Path) -> None:
-    """What is under way when the time is over is cut, and the server ends."""
-    with running(experts_folder, "preload=[code]") as server:
-        from limbeck.serve.server import drained
-
+    """What is under way when the time is over is cut, and the server ends. It is a teacher's answer that never comes."""
+    with contextlib.ExitStack() as held:
+        peer = held.enter_context(teacher(trouble="slow", pause=60))
+        server = held.enter_context(running(experts_folder, f"upstream.url={peer.url}", "upstream.model=teacher"))
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(lambda: [server.chat(max_tokens=100, n=8).status_code for _ in range(3)])
-            until = time.monotonic() + 10
+            asked = pool.submit(lambda: [server.chat(model=name).status_code for name in ("teacher", "code")])
+            until = time.monotonic() + SECONDS
             while not server.built.gate.writing and time.monotonic() < until:
                 time.sleep(0.005)
             asyncio.run_coroutine_threadsafe(
                 drained(server.built.gate, 0.05, server.built.log), loop_of(server)
-            ).result(10)
-            assert asked.result(20) == [503, 503, 503]
+            ).result(SECONDS)
+            assert asked.result(SECONDS) == [503, 503]
         assert server.events("cut")[0]["under_way"] == 1
         assert server.client.get("/health").status_code == 503
 

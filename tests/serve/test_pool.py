@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -22,18 +21,21 @@ if TYPE_CHECKING:
 
 
 class Opener:
-    """Opens for real, counts, and can be slow or fail."""
+    """Opens for real, counts, and can be held up or fail."""
 
-    def __init__(self, pause: float = 0.0, broken: str = "") -> None:
+    def __init__(self, broken: str = "") -> None:
         self.opened: list[str] = []
         self.threads: set[int] = set()
-        self.pause, self.broken = pause, broken
+        self.broken = broken
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.may_go_on.set()
 
     def __call__(self, settings: Any) -> Any:
         def open_expert(expert: Any, sequence_bytes: int) -> Any:
             self.opened.append(expert.name)
             self.threads.add(threading.get_ident())
-            time.sleep(self.pause)
+            self.begun.set()
+            assert self.may_go_on.wait(30)
             if expert.name == self.broken:
                 raise StoreError(f"{expert.path} has a broken tensor")
             return opener(settings)(expert, sequence_bytes)
@@ -42,13 +44,14 @@ class Opener:
 
 
 def test_concurrent_first_requests_open_once_and_the_loop_stays_free(experts_folder: Path) -> None:
-    opened = Opener(pause=0.4)
+    opened = Opener()
+    opened.may_go_on.clear()
     with running(experts_folder, open_with=opened) as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
         asked = [pool.submit(server.chat, max_tokens=2) for _ in range(6)]
-        time.sleep(0.15)
-        begun = time.perf_counter()
-        assert server.client.get("/health").status_code == 200
-        assert time.perf_counter() - begun < 0.2
+        assert opened.begun.wait(30)
+        assert server.client.get("/health").status_code == 200  # while it is being opened
+        assert not any(one.done() for one in asked)
+        opened.may_go_on.set()
         assert [one.result().status_code for one in asked] == [200] * 6
         assert opened.opened == ["code"]
         assert server.events("expert_opened")[0]["bytes"] >= 2**20

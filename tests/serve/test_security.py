@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import json
+import select
 import socket
 import statistics
 import time
@@ -20,7 +21,7 @@ from limbeck.serve.dispatch import Chosen, plain
 from limbeck.serve.limits import Keys, json_depth
 from limbeck.serve.settings import load_serving
 from limbeck.serve.upstream import UpstreamModel
-from tests.serve.conftest import KEY, Decided, Router, running
+from tests.serve.conftest import KEY, SECONDS, Decided, Router, running
 from tests.serve.peers import teacher
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def address(server: Running) -> tuple[str, int]:
     return host, int(port)
 
 
-def said(server: Running, data: bytes, *, seconds: float = 5.0) -> bytes:
+def said(server: Running, data: bytes, *, seconds: float = SECONDS) -> bytes:
     """What comes back for raw bytes, until the server closes."""
     with socket.create_connection(address(server), timeout=seconds) as one:
         one.sendall(data)
@@ -83,10 +84,10 @@ def test_the_page_and_health_do_not(locked: Running) -> None:
 
 
 def test_the_log_names_keys_and_never_shows_them(locked: Running) -> None:
+    before = len(locked.events("request"))
     locked.client.get("/v1/models")
     locked.client.get("/v1/models", headers={"authorization": f"Bearer {KEY[::-1]}"})
-    time.sleep(0.1)
-    names = [found.get("key") for found in locked.events("request") if found["path"] == "/v1/models"]
+    names = [found.get("key") for found in locked.events("request", before + 2) if found["path"] == "/v1/models"]
     assert names[-2:] == ["one", "other"]
 
 
@@ -99,9 +100,9 @@ def test_all_keys_are_compared_each_time() -> None:
     def seconds(key: bytes) -> float:
         times = []
         for _ in range(60):
-            begun = time.perf_counter()
+            begun = time.process_time()
             many.who(key)
-            times.append(time.perf_counter() - begun)
+            times.append(time.process_time() - begun)
         return statistics.median(times)
 
     first, last, none = (seconds(f"Bearer {n}-{'x' * 20}".encode()) for n in ("000", "199", "zzz"))
@@ -169,10 +170,10 @@ def test_depth_is_counted_outside_of_texts() -> None:
         assert json_depth(json.dumps(deep, indent=indent).encode(), 99) == 5
     assert json_depth(b'"' + b"[" * 100, 9) == 0 and json_depth(b"[" * 100, 9) == 10
     assert json_depth(b"][][", 9) == 1
-    begun = time.perf_counter()
+    begun = time.process_time()
     json_depth(b'"\\' * 500_000, 9)
     json_depth(b"[]" * 500_000, 9)
-    assert time.perf_counter() - begun < 5
+    assert time.process_time() - begun < 5  # what grows with the square would take an hour
 
 
 def test_counts_are_bounded(server: Running) -> None:
@@ -185,18 +186,19 @@ def test_counts_are_bounded(server: Running) -> None:
 
 
 def test_a_slow_head_is_closed(locked: Running) -> None:
-    with socket.create_connection(address(locked), timeout=5) as one:
+    """Its time begins with the connection: another byte now and then does not prolong it."""
+    with socket.create_connection(address(locked), timeout=SECONDS) as one:
         begun = time.monotonic()
         one.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nX: ")
-        for _ in range(3):
-            time.sleep(0.1)
+        while not select.select([one], [], [], 0.1)[0]:
             one.sendall(b"y")
+            assert time.monotonic() - begun < SECONDS
         assert one.recv(4096).startswith(b"HTTP/1.1 408")
-        assert one.recv(4096) == b"" and 0.3 < time.monotonic() - begun < 3
+        assert one.recv(4096) == b"" and time.monotonic() - begun > 0.3
 
 
 def test_a_silent_connection_is_closed(locked: Running) -> None:
-    with socket.create_connection(address(locked), timeout=5) as one:
+    with socket.create_connection(address(locked), timeout=SECONDS) as one:
         assert one.recv(4096).startswith(b"HTTP/1.1 408") and one.recv(4096) == b""
 
 
@@ -209,8 +211,8 @@ def test_a_slow_body_is_refused(locked: Running) -> None:
 def test_a_second_request_may_take_its_time_between(experts_folder: Path) -> None:
     """Connections are kept open after an answer, and closed when they are idle for too long."""
     with contextlib.ExitStack() as held:
-        server = held.enter_context(running(experts_folder, "limits.header_seconds=0.3", "limits.idle_seconds=1"))
-        one = held.enter_context(socket.create_connection(address(server), timeout=5))
+        server = held.enter_context(running(experts_folder, "limits.header_seconds=0.3", "limits.idle_seconds=3"))
+        one = held.enter_context(socket.create_connection(address(server), timeout=SECONDS))
         for _ in range(2):
             one.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             time.sleep(0.6)
@@ -226,22 +228,19 @@ def test_a_client_that_does_not_read_is_cut(experts_folder: Path) -> None:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             one.connect(address(server))
             one.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
-            until = time.monotonic() + 20
-            while not server.events("request") and time.monotonic() < until:
-                time.sleep(0.05)
-        assert server.events("request")[0].get("cancelled") is True
+            assert server.events("request", 1)[0].get("cancelled") is True
         assert idle(server)
 
 
 def test_too_many_connections_are_refused(experts_folder: Path) -> None:
     with running(experts_folder, "limits.max_connections=3") as server, contextlib.ExitStack() as held:
         for _ in range(3):
-            held.enter_context(socket.create_connection(address(server), timeout=5))
+            held.enter_context(socket.create_connection(address(server), timeout=SECONDS))
         time.sleep(0.1)
         assert said(server, b"").startswith(b"HTTP/1.1 503")
 
 
-def idle(server: Running, seconds: float = 5.0) -> bool:
+def idle(server: Running, seconds: float = SECONDS) -> bool:
     """Whether no reply is under way any more."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
@@ -257,7 +256,7 @@ def test_a_client_that_goes_away_cancels(server: Running) -> None:
     for stream in (True, False):
         body = json.dumps({**BODY, "n": 4, "max_tokens": 100, "stream": stream})
         head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        with socket.create_connection(address(server), timeout=5) as one:
+        with socket.create_connection(address(server), timeout=SECONDS) as one:
             one.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
             time.sleep(0.05)
         assert idle(server)
@@ -480,9 +479,10 @@ def test_an_exception_is_logged_without_what_it_says(server: Running, monkeypatc
     found = server.chat()
     assert found.status_code == 500 and found.json()["error"]["code"] == "internal_error"
     assert found.headers["connection"] == "close"
-    until = time.monotonic() + 5
+    until = time.monotonic() + SECONDS
     while not (told := [one for one in server.events("server") if one.get("exception") == "RuntimeError"]):
         assert time.monotonic() < until
+        time.sleep(0.01)
     assert any("app.py" in place for place in told[0]["places"])
     assert "a secret of the client" not in "".join(server.lines) + found.text
 
