@@ -235,7 +235,7 @@ def test_sigterm_lets_answers_finish(process: Process) -> None:
 
 
 def test_draining_has_a_bound(experts_folder: Path) -> None:
-    """What is under way when the time is over is cut, and the server ends. It is a teacher's answer that never comes."""
+    """What is under way when the time is over is cut, and the server ends: here a teacher that never answers."""
     with contextlib.ExitStack() as held:
         peer = held.enter_context(teacher(trouble="slow", pause=60))
         server = held.enter_context(running(experts_folder, f"upstream.url={peer.url}", "upstream.model=teacher"))
