@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from limbeck.system.ranks import first_rank
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,11 +30,6 @@ def print_error(text: str) -> None:
     from limbeck.cli.tables import visible
 
     print(visible(text, keep="\n"), file=sys.stderr, flush=True)
-
-
-def first_rank() -> bool:
-    """Under torchrun only one process speaks."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def print_result(result: Any, *, as_json: bool = False) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from dataclasses import replace
 from functools import cached_property, partial
@@ -57,6 +56,7 @@ from limbeck.students.build import build_student
 from limbeck.system.atomic import atomic_write, fingerprint, sha256_file
 from limbeck.system.cost import measure
 from limbeck.system.device import pick_device, resolve_dtype
+from limbeck.system.ranks import first_rank
 from limbeck.system.rundir import RunDir, StageRecord
 from limbeck.system.signals import stop_requests
 from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
@@ -100,7 +100,7 @@ def _ignore(_what: str | Progress) -> None:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[RunDir]:
     """The run folder, locked by the first rank only."""
-    if int(os.environ.get("RANK", "0")):
+    if not first_rank():
         yield RunDir(path)
         return
     with RunDir.open(path) as run:

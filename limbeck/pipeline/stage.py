@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.system.cost import disk_bytes, measure
+from limbeck.system.ranks import first_rank
 from limbeck.system.rundir import RunDir, StageRecord
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Stages:
 
     @property
     def is_first(self) -> bool:
-        return int(os.environ.get("RANK", "0")) == 0
+        return first_rank()
 
     def do(
         self, name: str, fingerprint: str, work: Callable[[], object], *outputs: Path, collective: bool = False

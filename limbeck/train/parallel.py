@@ -7,7 +7,6 @@ go on with another number of processes.
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.errors import RecipeError
+from limbeck.system.ranks import launch
 from limbeck.types import Ranks
 
 if TYPE_CHECKING:
@@ -29,19 +29,21 @@ if TYPE_CHECKING:
 @contextlib.contextmanager
 def join_ranks(kind: str) -> Iterator[Ranks]:
     """Join the process group that torchrun described. Raises RecipeError when the recipe and the launch disagree."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if kind == "none" and world > 1:
-        raise RecipeError(f"torchrun started {world} processes but train.parallel is none; set it to ddp or fsdp2.")
+    launched = launch()
+    if kind == "none" and launched and launched.world > 1:
+        raise RecipeError(
+            f"torchrun started {launched.world} processes but train.parallel is none; set it to ddp or fsdp2."
+        )
     if kind == "none":
         yield Ranks()
         return
-    if "RANK" not in os.environ:
+    if launched is None:
         raise RecipeError(
             f"train.parallel is {kind} but this is a single process; start it with "
             "`torchrun --nproc-per-node N -m limbeck ...`, or set train.parallel to none."
         )
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(launched.local_rank)
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Ranks(kind, dist.get_rank(), dist.get_world_size())
