@@ -86,7 +86,7 @@ def _sure(found: TeacherStats) -> list[Problem]:
 
 
 def _warm(recipe: Recipe, found: TeacherStats) -> list[Problem]:
-    warmest = recipe.objective.warmest
+    warmest = recipe.objective.max_temperature
     if warmest <= WARM or (found.sure <= TOO_SURE and found.evenness <= FLAT):
         return []
     flat = f"looks trained with label smoothing: the tokens that it does not choose are {found.evenness:.0%} even"

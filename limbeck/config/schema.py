@@ -27,6 +27,10 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     called: ClassVar[str] = "a recipe"  # as a whole, in error messages
 
+    def stored_form(self, exclude: set[str] | None = None) -> dict[str, Any]:
+        """The values for fingerprints and stores, without the fields `exclude`."""
+        return self.model_dump(mode="json", exclude=exclude)
+
 
 @dataclass(frozen=True)
 class SectionPath:

@@ -137,7 +137,7 @@ class _Verdicts:
             self.known[key] = Verdict(ok, reason)
 
     def verify(self, verifier: Verifier, pairs: list[tuple[str, str]]) -> list[Verdict]:
-        identity, chunk = verifier.model_dump(mode="json"), CHUNK
+        identity, chunk = verifier.stored_form(), CHUNK
         if isinstance(verifier, Judge) and verifier.endpoint:  # how fast it is asked changes no verdict
             identity["endpoint"], chunk = verifier.endpoint.identity, verifier.endpoint.concurrency
         keys = [fingerprint(identity, reply, reference) for reply, reference in pairs]

@@ -81,7 +81,7 @@ def data_fingerprint(recipe: Recipe) -> list[Any]:
     or the interpreter's version for its standard library. A hub name stands for itself. Raises DataError for missing
     files."""
     source = recipe.data.source
-    parts: list[Any] = [ROWS_VERSION, recipe.data.model_dump(mode="json"), isinstance(recipe.trace.mode, GenerateMode)]
+    parts: list[Any] = [ROWS_VERSION, recipe.data.stored_form(), isinstance(recipe.trace.mode, GenerateMode)]
     if isinstance(source, StdlibSource):
         return [*parts, platform.python_implementation(), platform.python_version()]
     return [*parts, [[str(file), sha256_file(file)] for file in source_files(source)]]

@@ -112,7 +112,7 @@ def task_settings_of(tasks: Tasks, seed: int, stop_asked: Callable[[], bool] = l
     """The recipe's section as what models are asked."""
     temperature, top_p = temperature_and_top_p(tasks.decoding)
     sampling = Sampling(temperature, top_p, tasks.n, tasks.max_tokens, seed=seed)
-    key = fingerprint(tasks.verifier.model_dump(mode="json"))
+    key = fingerprint(tasks.verifier.stored_form())
     return TaskSettings(
         sampling, judge_of(tasks.verifier, stop_asked), key, extractor(tasks.verifier), tasks.batch_tokens
     )

@@ -194,9 +194,9 @@ class _Run:
     @cached_property
     def label_print(self) -> str:
         teacher = self.recipe.teacher
-        trace = self.recipe.trace.model_dump(mode="json")
+        trace = self.recipe.trace.stored_form()
         trace["mode"] = self.recipe.trace.mode.identity
-        parts = [trace, self.recipe.seed, teacher.model_dump(mode="json")]
+        parts = [trace, self.recipe.seed, teacher.stored_form()]
         if isinstance(teacher, OpenAITeacher):  # how fast it is asked changes nothing
             parts[-1] = teacher.identity
         return fingerprint(self.data_print, parts, self.recipe.objective.stored_temperature)
@@ -206,7 +206,7 @@ class _Run:
         return fingerprint(self.data_print, self.recipe.fingerprint("student", "teacher", "seed"))
 
     def train_print(self, twin: bool) -> str:
-        train = self.recipe.train.model_dump(mode="json")
+        train = self.recipe.train.stored_form()
         for key in ("twin", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "parallel"):
             train.pop(key)
         if train["qad"] is None:  # runs from before there was such a key are what they were

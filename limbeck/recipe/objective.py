@@ -296,7 +296,7 @@ class Objective(Section):
         return self.temperature if isinstance(self.temperature, (int, float)) else 1.0
 
     @property
-    def warmest(self) -> float:
+    def max_temperature(self) -> float:
         """The largest T that any term ever has."""
         by = self.temperature
         ends = (
@@ -309,7 +309,7 @@ class Objective(Section):
         return max(*ends, *(term.temperature or 0.0 for term in self.also), 0.0)
 
     @property
-    def most_ce(self) -> float:
+    def max_ce_weight(self) -> float:
         """The largest share that cross-entropy ever has."""
         by = self.ce_weight
         return max(by.start, by.end) if isinstance(by, Schedule) else by

@@ -92,10 +92,10 @@ class Recipe(Section):
     def fingerprint(self, *sections: str) -> str:
         """16 hex digits over the given sections ("data", "trace.target" ...); over everything when none is given."""
         if not sections:
-            return fingerprint(self.model_dump(mode="json"))
+            return fingerprint(self.stored_form())
         dumped = []
         for section in sorted(sections):
-            value = self.model_dump(mode="json")
+            value = self.stored_form()
             for key in section.split("."):
                 value = value[key]
             dumped.append([section, value])

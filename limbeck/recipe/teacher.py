@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -14,6 +14,7 @@ class HfTeacher(Section):
     """A local causal language model: a hub id, a folder (safetensors), or a .gguf file."""
 
     kind: Literal["hf"] = "hf"
+    is_local: ClassVar[bool] = True
     path: str = Field(description="hub id, folder, .gguf file, or `smollm2-135m` for the demo teacher")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="`auto` measures which is fastest on this machine"
@@ -39,6 +40,7 @@ class TextTeacher(Section):
     traces, captured traffic, or your own worked answers."""
 
     kind: Literal["text"] = "text"
+    is_local: ClassVar[bool] = False
     name: str = Field(default="the author of the data", description="whose words they are, for the model card")
     licence: str | None = Field(default=None, description="licence or terms of those words, for the model card")
 
@@ -55,6 +57,7 @@ class OpenAITeacher(Section):
     """A model behind an OpenAI-compatible endpoint, asked through the official client (extra `api`)."""
 
     kind: Literal["openai"] = "openai"
+    is_local: ClassVar[bool] = False
     base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")] = Field(
         default="https://api.openai.com/v1", description="where the endpoint is; it usually ends in `/v1`"
     )

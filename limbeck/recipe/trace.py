@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from limbeck.config.schema import Positive, Section
+from limbeck.recipe.objective import Needs
 from limbeck.recipe.verifier import Verifier
-
-if TYPE_CHECKING:
-    pass
 
 
 class ScoreMode(Section):
     """The teacher reads the given text (teacher forcing)."""
 
     kind: Literal["score"] = "score"
+    generates: ClassVar[bool] = False
+    num_replies: ClassVar[int] = 1
+    max_reply: ClassVar[int] = 0
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides what the teacher says."""
-        return self.model_dump(mode="json")
+        return self.stored_form()
 
 
 class Rejection(Section):
@@ -49,14 +50,33 @@ class GenerateMode(Section):
         description="whether reasoning in <think> tags is learnt: `strip` learns only what follows it (text targets), "
         "while the store keeps all. To require reasoning, put the rule `think` into `curate`",
     )
+    generates: ClassVar[bool] = True
+
+    @property
+    def num_replies(self) -> int:
+        """Replies per prompt: one where the text is given."""
+        return self.n
+
+    @property
+    def max_reply(self) -> int:
+        """The longest reply in tokens: 0 where the text is given."""
+        return self.max_tokens
 
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides what the teacher says; what is learnt of it does not."""
-        return self.model_dump(mode="json", exclude={"think", *(() if self.enough else ("enough",))})
+        return self.stored_form({"think", *(() if self.enough else ("enough",))})
 
 
-class TopK(Section):
+class _Target(Section):
+    """`is_stored`: labelling writes distributions into a store. `is_live`: the teacher runs beside the student. Each
+    kind also `offers` something to a divergence: every token, a support with the mass of its tail, or a sample."""
+
+    is_stored: ClassVar[bool] = True
+    is_live: ClassVar[bool] = False
+
+
+class TopK(_Target):
     """The k most probable tokens. Biased; least with the tail as one more cell, which is the default."""
 
     kind: Literal["top_k"] = "top_k"
@@ -67,12 +87,17 @@ class TopK(Section):
         "token that really follows, `spread` to all others evenly, `renormalise` to the k (all three biased more)",
     )
 
+    @property
+    def offers(self) -> Needs:
+        return "cells" if self.rest == "tail" else "sample"
 
-class Sampled(Section):
+
+class Sampled(_Target):
     """Draws from the teacher, evenly spaced over its cumulative distribution: unbiased, and the smallest. `value` has
     both readings of Gemma 3's 256 draws (arXiv 2503.19786)."""
 
     kind: Literal["sampled"] = "sampled"
+    offers: ClassVar[Needs] = "sample"
     draws: Annotated[int, Field(ge=1, le=4096)] = Field(default=36, description="draws per position")
     value: Literal["counts", "probability"] = Field(
         default="counts",
@@ -80,10 +105,11 @@ class Sampled(Section):
     )
 
 
-class Hybrid(Section):
+class Hybrid(_Target):
     """Exact head and sampled tail with importance weights: unbiased, the head without any noise."""
 
     kind: Literal["hybrid"] = "hybrid"
+    offers: ClassVar[Needs] = "sample"
     head: Annotated[int, Field(ge=1, le=128)] = Field(default=8, description="most tokens kept exactly")
     min_prob: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         default=0.02, description="tokens below this are left to the tail: certain positions store few tokens"
@@ -94,23 +120,29 @@ class Hybrid(Section):
     )
 
 
-class Live(Section):
+class Live(_Target):
     """Nothing is stored: the teacher runs beside the student and its full distribution is used."""
 
     kind: Literal["full"] = "full"
+    is_stored: ClassVar[bool] = False
+    is_live: ClassVar[bool] = True
+    offers: ClassVar[Needs] = "full"
 
 
-class TextTarget(Section):
+class TextTarget(_Target):
     """Nothing but text is kept: the student learns the teacher's words (hard labels, objective.ce_weight 1)."""
 
     kind: Literal["text"] = "text"
+    offers: ClassVar[Needs] = "sample"
+    is_stored: ClassVar[bool] = False
 
 
-class Votes(Section):
+class Votes(_Target):
     """Soft labels without any log-prob: at each position, the share of a prompt's `trace.mode.n` replies that go on
     with each token. Equal replies are stored once, weighed by their share."""
 
     kind: Literal["votes"] = "votes"
+    offers: ClassVar[Needs] = "sample"
 
 
 TargetSettings = TopK | Sampled | Hybrid | Live | TextTarget | Votes

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.models.hf import HfLM, head_layer
-from limbeck.recipe import Live, PretrainedStudent, Recipe, TextTarget
+from limbeck.recipe import PretrainedStudent, Recipe
 from limbeck.store import TraceStore
 from limbeck.system.atomic import atomic_write
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
@@ -124,12 +124,12 @@ def check_store(store: TraceStore, recipe: Recipe) -> None:
 
 def needs_teacher(recipe: Recipe) -> bool:
     """Whether training runs the teacher beside the student."""
-    return isinstance(recipe.trace.target, Live)
+    return recipe.trace.target.is_live
 
 
 def stores_targets(recipe: Recipe) -> bool:
     """Whether the teacher's distributions come from a store."""
-    return not isinstance(recipe.trace.target, (Live, TextTarget))
+    return recipe.trace.target.is_stored
 
 
 def trusts_remote_code(recipe: Recipe) -> bool:

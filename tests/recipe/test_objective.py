@@ -47,11 +47,21 @@ def objective(**values) -> Objective:
 
 def test_numbers_that_change():
     still = objective(temperature=2.0, ce_weight=0.25)
-    assert (still.stored_temperature, still.warmest, still.most_ce, still.only_ce) == (2.0, 2.0, 0.25, False)
+    assert (still.stored_temperature, still.max_temperature, still.max_ce_weight, still.only_ce) == (
+        2.0,
+        2.0,
+        0.25,
+        False,
+    )
     moving = objective(
         temperature={"kind": "linear", "start": 4.0, "end": 1.0}, ce_weight={"kind": "cosine", "start": 0.0, "end": 1.0}
     )
-    assert (moving.stored_temperature, moving.warmest, moving.most_ce, moving.only_ce) == (1.0, 4.0, 1.0, False)
+    assert (moving.stored_temperature, moving.max_temperature, moving.max_ce_weight, moving.only_ce) == (
+        1.0,
+        4.0,
+        1.0,
+        False,
+    )
     adaptive = objective(temperature={"kind": "adaptive", "certain": 3.0, "unsure": 1.0}, ce_weight=1.0)
-    assert (adaptive.warmest, adaptive.only_ce) == (3.0, True)
-    assert objective(also=({"divergence": {"kind": "tvd"}, "temperature": 5.0},)).warmest == 5.0
+    assert (adaptive.max_temperature, adaptive.only_ce) == (3.0, True)
+    assert objective(also=({"divergence": {"kind": "tvd"}, "temperature": 5.0},)).max_temperature == 5.0

@@ -21,7 +21,7 @@ from limbeck.recipe.rules.student import student_rules
 from limbeck.recipe.rules.teacher import teacher_rules
 from limbeck.recipe.rules.trace import enough_rules, vote_rules
 from limbeck.recipe.rules.train import train_rules
-from limbeck.recipe.trace import GenerateMode, Live, Sampled, ScoreMode, TextTarget, TopK
+from limbeck.recipe.trace import GenerateMode, Live, Sampled, TextTarget, TopK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,7 +53,7 @@ def _source(recipe: Recipe) -> Iterator[Problem]:
         )
     if source.completion is not None and source.prompt is None:
         yield problem("data.source.completion", "needs `prompt` beside it: the column of the prompts.")
-    if columns == ["prompt"] and source.completion is None and isinstance(recipe.trace.mode, ScoreMode):
+    if columns == ["prompt"] and source.completion is None and not recipe.trace.mode.generates:
         yield problem(
             "data.source.prompt",
             "stands without `completion`, and a teacher that scores needs a text to score. Name the completion column, "
@@ -95,7 +95,7 @@ def _mode(recipe: Recipe) -> Iterator[Problem]:
 
 def _target(recipe: Recipe) -> Iterator[Problem]:
     trace = recipe.trace
-    if isinstance(trace.target, (Live, TextTarget)) and isinstance(trace.mode, ScoreMode):
+    if isinstance(trace.target, (Live, TextTarget)) and not trace.mode.generates:
         names, kind = ("batch_tokens", "shard_tokens"), trace.target.kind
         yield from no_effect(
             trace, "trace", names, f"when trace.target.kind is {kind} and the text is given: nothing is stored"

@@ -16,12 +16,12 @@ from limbeck.recipe.objective import (
     needs_of,
 )
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.trace import Live, Sampled, TextTarget, TopK, Votes
+from limbeck.recipe.trace import Sampled, TextTarget, TopK, Votes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from limbeck.recipe.objective import DivergenceSettings, Needs, Objective, PositionWeights, TeacherWeights
+    from limbeck.recipe.objective import DivergenceSettings, Objective, PositionWeights, TeacherWeights
     from limbeck.recipe.trace import TargetSettings
 
 
@@ -31,7 +31,7 @@ def objective_rules(recipe: Recipe) -> Iterator[Problem]:
     if objective.only_ce:
         names = ("divergence", "temperature", "also")
         yield from no_effect(objective, "objective", names, "when ce_weight is 1 (plain training)")
-        if not isinstance(target, (Live, TextTarget)) and by_teacher is None:
+        if target.is_stored and by_teacher is None:
             names = ("target",)
             yield from no_effect(recipe.trace, "trace", names, "when objective.ce_weight is 1: no distribution is used")
     elif isinstance(target, TextTarget):
@@ -52,13 +52,6 @@ def _all_divergences(objective: Objective) -> list[tuple[str, DivergenceSettings
     return [("objective.divergence", objective.divergence), *also]
 
 
-def offers(target: TargetSettings) -> Needs:
-    """What a target has for a divergence: every token, a support with the mass of its tail, or a sample."""
-    if isinstance(target, Live):
-        return "full"
-    return "cells" if isinstance(target, TopK) and target.rest == "tail" else "sample"
-
-
 def knows_entropy(target: TargetSettings) -> bool:
     """Whether the teacher's own entropy is stored: a sample's is another."""
     return not isinstance(target, (TopK, Votes)) and not (isinstance(target, Sampled) and target.value == "probability")
@@ -67,7 +60,7 @@ def knows_entropy(target: TargetSettings) -> bool:
 def _divergences(recipe: Recipe) -> Iterator[Problem]:
     target = recipe.trace.target
     for where, divergence in _all_divergences(recipe.objective):
-        needs, has = needs_of(divergence), offers(target)
+        needs, has = needs_of(divergence), target.offers
         if needs == "full" and has != "full":
             yield problem(
                 where,
@@ -91,7 +84,7 @@ def _divergences(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _temperature(recipe: Recipe) -> Iterator[Problem]:
-    objective, stored = recipe.objective, not isinstance(recipe.trace.target, Live)
+    objective, stored = recipe.objective, not recipe.trace.target.is_live
     by = objective.temperature
     heeded = objective.divergence.tempered or any(
         term.divergence.tempered and term.temperature is None for term in objective.also
@@ -140,9 +133,9 @@ def _ce(objective: Objective) -> Iterator[Problem]:
     by = objective.ce_weight
     if isinstance(by, Schedule):
         yield from _moves("objective.ce_weight", by.kind, (by.start, by.end))
-        if objective.most_ce > 1:
-            yield problem("objective.ce_weight", f"reaches {objective.most_ce:g}; a share is at most 1.")
-    if objective.most_ce == 0:
+        if objective.max_ce_weight > 1:
+            yield problem("objective.ce_weight", f"reaches {objective.max_ce_weight:g}; a share is at most 1.")
+    if objective.max_ce_weight == 0:
         yield from no_effect(
             objective, "objective", ("label_smoothing",), "without cross-entropy (objective.ce_weight)"
         )

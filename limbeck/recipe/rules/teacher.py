@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.student import PruneStudent, ScratchStudent
-from limbeck.recipe.teacher import GgufTeacher, OpenAITeacher, TextTeacher, is_local
-from limbeck.recipe.trace import GenerateMode, ScoreMode, TextTarget, TopK, Votes
+from limbeck.recipe.teacher import GgufTeacher, OpenAITeacher, TextTeacher
+from limbeck.recipe.trace import TextTarget, TopK, Votes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
     """Every contradiction between the teacher's kind and the other sections."""
     teacher, student, trace = recipe.teacher, recipe.student, recipe.trace
-    if is_local(teacher):
+    if teacher.is_local:
         if isinstance(student, ScratchStudent) and student.like is not None:
             message = "has no effect with a teacher in this process: the student has its architecture; remove it."
             yield problem("student.like", message)
@@ -31,7 +31,7 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
     elif isinstance(student, ScratchStudent):
         yield from _scratch(student, teacher.kind)
     if isinstance(teacher, TextTeacher):
-        if isinstance(trace.mode, GenerateMode):
+        if trace.mode.generates:
             message = "is generate, but a teacher of kind text has spoken already. Remove it, or name a teacher to ask."
             yield problem("trace.mode.kind", message)
         if not isinstance(trace.target, TextTarget):
@@ -44,13 +44,11 @@ def teacher_rules(recipe: Recipe) -> Iterator[Problem]:
 def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
     trace = recipe.trace
     yield from _told(recipe, teacher.kind)
-    if not isinstance(trace.mode, GenerateMode):
+    if not trace.mode.generates:
         names = ("samples_per_request", "max_tokens_key", "system")
         yield from no_effect(teacher, "teacher", names, "when given text is scored: nothing is written")
-    elif teacher.samples_per_request > trace.mode.n:
-        message = (
-            f"is {teacher.samples_per_request}, but only trace.mode.n={trace.mode.n} replies are wanted; use less."
-        )
+    elif teacher.samples_per_request > (n := trace.mode.num_replies):
+        message = f"is {teacher.samples_per_request}, but only trace.mode.n={n} replies are wanted; use less."
         yield problem("teacher.samples_per_request", message)
     if teacher.mode == "live":
         yield from no_effect(
@@ -59,7 +57,7 @@ def _endpoint(recipe: Recipe, teacher: OpenAITeacher) -> Iterator[Problem]:
     else:
         names = ("concurrency", "requests_per_minute", "tokens_per_minute")
         yield from no_effect(teacher, "teacher", names, "when teacher.mode is batch: the provider sets the pace")
-        if not isinstance(trace.mode, GenerateMode):
+        if not trace.mode.generates:
             yield problem("teacher.mode", "is batch, and given text is scored live only. Set teacher.mode to live.")
     if teacher.max_cost is not None and teacher.prices is None:
         yield problem("teacher.max_cost", "has no effect without teacher.prices: nobody knows what a token costs.")
@@ -78,7 +76,7 @@ def _told(recipe: Recipe, kind: str) -> Iterator[Problem]:
     if not isinstance(trace.target, (TextTarget, TopK, Votes)):
         message = f"is {trace.target.kind}, but a teacher of kind {kind} never tells a whole distribution. Use top_k "
         yield problem("trace.target.kind", message + "(its log-probs), votes (shares of its replies), or text.")
-    elif isinstance(trace.mode, ScoreMode) and not isinstance(trace.target, TopK):
+    elif not trace.mode.generates and not isinstance(trace.target, TopK):
         message = (
             f"is score, but a {trace.target.kind} target is made of replies. Set it to generate, or the target to "
         )
