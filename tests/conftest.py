@@ -27,7 +27,7 @@ from hypothesis import settings
 from tests import shapes, tiny
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -51,6 +51,14 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def short_looks() -> Iterator[None]:
+    """A run's evaluation times each model for seconds; figures of speed are none that a test looks at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("limbeck.evaluate.stage.SPEED_SECONDS", 0.01)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from limbeck.errors import ExpertError, RunDirError, StoreError
-from limbeck.evaluate import stage
 from limbeck.experts import ExpertCard, Registry, Scope, replay
 from limbeck.experts import add as job
 from limbeck.experts.add import add_expert
@@ -31,9 +30,8 @@ KEY = "sk-" + "a1B2" * 8
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """How fast models are is not what is tested here, and short answers do."""
+    """Short answers do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "SPEED_SECONDS", 0.01)
         patch.setattr(replay, "TOKENS", 6)
         yield
 
@@ -250,6 +248,7 @@ def test_counter_examples_come_from_files_and_texts(notes, tmp_path):
     assert expert.card.scope.counter_examples == ("First.", "Second.", "Third.")
 
 
+@pytest.mark.slow
 def test_conversations_give_what_the_user_said(tiny_llama, chat_jsonl, tmp_path):
     source = {"kind": "files", "path": str(chat_jsonl), "messages": "messages", "topic": "topic"}
     recipe = recipe_of(tiny_llama, chat_jsonl, data__source=source, data__max_length=120, name="chat")
@@ -260,6 +259,7 @@ def test_conversations_give_what_the_user_said(tiny_llama, chat_jsonl, tmp_path)
     assert verify_expert(expert).holds
 
 
+@pytest.mark.slow
 def test_right_answers_are_the_quality_where_problems_were_answered(tiny_llama, tmp_path):
     recipe = recipe_of(
         tiny_llama,

@@ -40,7 +40,10 @@ def pair_of(tiny_folder):
     return folders
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [family if family == "gemma2" else pytest.param(family, marks=pytest.mark.slow) for family in tiny.FAMILIES],
+)
 def test_every_family_passes(family, pair_of):
     seen = []
     found = run_selftest(*pair_of(family), on_progress=seen.append)
@@ -283,6 +286,7 @@ BUGS = [
 def test_a_planted_bug_is_named(bug, statement, pair_of, monkeypatch):
     folders = pair_of("gpt2")  # it has dropout
     bug(monkeypatch)
+    monkeypatch.setattr(selftest, "STATEMENTS", tuple(one for one in STATEMENTS if one.name == statement))
     found = run_selftest(*folders, choice=QUICK)
     assert statement in found.failed
     named = next(finding for finding in found.findings if finding.name == statement)
@@ -303,13 +307,18 @@ def test_every_statement_can_fail():
 
 @pytest.mark.parametrize(
     "choice",
-    [SelfTestChoice(dtype="bfloat16"), SelfTestChoice(divergence="mse"), SelfTestChoice(divergence="decoupled")],
+    [
+        SelfTestChoice(dtype="bfloat16"),
+        pytest.param(SelfTestChoice(divergence="mse"), marks=pytest.mark.slow),
+        pytest.param(SelfTestChoice(divergence="decoupled"), marks=pytest.mark.slow),
+    ],
 )
 def test_choices(choice, pair_of):
     found = run_selftest(*pair_of(), choice=choice)
     assert found.failed == [], _told(found)
 
 
+@pytest.mark.slow
 def test_one_model_is_tested_against_itself_shaken(tiny_llama, tmp_path):
     copy = shutil.copytree(tiny_llama, tmp_path / "copy")
     for student in (None, str(copy)):
@@ -318,6 +327,7 @@ def test_one_model_is_tested_against_itself_shaken(tiny_llama, tmp_path):
         assert "shaken by 5%" in found.facts[1]
 
 
+@pytest.mark.slow
 def test_rows_of_the_user(pair_of, text_jsonl, chat_jsonl):
     for file in (text_jsonl, chat_jsonl):
         found = run_selftest(*pair_of("qwen2"), choice=replace(QUICK, rows=file))
@@ -363,6 +373,7 @@ def test_a_narrow_head_is_named(tiny_llama, tmp_path):
     assert found.findings[-3].skipped == "the student's head has 380 rows for 384 tokens"
 
 
+@pytest.mark.slow
 def test_padded_heads_are_cut(tiny_llama, tmp_path):
     tiny.build_model("llama", seed=3, vocab_size=448).save_pretrained(tmp_path)
     tiny.build_tokenizer().save_pretrained(tmp_path)
