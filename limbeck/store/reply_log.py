@@ -6,7 +6,9 @@ A line is handed to the system as soon as there is an answer, so that a killed p
 was written durable at once, so that one fsync serves all lines of a moment. A last line that was cut short is taken
 away when the journal is opened. A line that was changed since (its CRC-32 differs) is passed over and told.
 
-In memory are only the places of entries by their keys, until they are forgotten: shards hold them by then.
+The file is read once, when it is opened. Lines stay in memory until they are forgotten: shards hold them by then. Of
+what goes beyond `HELD_BYTES` (log-probs of many replies, batches that end in another order) only the places stay, and
+such a line is read again when it is wanted.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 HEAD = b'{"crc":"%08x","entry":'
 HEAD_BYTES = len(HEAD % 0)
+HELD_BYTES = 256 * 2**20
 Entry = dict[str, Any]
 
 
@@ -38,21 +41,23 @@ class ReplyLog:
     path: Path
     fd: int
     size: int
+    room: int  # bytes of lines that may still be held
     written: int = 0  # lines of this sitting
     synced: int = 0  # those of them that are durable
     damaged: list[int] = field(default_factory=list)  # numbers of lines that were changed since
     _places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _held: dict[int, bytes] = field(default_factory=dict)  # lines by their places
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
-    def open(cls, path: Path, on_entry: Callable[[Entry], bool]) -> ReplyLog:
+    def open(cls, path: Path, on_entry: Callable[[Entry], bool], room: int = HELD_BYTES) -> ReplyLog:
         """Read every line, oldest first; `on_entry` says whether its keys are to be remembered. Of two entries with
         one key the later counts. Raises StoreError for a file that is no journal."""
         fresh = not path.exists()
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         if fresh:
             fsync_dir(path.parent)
-        journal = cls(path, fd, 0)
+        journal = cls(path, fd, 0, room)
         for number, (offset, line) in enumerate(_lines(path), 1):
             if not line.endswith(b"\n"):  # a kill or a full disk cut it short
                 os.ftruncate(fd, offset)
@@ -62,7 +67,7 @@ class ReplyLog:
             if entry is None:
                 journal.damaged.append(number)
             elif on_entry(entry):
-                journal._remember(entry, offset, len(line))
+                journal._remember(entry, offset, line)
         if journal.damaged and len(journal.damaged) == number:
             os.close(fd)
             raise StoreError(f"{path} is no journal: not one of its {number} lines is whole. Move it away.")
@@ -86,7 +91,7 @@ class ReplyLog:
             raise StoreError(
                 f"{self.path} cannot be written: {error}. Nothing that was written before is lost."
             ) from error
-        self._remember(entry, self.size, len(line))
+        self._remember(entry, self.size, line)
         self.size += len(line)
         self.written += 1
 
@@ -105,9 +110,10 @@ class ReplyLog:
             return self.synced
 
     def read(self, key: str) -> Entry:
-        """The entry of a key. Raises KeyError, and StoreError when its line was changed since it was written."""
+        """The entry of a key. Raises KeyError, and StoreError when a line that is read again was changed meanwhile."""
         offset, size = self._places[key]
-        entry = _decode(os.pread(self.fd, size, offset))
+        line = self._held.get(offset)
+        entry = _decode(os.pread(self.fd, size, offset) if line is None else line)
         if entry is None:
             raise StoreError(
                 f"{self.path} was changed at byte {offset} while it was in use. Run the same command again."
@@ -115,22 +121,22 @@ class ReplyLog:
         return entry
 
     def forget(self, keys: Iterable[str]) -> None:
+        """Let go of entries, each with all of its keys."""
         for key in keys:
-            self._places.pop(key, None)
+            offset, _ = self._places.pop(key, (-1, 0))
+            self.room += len(self._held.pop(offset, b""))
 
     def close(self) -> None:
         os.close(self.fd)
 
-    def _remember(self, entry: Entry, offset: int, size: int) -> None:
+    def _remember(self, entry: Entry, offset: int, line: bytes) -> None:
+        if not entry["keys"]:
+            return
         for key in entry["keys"]:
-            self._places[key] = (offset, size)
-
-
-def read_journal(path: Path) -> Iterator[Entry]:
-    """Every whole entry, oldest first."""
-    for _, line in _lines(path):
-        if (entry := _decode(line)) is not None:
-            yield entry
+            self._places[key] = (offset, len(line))
+        if len(line) <= self.room:
+            self._held[offset] = line
+            self.room -= len(line)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

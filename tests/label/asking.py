@@ -61,7 +61,9 @@ def files_of(path: Path) -> dict[str, str]:
 
 
 def journal_of(path: Path) -> list[dict[str, Any]]:
-    return list(journals.read_journal(path / "journal.jsonl"))
+    found: list[dict[str, Any]] = []
+    journals.ReplyLog.open(path / "journal.jsonl", lambda entry: bool(found.append(entry))).close()
+    return found
 
 
 def failed_of(path: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.errors import BudgetError, StoreError
 from limbeck.store import reply_log as module
-from limbeck.store.reply_log import ReplyLog, read_journal
+from limbeck.store.reply_log import ReplyLog
 
 
 def entry(number: int, **more) -> dict:
@@ -34,7 +34,7 @@ def filled(path, count: int) -> list[dict]:
 def test_what_was_written_is_read(path):
     entries = filled(path, 5)
     journal = opened(path)
-    assert [journal.read(f"k{number}") for number in range(5)] == entries == list(read_journal(path))
+    assert [journal.read(f"k{number}") for number in range(5)] == entries
     assert "k4" in journal and "k5" not in journal
     assert path.stat().st_mode & 0o077 == 0  # replies may be private
 
@@ -139,9 +139,33 @@ def test_a_full_disk_keeps_what_was_written(path):
     assert "k1" in journal and "k2" not in journal and path.stat().st_size == whole
 
 
-def test_a_line_changed_under_way_is_not_believed(path):
-    filled(path, 1)
+def test_the_file_is_read_when_it_is_opened_and_never_again(path, monkeypatch):
+    entries = filled(path, 3)
     journal = opened(path)
+    path.write_bytes(b"")  # whoever reads it now finds nothing
+    monkeypatch.setattr(module.os, "pread", None)
+    journal.append(entry(3))
+    assert [journal.read(f"k{number}") for number in range(4)] == [*entries, entry(3)]
+
+
+def test_memory_is_bounded_and_what_goes_beyond_is_read_again(path, monkeypatch):
+    """Room for two lines: the third is read from the file. What is forgotten makes room."""
+    entries = filled(path, 3)
+    line = path.stat().st_size // 3
+    reads, pread = [], os.pread
+    monkeypatch.setattr(module.os, "pread", lambda fd, size, at: (reads.append(at), pread(fd, size, at))[1])
+    journal = ReplyLog.open(path, lambda entry: True, 2 * line)
+    assert [journal.read(f"k{number}") for number in range(3)] == entries and reads == [2 * line]
+    journal.forget(["k0", "k9"])
+    journal.append(entry(3))
+    assert journal.read("k3") == entry(3) and len(reads) == 1
+    journal.forget(["k1", "k2", "k3"])
+    assert journal.room == 2 * line
+
+
+def test_a_line_that_is_read_again_and_was_changed_is_not_believed(path):
+    filled(path, 1)
+    journal = ReplyLog.open(path, lambda entry: True, 0)
     whole = bytearray(path.read_bytes())
     whole[40] ^= 1
     path.write_bytes(whole)
