@@ -10,8 +10,8 @@ from limbeck.recipe.rules.check import check_static
 from limbeck.store import TraceStore, context_hash
 from limbeck.text.encode import Encoder, Example
 from limbeck.types import Row, Trace
+from tests.endpoint import fault_server
 from tests.endpoint.fault_server import FaultServer
-from tests.lms import fault_server
 from tests.pipeline.test_black_box import birds, quick, recipe_of  # noqa: F401  (fixtures)
 from tests.recipes import tiny_recipe
 
