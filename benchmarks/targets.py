@@ -1,6 +1,6 @@
 """Bytes per position, reading speed and fidelity of every kind of stored target.
 
-    python benchmarks/targets.py [--data FOLDER] [--positions 4096] [--plot docs/targets-frontier.svg]
+    python benchmarks/targets.py [--data FOLDER] [--positions 4096] [--plot docs/lab/targets-frontier.svg]
 
 Fidelity: cosine and norm ratio of the gradient from stored targets against that from the teacher's full distribution,
 over whole records of at least so many positions: on hidden rows (dL/dh, where nothing averages out) and on the head

@@ -1,10 +1,10 @@
 """Capability transfer: what a small student learns from answers, from a teacher's traces, and from the right ones.
 
-    python benchmarks/transfer.py [--seeds 3] [--out runs/transfer] [--plot docs/transfer.svg]
+    python benchmarks/transfer.py [--seeds 3] [--out runs/transfer] [--plot docs/lab/transfer.svg]
 
 A teacher of 3.5M parameters is trained on worked solutions of `chain` problems; it writes four traces for each of 1,500
 new problems; a student of 0.6M is trained, at equal tokens, by each recipe of recipes/transfer; all answer 500 problems
-that none has seen, greedily. Prints the table of docs/transfer.md. A run that was stopped goes on where it was.
+that none has seen, greedily. Prints the table of docs/lab/transfer.md. A run that was stopped goes on where it was.
 
 Two students are trained at a time, one thread each. Intervals are over problems, the mean of the seeds for each; how
 much a seed matters is seen in the single figures.

@@ -1,4 +1,4 @@
-"""Statements of docs/correctness.md that are about more than one room."""
+"""Statements of docs/reference/correctness.md that are about more than one room."""
 
 from dataclasses import replace
 

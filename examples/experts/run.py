@@ -4,7 +4,7 @@
 
 Distils SmolLM2-135M-Instruct into a code, a medical and a reasoning expert of 20 of its 30 layers, each with its
 hard-label twin, and into two models for everything: one of an expert's size, one larger. Scores every model in every
-domain, puts the experts into a registry, fits the router, and prints the tables of docs/experts-example.md. What is
+domain, puts the experts into a registry, fits the router, and prints the tables of docs/lab/experts-example.md. What is
 done already is not done again.
 """
 

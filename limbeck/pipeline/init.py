@@ -89,7 +89,7 @@ def recipe_text(choice: InitChoice) -> str:
         values = _as_r1(choice)
     head = [
         "# A Limbeck recipe. Next: `limbeck check FILE`, then `limbeck run FILE`.",
-        "# Lines that begin with `# key:` show defaults; every key is described in docs/recipe.md.",
+        "# Lines that begin with `# key:` show defaults; every key is described in docs/reference/recipe.md.",
         "",
     ]
     return "\n".join([*head, *_section(Recipe, values, "", 0)]) + "\n"

@@ -58,7 +58,7 @@ BITS: dict[str, float] = {
 
 BOUNDS = {"bfloat16": 1e-3, "bf16": 1e-3}
 """bfloat16 keeps 8 bits of a number where float16 keeps 11, and its rounding alone takes more than 1e-4: 2.6e-4 on the
-demo teacher with weights of single precision (docs/export.md)."""
+demo teacher with weights of single precision (docs/how-to/export.md)."""
 WHOLE, EIGHT = 1e-4, 0.02
 
 PACKAGES: dict[tuple[str, str], tuple[tuple[str, str], ...]] = {

@@ -1,7 +1,7 @@
 """What a recipe can minimise: divergences, temperatures, schedules, and how much each position counts.
 
 The arithmetic of every divergence is in `losses.divergences`; a test holds the two together: names, parameters with
-their defaults and ranges, what each needs of a target. `docs/objectives.md` says which is for what.
+their defaults and ranges, what each needs of a target. `docs/concepts/objectives.md` says which is for what.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The recipe: one frozen typed tree that names everything a run does. A choice among methods is a union by `kind`.
 
-Every field is described once, here and, for what is minimised, in `objectives`; `docs/recipe.md` is generated from
+Every field is described once, here and, for what is minimised, in `objectives`; `docs/reference/recipe.md` is generated from
 these descriptions.
 """
 

@@ -1,4 +1,4 @@
-"""docs/recipe.md: the recipe's reference, generated from its types. Each field is described once, there."""
+"""docs/reference/recipe.md: the recipe's reference, generated from its types. Each field is described once, there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 HEAD = """\
 # Recipe reference
 
-Generated from `limbeck/recipe.py` and `limbeck/objectives.py` by `limbeck schema --markdown`; edit the descriptions
+Generated from the room `limbeck/recipe/` by `limbeck schema --markdown`; edit the descriptions
 there. `limbeck schema` prints the JSON schema for editors, `limbeck init` writes a commented recipe.
 
 A recipe is a YAML file. A choice among methods is a section with a `kind`, and each kind has its own keys. Unknown keys

@@ -1,6 +1,6 @@
 """`limbeck selftest`: the correctness contract on the user's own pair of models, through the code that trains.
 
-Each statement measures something and says in which range it has to be; docs/correctness.md lists them all.
+Each statement measures something and says in which range it has to be; docs/reference/correctness.md lists them all.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WRONG = (ArithmeticError, AssertionError, LimbeckError, LookupError, RuntimeErro
 
 
 class Check(NamedTuple):
-    """`says` is what must hold; `numbers` are those of docs/correctness.md; `joint`: the two must share ids."""
+    """`says` is what must hold; `numbers` are those of docs/reference/correctness.md; `joint`: the two must share ids."""
 
     name: str
     says: str

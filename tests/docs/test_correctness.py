@@ -1,4 +1,4 @@
-"""docs/correctness.md names tests that exist, and the statements of the self-test as they are."""
+"""docs/reference/correctness.md names tests that exist, and the statements of the self-test as they are."""
 
 import ast
 import re
@@ -9,7 +9,7 @@ import pytest
 from limbeck.selftest.run import STATEMENTS
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "reference" / "correctness.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|").split("|")] for line in PAGE.splitlines() if re.match(r"\| \d", line)]
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", PAGE)))
 UNOFFERED = {"27"}  # nothing to test: there is no reward

@@ -20,7 +20,7 @@ from limbeck.recipe import Recipe
 from tests.recipes import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 PLACEHOLDERS = re.compile(r"TODO|FIXME|TBD|XXX|lorem", re.IGNORECASE)
@@ -44,7 +44,7 @@ def with_blocks(language: str) -> list[Path]:
 
 
 def name(page: Path) -> str:
-    return page.name
+    return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", with_blocks("python"), ids=name)
@@ -56,7 +56,7 @@ def test_python_runs(page: Path, tmp_path: Path, monkeypatch, tiny_llama, text_j
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "docs"}
     for number, block in enumerate(blocks(page, "python"), start=1):
-        exec(compile(block, f"{page.name}, python block {number}", "exec"), namespace)
+        exec(compile(block, f"{name(page)}, python block {number}", "exec"), namespace)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if recipes(page)], ids=name)
@@ -81,7 +81,7 @@ def test_commands_exist(page: Path):
         context = click.Context(command, info_name="limbeck")
         while isinstance(command, click.Group):
             verb, command, words = command.resolve_command(context, words)  # type: ignore[assignment]
-            assert command is not None, f"{page.name}: no command {verb}"
+            assert command is not None, f"{name(page)}: no command {verb}"
             context = click.Context(command, info_name=verb, parent=context)
         parameters, _, _ = command.make_parser(context).parse_args(list(words))
         overrides = parameters.get("overrides") or []
@@ -102,7 +102,7 @@ def test_scripts_and_make_targets_exist(page: Path):
 def test_links_lead_somewhere(page: Path):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "#", "mailto:")):
-            assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}, which does not exist"
+            assert (page.parent / target.split("#")[0]).exists(), f"{name(page)} links to {target}, which does not exist"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -1,4 +1,4 @@
-"""docs/recipe.md is what the types say."""
+"""docs/reference/recipe.md is what the types say."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from limbeck.config.schema import paths_of
 from limbeck.recipe import Recipe
 from limbeck.recipe.reference import recipe_markdown
 
-DOC = Path(__file__).parents[2] / "docs" / "recipe.md"
+DOC = Path(__file__).parents[2] / "docs" / "reference" / "recipe.md"
 
 
 def test_the_committed_reference_is_current():
-    assert DOC.read_text() == recipe_markdown(), "run: limbeck schema --markdown > docs/recipe.md"
+    assert DOC.read_text() == recipe_markdown(), "run: limbeck schema --markdown > docs/reference/recipe.md"
 
 
 def test_every_key_is_described():
