@@ -6,7 +6,7 @@ from typing import Any
 
 
 class _CallableRoom(ModuleType):
-    """Python puts an imported room under its name in `limbeck`, where the verb `limbeck.check(recipe)` stands as well."""
+    """Python binds an imported room to its name in `limbeck`, where the verb `limbeck.check(recipe)` stands as well."""
 
     def __call__(self, recipe: Any, **settings: Any) -> Any:
         from limbeck.check.recipe import check_recipe  # torch is loaded when the room works, not when it is named

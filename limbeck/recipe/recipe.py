@@ -1,7 +1,7 @@
 """The recipe: one frozen typed tree that names everything a run does. A choice among methods is a union by `kind`.
 
-Every field is described once, here and, for what is minimised, in `objectives`; `docs/reference/recipe.md` is generated from
-these descriptions.
+Every field is described once, here and, for what is minimised, in `objective`; from these descriptions
+`docs/reference/recipe.md` is generated.
 """
 
 from __future__ import annotations

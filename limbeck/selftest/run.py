@@ -36,7 +36,7 @@ WRONG = (ArithmeticError, AssertionError, LimbeckError, LookupError, RuntimeErro
 
 
 class Check(NamedTuple):
-    """`says` is what must hold; `numbers` are those of docs/reference/correctness.md; `joint`: the two must share ids."""
+    """`says` is what must hold; `numbers`: rows of docs/reference/correctness.md; `joint`: the two must share ids."""
 
     name: str
     says: str

@@ -47,7 +47,14 @@ def name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
-@pytest.mark.parametrize("page", with_blocks("python"), ids=name)
+def executed() -> list[object]:
+    """Pages with Python; those that make a whole run, or another process, belong to the second tier."""
+    heavy = re.compile(r"limbeck\.run\(|subprocess")
+    slow = {page: any(heavy.search(block) for block in blocks(page, "python")) for page in with_blocks("python")}
+    return [pytest.param(page, id=name(page), marks=[pytest.mark.slow] * slow[page]) for page in slow]
+
+
+@pytest.mark.parametrize("page", executed())
 def test_python_runs(page: Path, tmp_path: Path, monkeypatch, tiny_llama, text_jsonl):
     shutil.copytree(tiny_llama, tmp_path / "teacher")
     shutil.copy(text_jsonl, tmp_path / "notes.jsonl")
@@ -102,7 +109,7 @@ def test_scripts_and_make_targets_exist(page: Path):
 def test_links_lead_somewhere(page: Path):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
         if not target.startswith(("http://", "https://", "#", "mailto:")):
-            assert (page.parent / target.split("#")[0]).exists(), f"{name(page)} links to {target}, which does not exist"
+            assert (page.parent / target.split("#")[0]).exists(), f"{name(page)}: nothing at {target}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
