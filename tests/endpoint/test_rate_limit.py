@@ -4,7 +4,7 @@ import random
 import pytest
 
 from limbeck.endpoint.rate_limit import LONGEST_DELAY, Rate, Throttle, backoff
-from tests.lms import clock
+from tests.endpoint import clock
 
 
 def starts_of(throttle: Throttle, count: int, *, lasts: float = 0.01, tokens: float = 1.0) -> list[float]:

@@ -11,7 +11,7 @@ from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.recipe import OpenAITeacher
 from limbeck.types import Sampling
-from tests.lms import clock
+from tests.endpoint import clock
 
 GOOD = ApiReply((ApiChoice("yes", "stop"),), "m", "", 10, 5, 0.1)
 ASK = ApiRequest(
