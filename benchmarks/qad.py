@@ -71,7 +71,7 @@ def table(found: Evaluation) -> None:
         kl, agreement, ce = (found.mean(name, metric) for metric in ("kl", "agreement", "ce"))
         gap = paired_bootstrap(sums, found.positions_R, clusters=found.clusters, pair=(name, ROUNDED)).difference
         assert gap is not None
-        told = "" if name == ROUNDED else f"{gap.mean:+.5f} ({gap.low:+.5f} to {gap.high:+.5f})"
+        told = "" if name == ROUNDED else f"{gap.value:+.5f} ({gap.low:+.5f} to {gap.high:+.5f})"
         print(f"| {name} | {kl:.5f} | {100 * agreement:.2f} % | {np.exp(ce):.3f} | {told} |", flush=True)
 
 

@@ -71,7 +71,7 @@ def markdown(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(cell: Cell, scale: float) -> str:
-    text = f"{cell.value.mean * scale:.1f}" if scale == 100 else f"{cell.value.mean:.3f}"
+    text = f"{cell.value.value * scale:.1f}" if scale == 100 else f"{cell.value.value:.3f}"
     return f"**{text}**" if cell.own else text
 
 

@@ -1,8 +1,9 @@
-"""Paired bootstrap over held-out rows, and what it says about student and twin.
+"""Bootstrap intervals of figures over prompts, and paired over held-out rows; what they say about student and twin.
 
 Positions of one row depend on one another, so rows are resampled, never positions; and replies to one prompt are one
 cluster. Every model is resampled with the same rows: what is hard about a row cancels in the difference.
-`R` rows, `C` clusters, `B` resamples, `M` models.
+`N` prompts, `R` rows, `C` clusters, `B` resamples, `M` models. Intervals are percentiles (Efron & Tibshirani 1993,
+ch. 13).
 """
 
 from __future__ import annotations
@@ -14,18 +15,56 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 MIN_CLUSTERS = 10
-CHUNK = 2**22  # cells of one B x C block
+RESAMPLES = 1000
+CHUNK = 2**22  # cells of one block of counts
 
 
 class Interval(NamedTuple):
-    """A mean and its 95% percentile interval."""
+    """A figure and its 95% percentile interval."""
 
-    mean: float
+    value: float
     low: float
     high: float
+
+
+def percentiles(value: float, drawn_B: np.ndarray) -> Interval:
+    """The interval of a figure whose resamples are known; NaN where none is finite."""
+    drawn_B = drawn_B[np.isfinite(drawn_B)]
+    if not len(drawn_B):
+        return Interval(float(value), math.nan, math.nan)
+    low, high = np.quantile(drawn_B, [0.025, 0.975])
+    return Interval(float(value), float(low), float(high))
+
+
+def bootstrap(figure: Callable[[np.ndarray], np.ndarray], num: int, *, seed: int = 0) -> Interval:
+    """A figure of N prompts, resampled: `figure(counts_BN)` gives one number per row of counts [B]; NaN is left out."""
+    return percentiles(figure(np.ones((1, num)))[0], _resample(figure, num, RESAMPLES, seed))
+
+
+def mean_interval(values_N: np.ndarray) -> Interval:
+    return bootstrap(lambda counts_BN: counts_BN @ values_N / counts_BN.sum(1), len(values_N))
+
+
+def ratio_interval(top_N: np.ndarray, bottom_N: np.ndarray) -> Interval:
+    """Sum over sum, both resampled with the same prompts."""
+
+    def figure(counts_BN: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (counts_BN @ top_N) / (counts_BN @ bottom_N)
+
+    return bootstrap(figure, len(top_N))
+
+
+def _resample(figure: Callable[[np.ndarray], np.ndarray], num: int, resamples: int, seed: int) -> np.ndarray:
+    """The figure of each resample of `num` things: how often each is drawn, block by block."""
+    generator = np.random.default_rng(seed)
+    block = max(CHUNK // max(num, 1), 1)
+    sizes = [min(block, resamples - start) for start in range(0, resamples, block)]
+    chances = np.full(num, 1.0 / num)
+    return np.concatenate([figure(generator.multinomial(num, chances, size=size).astype(np.float64)) for size in sizes])
 
 
 @dataclass(frozen=True)
@@ -51,8 +90,7 @@ def paired_bootstrap(
     `sums`: per model, the sum over each row's positions, [R]; `weights_R`: positions of each row, above 0; `clusters`:
     a name per row, rows of one name are drawn together (default: each row by itself); `pair`: two models whose
     difference is wanted, under the same resamples. Deterministic given `seed`.
-
-    Percentile intervals (Efron & Tibshirani 1993, ch. 13). Raises ValueError when there are no rows.
+    Raises ValueError when there are no rows.
     """
     if not len(weights_R):
         raise ValueError("there are no rows to resample")
@@ -63,31 +101,16 @@ def paired_bootstrap(
     num = int(index_R.max()) + 1
     weights_C = np.bincount(index_R, weights=weights_R, minlength=num)
     sums_MC = np.stack([np.bincount(index_R, weights=sums[name], minlength=num) for name in names])
-    drawn_BM = _resample(sums_MC, weights_C, resamples, seed)
+    drawn_BM = _resample(
+        lambda counts_BC: (counts_BC @ sums_MC.T) / (counts_BC @ weights_C)[:, None], num, resamples, seed
+    )
     means = dict(zip(names, (sums_MC.sum(1) / weights_C.sum()).tolist(), strict=True))
     drawn = {name: drawn_BM[:, column] for column, name in enumerate(names)}
     difference = None
     if pair is not None:
         first, second = pair
-        difference = _interval(means[first] - means[second], drawn[first] - drawn[second])
-    return Bootstrap({name: _interval(means[name], drawn[name]) for name in names}, difference, num)
-
-
-def _resample(sums_MC: np.ndarray, weights_C: np.ndarray, resamples: int, seed: int) -> np.ndarray:
-    generator = np.random.default_rng(seed)
-    num = len(weights_C)
-    block = max(CHUNK // num, 1)
-    parts = []
-    for start in range(0, resamples, block):
-        size = min(block, resamples - start)
-        counts_BC = generator.multinomial(num, np.full(num, 1.0 / num), size=size).astype(np.float64)
-        parts.append((counts_BC @ sums_MC.T) / (counts_BC @ weights_C)[:, None])
-    return np.concatenate(parts)
-
-
-def _interval(mean: float, drawn_B: np.ndarray) -> Interval:
-    low, high = np.quantile(drawn_B, [0.025, 0.975])
-    return Interval(float(mean), float(low), float(high))
+        difference = percentiles(means[first] - means[second], drawn[first] - drawn[second])
+    return Bootstrap({name: percentiles(means[name], drawn[name]) for name in names}, difference, num)
 
 
 @dataclass(frozen=True)
@@ -129,8 +152,8 @@ def judge_words(kl: Bootstrap, agreement: Bootstrap, *, num_rows: int) -> TwinVe
     return TwinVerdict(
         None,
         f"The teacher is known by its words only. On {num_rows:,} held-out rows of them the student's perplexity is "
-        f"{math.exp(min(near.mean, 700.0)):.2f} ({near.mean:.3f} nats, 95% interval {near.low:.3f} to "
-        f"{near.high:.3f}), and its first choice is the teacher's next token at {top.mean:.1%} of positions "
+        f"{math.exp(min(near.value, 700.0)):.2f} ({near.value:.3f} nats, 95% interval {near.low:.3f} to "
+        f"{near.high:.3f}), and its first choice is the teacher's next token at {top.value:.1%} of positions "
         f"({top.low:.1%} to {top.high:.1%}).",
     )
 
@@ -146,10 +169,10 @@ def _figures(kl: Bootstrap, agreement: Bootstrap) -> str:
     assert kl.difference is not None and agreement.difference is not None
     nats, points = kl.difference, Interval(*(100 * value for value in agreement.difference))
     return (
-        f"KL {kl.models['student'].mean:.3f} against {kl.models['twin'].mean:.3f} "
-        f"(difference {nats.mean:+.3f}, 95% interval {nats.low:+.3f} to {nats.high:+.3f}), "
-        f"agreement {agreement.models['student'].mean:.1%} against {agreement.models['twin'].mean:.1%} "
-        f"({points.mean:+.1f} points, {points.low:+.1f} to {points.high:+.1f})"
+        f"KL {kl.models['student'].value:.3f} against {kl.models['twin'].value:.3f} "
+        f"(difference {nats.value:+.3f}, 95% interval {nats.low:+.3f} to {nats.high:+.3f}), "
+        f"agreement {agreement.models['student'].value:.1%} against {agreement.models['twin'].value:.1%} "
+        f"({points.value:+.1f} points, {points.low:+.1f} to {points.high:+.1f})"
     )
 
 
@@ -157,7 +180,7 @@ def _alone(kl: Bootstrap, agreement: Bootstrap, num_rows: int) -> str:
     near, top = kl.models["student"], agreement.models["student"]
     return (
         "Whether distillation helped cannot be said without a twin (set train.twin to true). "
-        f"On {num_rows:,} held-out rows the student's KL to the teacher is {near.mean:.3f} "
-        f"(95% interval {near.low:.3f} to {near.high:.3f}) and its agreement {top.mean:.1%} "
+        f"On {num_rows:,} held-out rows the student's KL to the teacher is {near.value:.3f} "
+        f"(95% interval {near.low:.3f} to {near.high:.3f}) and its agreement {top.value:.1%} "
         f"({top.low:.1%} to {top.high:.1%})."
     )

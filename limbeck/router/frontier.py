@@ -7,14 +7,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from limbeck.metrics.bootstrap import RESAMPLES, FigureInterval, bootstrap
-
-if TYPE_CHECKING:
-    pass
+from limbeck.metrics.intervals import RESAMPLES, Interval, bootstrap, percentiles
 
 POINTS = 60
 ONE_SIDED = 1.2816  # standard errors of a one-sided 90% bound
@@ -153,7 +150,7 @@ def _bound(values_N: np.ndarray) -> float:
 # ---- figures with intervals ------------------------------------------------------------------------------------------
 
 
-def apgr(gain_N: np.ndarray, weak_N: np.ndarray, strong_N: np.ndarray) -> FigureInterval | None:
+def apgr(gain_N: np.ndarray, weak_N: np.ndarray, strong_N: np.ndarray) -> Interval | None:
     """Average performance gap recovered (RouteLLM, arXiv 2406.18665, eq. 7): the share of the gap between the weak and
     the strong model that is recovered, averaged over all shares of prompts that go to the strong one, those of the
     largest `gain_N` first. Chance gives 1/2. Prompts of equal gain go together, in the order that chance gives on
@@ -185,7 +182,7 @@ def share_needed(gain_N: np.ndarray, weak_N: np.ndarray, strong_N: np.ndarray, *
     return float(np.argmax(risen >= recovered - 1e-12) / len(gain_N))
 
 
-def auroc(inside_N: np.ndarray, outside_N: np.ndarray) -> FigureInterval | None:
+def auroc(inside_N: np.ndarray, outside_N: np.ndarray) -> Interval | None:
     """The chance that a prompt in scope scores above one that is not (ties count half), with both resampled. None where
     there is none of a kind."""
     num = len(inside_N), len(outside_N)
@@ -204,4 +201,4 @@ def auroc(inside_N: np.ndarray, outside_N: np.ndarray) -> FigureInterval | None:
     drawn = [
         area(*(draw.multinomial(size, np.full(size, 1 / size)).astype(float) for size in num)) for _ in range(RESAMPLES)
     ]
-    return FigureInterval(value, *(float(edge) for edge in np.quantile(drawn, [0.025, 0.975])))
+    return percentiles(value, np.array(drawn))

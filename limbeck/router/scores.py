@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from limbeck.metrics import bootstrap
+from limbeck.metrics import intervals
 from limbeck.metrics.calibration import ece, reliability
 from limbeck.router import frontier
 from limbeck.router.fit import Fitted, featurize_all, judged_rows, problem_of
@@ -68,7 +68,7 @@ def _kinds(fitted: Fitted) -> dict[str, Any]:
     bins = reliability(torch.from_numpy(sure_N), torch.from_numpy(right_N))
     filled = bins.count_M > 0
     return {
-        "accuracy": bootstrap.mean_interval(right_N),
+        "accuracy": intervals.mean_interval(right_N),
         "confusion": confusion,
         "ece": ece(bins),
         "temperature": router.settings.temperature,
@@ -86,7 +86,7 @@ def _scope(fitted: Fitted, outside: Sequence[str]) -> dict[str, Any]:
     inside_N = router.in_scope(featurize_all(router, fitted.parts.test.prompts).scope_NF)
     found: dict[str, Any] = {
         "threshold": threshold,
-        "kept": bootstrap.mean_interval((inside_N >= threshold).astype(float)),
+        "kept": intervals.mean_interval((inside_N >= threshold).astype(float)),
         "left_out": {
             "auroc": frontier.auroc(left_out.inside_N, left_out.outside_N),
             "inside": len(left_out.inside_N),
@@ -99,7 +99,7 @@ def _scope(fitted: Fitted, outside: Sequence[str]) -> dict[str, Any]:
         found["given"] = {
             "auroc": frontier.auroc(inside_N, outside_N),
             "outside": len(outside),
-            "refused": bootstrap.mean_interval((outside_N < threshold).astype(float)),
+            "refused": intervals.mean_interval((outside_N < threshold).astype(float)),
         }
     return found
 
@@ -116,8 +116,8 @@ def _routing(fitted: Fitted) -> dict[str, Any]:
     choice_N = _choice(problem, price.price)
     quality_N, cost_N = problem.quality_NM[rows, choice_N], problem.cost_M[choice_N]
     teacher_N = problem.quality_NM[:, -1]
-    quality = bootstrap.ratio_interval(quality_N, teacher_N)
-    cost = bootstrap.mean_interval(cost_N / problem.cost_M[-1])
+    quality = intervals.ratio_interval(quality_N, teacher_N)
+    cost = intervals.mean_interval(cost_N / problem.cost_M[-1])
     target = fitted.wish.target
     reached = (quality if target.kind == "quality" else cost).value
     weak_N, gain_N = _without_teacher(problem)
@@ -139,7 +139,7 @@ def _routing(fitted: Fitted) -> dict[str, Any]:
         },
         "quality": quality,
         "cost": cost,
-        "share": bootstrap.mean_interval((choice_N == problem.teacher).astype(float)),
+        "share": intervals.mean_interval((choice_N == problem.teacher).astype(float)),
         "apgr": frontier.apgr(gain_N, weak_N, teacher_N),
         "apgr_random": frontier.apgr(gain_N, random_N, teacher_N),
         "share_needed": shares,
@@ -190,10 +190,10 @@ def _compared(fitted: Fitted, problem: RoutingProblem, part: Split) -> dict[str,
         ours_N, other_N = problem.quality_NM[rows, choice_N[rows]], part.others_NG[rows, at]
         found[name] = {
             "cost": fitted.wish.costs[name],
-            "quality": bootstrap.mean_interval(other_N),
+            "quality": intervals.mean_interval(other_N),
             "router_cost": float(problem.cost_M[choice_N[rows]].mean()),
-            "router_quality": bootstrap.mean_interval(ours_N),
-            "difference": bootstrap.mean_interval(ours_N - other_N),
+            "router_quality": intervals.mean_interval(ours_N),
+            "difference": intervals.mean_interval(ours_N - other_N),
             "reached": price.reached,
         }
     return found

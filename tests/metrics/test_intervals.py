@@ -5,13 +5,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.metrics.intervals import MIN_CLUSTERS, Bootstrap, Interval, judge, paired_bootstrap
+from limbeck.metrics.intervals import (
+    MIN_CLUSTERS,
+    Bootstrap,
+    Interval,
+    judge,
+    mean_interval,
+    paired_bootstrap,
+    ratio_interval,
+)
 
 
 def test_mean_is_weighted_by_positions_not_by_rows():
     """Rows of 1 and 3 positions with sums 1 and 9: mean 2.5, not 2.0."""
     found = paired_bootstrap({"student": np.array([1.0, 9.0])}, np.array([1.0, 3.0]))
-    assert found.models["student"].mean == 2.5
+    assert found.models["student"].value == 2.5
     assert found.difference is None
 
 
@@ -20,7 +28,7 @@ def test_interval_agrees_with_theory():
     values = np.random.default_rng(3).normal(2.0, 1.0, 400)
     found = paired_bootstrap({"student": values * 5}, np.full(400, 5.0), resamples=4000).models["student"]
     error = values.std() / np.sqrt(400)
-    assert found.mean == pytest.approx(values.mean())
+    assert found.value == pytest.approx(values.mean())
     assert found.low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
     assert found.high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
@@ -44,7 +52,7 @@ def test_pairing_cancels_what_is_hard_about_a_row():
     student, twin, difference = found.models["student"], found.models["twin"], found.difference
     assert student.high > twin.low  # the plain intervals overlap
     assert difference is not None and difference.high < 0
-    assert difference.mean == pytest.approx(student.mean - twin.mean)
+    assert difference.value == pytest.approx(student.value - twin.value)
 
 
 def test_replies_to_one_prompt_are_one_cluster():
@@ -75,7 +83,7 @@ def test_blocks_do_not_change_the_kind_of_result(monkeypatch):
     monkeypatch.setattr("limbeck.metrics.intervals.CHUNK", 64)
     values = np.random.default_rng(2).normal(1, 1, 50)
     found = paired_bootstrap({"a": values}, np.ones(50), resamples=500).models["a"]
-    assert found.low < found.mean < found.high
+    assert found.low < found.value < found.high
 
 
 def test_no_rows():
@@ -134,3 +142,19 @@ def test_no_twin():
     alone = Bootstrap({"student": Interval(0.4, 0.38, 0.42)}, None, 100)
     verdict = judge(alone, alone, num_rows=100)
     assert verdict.helped is None and "train.twin" in verdict.sentence and "0.400" in verdict.sentence
+
+
+def test_published_intervals_do_not_move():
+    """Figures in docs were drawn so: seeds, blocks and quantiles as ever (values of the first version)."""
+    values = np.arange(12.0) ** 2
+    found = paired_bootstrap(
+        {"a": values, "b": values[::-1].copy()},
+        np.arange(1.0, 13),
+        clusters=[str(row // 2) for row in range(12)],
+        pair=("a", "b"),
+    )
+    assert found.models["b"] == pytest.approx((6.487179487179487, 1.5263157894736843, 18.652173913043477), rel=1e-12)
+    assert found.difference == pytest.approx((0.0, -15.304347826086955, 6.4), rel=1e-12)
+    assert mean_interval(values) == pytest.approx((42.166666666666664, 21.833333333333332, 66.425), rel=1e-12)
+    ratio = ratio_interval(values, values + 7)
+    assert ratio == pytest.approx((0.8576271186440678, 0.7572254335260116, 0.904664576078801), rel=1e-12)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.metrics import bootstrap
+from limbeck.metrics import intervals
 from limbeck.router import frontier
 from limbeck.router.frontier import RouteTarget, RoutingProblem, price_for
 
@@ -172,12 +172,12 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     inside = 0
     for seed in range(60):
         values = np.random.default_rng(seed).uniform(size=80)
-        found = bootstrap.mean_interval(values)
+        found = intervals.mean_interval(values)
         inside += found.low <= 0.5 <= found.high
     assert 51 <= inside <= 60
 
 
 def test_a_ratio_pairs_its_prompts():
     top = np.random.default_rng(0).uniform(0.5, 1, 100)
-    found = bootstrap.ratio_interval(0.9 * top, top)
+    found = intervals.ratio_interval(0.9 * top, top)
     assert found.low == pytest.approx(0.9) == found.high
