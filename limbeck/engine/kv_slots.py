@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
+
+from limbeck.models import attention
+from limbeck.models.attention import attend, seen_mask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from limbeck.models.attention import ScoreRule
 
 NAME = "limbeck_slots"
 BLOCK = 128  # tokens by which memory grows, at least
@@ -26,13 +29,7 @@ MINUS = float("-inf")
 
 def register() -> None:
     """Make `attn_implementation="limbeck_slots"` known to transformers. Idempotent."""
-    AttentionInterface.register(NAME, slot_attention)
-    AttentionMaskInterface.register(NAME, _no_mask)
-
-
-def _no_mask(*_args: object, **_kwargs: object) -> None:
-    """What may be seen follows from the plan, so no mask is ever built."""
-    return None
+    attention.register(NAME, _attend_slots)
 
 
 class SlotPiece(NamedTuple):
@@ -145,10 +142,7 @@ class SlotPlan:
             return None
         key = (piece, window)
         if key not in self._masks:
-            at_L = torch.arange(piece.end, device=self.device)
-            own_T = at_L[piece.start :, None]
-            seen_TL = at_L <= own_T
-            self._masks[key] = seen_TL if window is None else seen_TL & (at_L > own_T - window)
+            self._masks[key] = seen_mask(piece.end - piece.start, piece.end, window, self.device)
         return self._masks[key]
 
 
@@ -174,92 +168,47 @@ def _split(written: Sequence[SlotPiece]) -> tuple[list[int], list[int]]:
     return sorted(order[:cut]), sorted(order[cut:])
 
 
-def slot_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    plan: SlotPlan | None = None,
-    **_kwargs: object,
-) -> tuple[Tensor, None]:
+def _attend_slots(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule, passed: dict[str, Any]
+) -> Tensor:
     """Attention of each token to its own sequence. query [1, heads, T, d], key and value [1, kv heads, T, d], of new
     tokens only. Returns [1, T, heads, d]. Sliding windows, grouped heads and soft-capped scores are honoured.
 
     Raises ValueError without `plan`: a model that drops it would attend to other sequences.
     """
+    plan: SlotPlan | None = passed.get("plan")
     if plan is None:
         raise ValueError("slot attention was called without a plan")
     keys, values = plan.memory.store(module, key, value, plan.rows_T)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rule = rule._replace(dropout=0.0)  # nothing is trained here
     outs = []
-    num = len(plan.written)
-    if num:
+    begin = len(plan.written)
+    if begin:
         # The heads that share keys are the rows of one product: nothing is repeated, and keys are read once.
-        q = query[0, :, :num].transpose(0, 1).unflatten(1, (key.shape[1], -1))
-        outs.append(_written(q, keys, values, plan, (scale, softcap, sliding_window)))
-    begin = num
+        q = query[0, :, :begin].transpose(0, 1).unflatten(1, (key.shape[1], -1))
+        outs.append(_written(q, keys, values, plan, rule))
     for piece in plan.pieces:
         end = begin + piece.end - piece.start
         k, v = (memory[piece.slot, None, : piece.end].transpose(1, 2) for memory in (keys, values))
-        mask = plan.piece_mask(piece, sliding_window)
-        q = query[:, :, begin:end]
-        if softcap is not None:
-            outs.append(_capped_piece(q, k, v, mask, (scale, softcap)))
-        else:
-            gqa = q.shape[1] != k.shape[1]
-            causal = mask is None
-            out = nn.functional.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, scale=scale, is_causal=causal, enable_gqa=gqa
-            )
-            outs.append(out[0].transpose(0, 1))
+        mask = plan.piece_mask(piece, rule.window)
+        outs.append(attend(query[:, :, begin:end], k, v, rule, mask, causal=mask is None)[0].transpose(0, 1))
         begin = end
-    return (outs[0] if len(outs) == 1 else torch.cat(outs))[None], None
+    return (outs[0] if len(outs) == 1 else torch.cat(outs))[None]
 
 
-Kind = tuple[float, float | None, int | None]  # scaling, soft cap, window
-
-
-def _written(q: Tensor, keys: Tensor, values: Tensor, plan: SlotPlan, kind: Kind) -> Tensor:
+def _written(q: Tensor, keys: Tensor, values: Tensor, plan: SlotPlan, rule: ScoreRule) -> Tensor:
     """The sequences' next tokens: q [tokens, kv heads, group, d] -> [tokens, heads, d]."""
-    scaling, softcap, window = kind
     if plan.even:
         k, v = (memory[: plan.height, : plan.length].transpose(1, 2) for memory in (keys, values))
-        return _attend(q, k, v, plan.mask(window, q.dtype), scaling, softcap).flatten(1, 2)
+        return attend(q, k, v, rule, plan.mask(rule.window, q.dtype)).flatten(1, 2)
     out = q.new_empty(*q.shape[:3], values.shape[-1])
     if plan.together:
         k, v = (memory[: plan.height, : plan.length].transpose(1, 2) for memory in (keys, values))
-        together = _attend(q[plan.order], k, v, plan.mask(window, q.dtype), scaling, softcap)
+        together = attend(q[plan.order], k, v, rule, plan.mask(rule.window, q.dtype))
         out[plan.tokens] = together[plan.slots]
     for at in plan.alone:
         piece = plan.written[at]
-        first = 0 if window is None else max(piece.end - window, 0)
+        first = 0 if rule.window is None else max(piece.end - rule.window, 0)
         k, v = (memory[piece.slot, None, first : piece.end].transpose(1, 2) for memory in (keys, values))
-        out[at] = _attend(q[at, None], k, v, None, scaling, softcap)[0]
+        out[at] = attend(q[at, None], k, v, rule, None)[0]
     return out.flatten(1, 2)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, softcap: float | None) -> Tensor:
-    """[B, kv heads, rows, d] against [B, kv heads, L, d]; `mask` is added to the scores.
-
-    Soft-capped scores are c * tanh(s / c) (Gemma 2, arXiv 2408.00118, section 2)."""
-    if softcap is None:
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
-    scores = torch.tanh(torch.matmul(q, k.transpose(2, 3)) * (scaling / softcap)).float() * softcap
-    scores = scores if mask is None else scores + mask
-    return torch.matmul(scores.softmax(-1).to(q.dtype), v)
-
-
-def _capped_piece(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, kind: tuple[float, float]) -> Tensor:
-    """A prompt's piece under a soft cap: q [1, heads, T, d] -> [T, heads, d]."""
-    length, total = q.shape[2], k.shape[2]
-    seen_TL = torch.ones(length, total, dtype=torch.bool, device=q.device).tril() if mask is None else mask
-    heads = k.shape[1]
-    added = torch.zeros(seen_TL.shape, device=q.device).masked_fill_(~seen_TL, MINUS)
-    added = added.repeat(q.shape[1] // heads, 1)  # rows are group after group
-    out = _attend(q[0].unflatten(0, (heads, -1)).flatten(1, 2)[None], k, v, added, *kind)
-    return out[0].unflatten(1, (-1, length)).flatten(0, 1).transpose(0, 1)

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface
 
 from limbeck.errors import MissingExtra, RecipeError, TeacherError
+from limbeck.models import attention
+from limbeck.models.hf import attending
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
     from transformers import PreTrainedModel
 
+    from limbeck.models.attention import ScoreRule
     from limbeck.models.hf import HfLM
 
 NAME = "limbeck_onnx"
@@ -146,19 +147,10 @@ def trace(model: PreTrainedModel) -> ir.Model:
     return program.model  # type: ignore[union-attr]
 
 
-@contextlib.contextmanager
-def _attention(model: PreTrainedModel) -> Iterator[None]:
+def _attention(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
     """Inside, the model's attention is the operator; afterwards the model is as it was."""
-    AttentionInterface.register(NAME, _operator)
-    AttentionMaskInterface.register(NAME, lambda *_args, **_kwargs: None)  # the mask travels in _Cache
-    before = str(model.config._attn_implementation)
-    model.set_attn_implementation(NAME)
-    try:
-        if model.config._attn_implementation != NAME:
-            raise ValueError("its attention cannot be replaced")
-        yield
-    finally:
-        model.set_attn_implementation(before)
+    attention.register(NAME, _operator)
+    return attending(model, NAME)
 
 
 class _Cache:
@@ -200,52 +192,43 @@ class _Decoder(nn.Module):
 
 
 def _operator(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    sliding_window: int | None = None,
-    limbeck_cache: _Cache | None = None,
-    **others: object,
-) -> tuple[Tensor, None]:
+    module: Any, query: Tensor, key: Tensor, value: Tensor, rule: ScoreRule, passed: dict[str, Any]
+) -> Tensor:
     """Attention as one node of the graph. query [B, heads, T, d], key and value [B, kv heads, T, d]; returns
     [B, T, heads, d]. Raises ValueError for what the operator cannot do."""
-    unknown = [name for name, it in others.items() if isinstance(it, Tensor) and name not in HARMLESS]
-    if limbeck_cache is None or unknown or others.get("is_causal") is False:
+    cache: _Cache | None = passed.get("limbeck_cache")
+    unknown = [name for name, it in passed.items() if isinstance(it, Tensor) and name not in HARMLESS]
+    if cache is None or unknown or passed.get("is_causal") is False:
         raise ValueError(f"its attention takes {', '.join(unknown) or 'no cache'}, which cannot be exported")
     batch, heads, length, size = query.shape
     kv_heads = key.shape[1]
     if value.shape[-1] != size or size % 8:
         raise ValueError(f"its attention heads are {size} and {value.shape[-1]} wide; both must be one multiple of 8")
-    layer, total = module.layer_idx, limbeck_cache.total
+    layer, total = module.layer_idx, cache.total
     flat = [tensor.transpose(1, 2).reshape(batch, length, -1) for tensor in (query, key, value)]
     attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads}
-    if scaling is not None:
-        attributes["scale"] = float(scaling)
-    if softcap is not None:
-        attributes["softcap"] = float(softcap)
+    if rule.scale is not None:
+        attributes["scale"] = float(rule.scale)
+    if rule.softcap is not None:
+        attributes["softcap"] = float(rule.softcap)
     present = (batch, kv_heads, total, size)
     out, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         [
             *flat,
-            *limbeck_cache.past[2 * layer : 2 * layer + 2],
+            *cache.past[2 * layer : 2 * layer + 2],
             torch.full((batch,), total - 1, dtype=torch.int32),  # last place of each sequence
             torch.full((1,), total, dtype=torch.int32),
             *(None, None, None),  # rotations are the model's own
-            limbeck_cache.bias(sliding_window),
+            cache.bias(rule.window),
         ],
         attributes,
         dtypes=[query.dtype] * 3,
         shapes=[(batch, length, heads * size), present, present],
         version=1,
     )
-    limbeck_cache.present[layer] = (present_key, present_value)
-    return out.reshape(batch, length, heads, size), None
+    cache.present[layer] = (present_key, present_value)
+    return out.reshape(batch, length, heads, size)
 
 
 HARMLESS = ("position_ids", "cache_position")

@@ -42,7 +42,7 @@ def pair(family):
 
 
 def worker(lm, slots=4, most=128):
-    return BatchWorker(TorchMemory(lm, kv_slots, most, 2**30), kv_slots)
+    return BatchWorker(TorchMemory(lm, slots, most, 2**30), slots)
 
 
 def run(worker, jobs):
