@@ -1,6 +1,7 @@
 """Limbeck: distil a large language model into a small one, and prove that it worked.
 
-The names below are loaded on first use, so that `import limbeck` stays light: it does not import torch.
+The names below are loaded on first use, so that `import limbeck` stays light: it does not import torch. No
+name is that of a room (`check`, `serve`), which would hide it.
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from limbeck.version import __version__
 
 if TYPE_CHECKING:
     from limbeck import data, evaluate, export, losses, store, students, train
-    from limbeck.check.recipe import check_recipe as check
+    from limbeck.check.recipe import check_recipe
     from limbeck.errors import LimbeckError
     from limbeck.models.open import open_lm
-    from limbeck.pipeline.run import run_recipe as run
+    from limbeck.pipeline.run import run_recipe
     from limbeck.recipe import Recipe
     from limbeck.types import Dist, LiveTarget
 
 
-__all__ = ["Dist", "LimbeckError", "LiveTarget", "Recipe", "__version__", "check", "open_lm", "run"]
+__all__ = ["Dist", "LimbeckError", "LiveTarget", "Recipe", "__version__", "check_recipe", "open_lm", "run_recipe"]
 __all__ += ["data", "evaluate", "export", "losses", "store", "students", "train"]
 
 _HOMES = {
@@ -28,9 +29,9 @@ _HOMES = {
     "LimbeckError": ("limbeck.errors", "LimbeckError"),
     "LiveTarget": ("limbeck.types", "LiveTarget"),
     "Recipe": ("limbeck.recipe", "Recipe"),
-    "check": ("limbeck.check.recipe", "check_recipe"),
+    "check_recipe": ("limbeck.check.recipe", "check_recipe"),
     "open_lm": ("limbeck.models.open", "open_lm"),
-    "run": ("limbeck.pipeline.run", "run_recipe"),
+    "run_recipe": ("limbeck.pipeline.run", "run_recipe"),
 }
 _ROOMS = frozenset({"data", "evaluate", "export", "losses", "store", "students", "train"})
 

@@ -82,7 +82,7 @@ class Recipe(Section):
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         """The recipe in a YAML file, with `a.b.c=value` overrides. Raises RecipeError: file and line, what was found,
-        what is allowed. Whether its parts fit together is another question: `limbeck.check`."""
+        what is allowed. Whether its parts fit together is another question: `limbeck.check_recipe`."""
         return load_tree(cls, path, overrides)
 
     def override(self, *overrides: str) -> Recipe:

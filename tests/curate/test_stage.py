@@ -32,7 +32,7 @@ def finished(tiny_llama, text_jsonl, tmp_path_factory):
         {"kind": "verify", "verifier": {"kind": "regex", "pattern": "[aeiou]"}, "per_prompt": 1, "pick": "shortest"},
         {"kind": "length", "min": 2},
     ]
-    return run, limbeck.run(curated(tiny_llama, text_jsonl, *rules), run)
+    return run, limbeck.run_recipe(curated(tiny_llama, text_jsonl, *rules), run)
 
 
 def test_the_student_learns_from_what_is_kept(finished):
@@ -95,7 +95,7 @@ def test_when_nothing_is_left_the_rule_is_named(tiny_llama, text_jsonl, tmp_path
     ],
 )
 def test_rules_without_effect(tiny_llama, text_jsonl, rule, said):
-    found = limbeck.check(curated(tiny_llama, text_jsonl, rule), estimate=False)
+    found = limbeck.check_recipe(curated(tiny_llama, text_jsonl, rule), estimate=False)
     assert said in " ".join(problem.message for problem in found.problems)
 
 

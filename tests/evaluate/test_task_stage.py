@@ -49,7 +49,7 @@ def finished(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     run = tmp_path_factory.mktemp("tasks")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("limbeck.evaluate.stage.SPEED_SECONDS", 0.0)
-        return run, limbeck.run(recipe_of(tiny_llama, tasks=TASKS), run, estimate=False)
+        return run, limbeck.run_recipe(recipe_of(tiny_llama, tasks=TASKS), run, estimate=False)
 
 
 def test_all_models_answer_the_same_problems(finished: tuple[Path, dict]) -> None:

@@ -169,7 +169,7 @@ def test_update_that_fails_changes_nothing(tmp_path, model, tokenizer, card, mon
     def fail(_card):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("limbeck.export.safetensors.render", fail)
+    monkeypatch.setattr("limbeck.models.artifact.render", fail)
     with pytest.raises(KeyboardInterrupt):
         update_card(path, replace(card, scope="another"))
     assert read_card(path) == card
@@ -189,7 +189,7 @@ SCRIPT = """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from limbeck.errors import BudgetError
-    from limbeck.export import safetensors as export
+    from limbeck.models import artifact as export
 
     old, new = Path(sys.argv[1]), Path(sys.argv[2])
     model, tokenizer = AutoModelForCausalLM.from_pretrained(old), AutoTokenizer.from_pretrained(old)

@@ -91,9 +91,9 @@ def test_the_store_keeps_all_of_it(tiny_llama, birds, tmp_path, monkeypatch):  #
     run = tmp_path / "run"
     with FaultServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds).override("curate=[{kind: think}]")
-        limbeck.run(recipe, run)
+        limbeck.run_recipe(recipe, run)
         asked = server.counts.total()
-        limbeck.run(recipe.override("trace.mode.think=strip"), run)
+        limbeck.run_recipe(recipe.override("trace.mode.think=strip"), run)
         assert server.counts.total() == asked
     assert all(trace.meta["reply"].startswith("<think>") for trace in TraceStore.open(run / "traces").traces("train"))
     kept, stripped = learnt

@@ -68,12 +68,12 @@ def quick(monkeypatch):
 def test_from_prompts_to_a_proven_student(tiny_llama, birds, tmp_path):
     with FaultServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds)
-        assert limbeck.check(recipe).problems == []
+        assert limbeck.check_recipe(recipe).problems == []
         asked = server.counts.total()
-        summary = limbeck.run(recipe, tmp_path / "run")
+        summary = limbeck.run_recipe(recipe, tmp_path / "run")
         assert server.counts.total() <= asked + 2 * PROMPTS + asked  # what check tried first may be tried once more
         total = server.counts.total()
-        again = limbeck.run(recipe, tmp_path / "run")
+        again = limbeck.run_recipe(recipe, tmp_path / "run")
         assert again["student"] == summary["student"] and server.counts.total() == total
     assert "known by its words only" in summary["verdict"]["sentence"]
     found = json.loads((tmp_path / "run" / "curate" / "summary.json").read_text())
@@ -122,7 +122,7 @@ def test_a_real_server_from_end_to_end(real, tiny_llama, birds, tmp_path, monkey
         verify = "{kind: verify, verifier: {kind: regex}, keep_wrong: true}"
         measured = f"curate=[{{kind: finish, allowed: [length, stop]}}, {verify}]"
         recipe = recipe.override("trace.mode.n=1", measured)  # this server's replies to one prompt are all the same
-        summary = limbeck.run(recipe, tmp_path / "run")
+        summary = limbeck.run_recipe(recipe, tmp_path / "run")
     assert summary["student"]["kl"] > 0
     tasks = json.loads((tmp_path / "run" / "evaluate" / "tasks.json").read_text())
     assert "student" in tasks["models"] and (tmp_path / "run" / "curate" / "pass_rates.json").exists()

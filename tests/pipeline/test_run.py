@@ -61,7 +61,7 @@ def finished(tiny_llama, text_jsonl, tmp_path_factory):
     """A whole run with a twin and an estimate."""
     run = tmp_path_factory.mktemp("finished")
     recipe = recipe_of(tiny_llama, text_jsonl, train__twin=True)
-    return recipe, run, limbeck.run(recipe, run)
+    return recipe, run, limbeck.run_recipe(recipe, run)
 
 
 def test_summary_has_everything(finished):
@@ -297,7 +297,7 @@ def test_the_teacher_writes_until_enough_is_right(tiny_llama, text_jsonl, tmp_pa
     mode = {"kind": "generate", "n": 4, "max_tokens": 3, "enough": {"verifier": {"kind": "regex", "pattern": "e"}}}
     trace = {"mode": mode, "target": {"kind": "top_k", "k": 4}, "batch_tokens": 400, "shard_tokens": 900}
     recipe = recipe_of(tiny_llama, text_jsonl, trace=trace)
-    limbeck.run(recipe, tmp_path, until="label")
+    limbeck.run_recipe(recipe, tmp_path, until="label")
     replies: dict[str, list[str]] = {}
     store = TraceStore.open(tmp_path / "traces")
     for trace in sorted(store.traces(), key=lambda trace: trace.meta["draw"]):
