@@ -21,6 +21,7 @@ from limbeck.recipe import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from limbeck.check.opened import Opened
     from limbeck.config.problems import Problem
     from limbeck.recipe import CurateRule, Recipe, Verifier
     from limbeck.text.encode import Example
@@ -34,8 +35,13 @@ PACKAGES = {
 """Package and extra of a rule or verifier."""
 
 
-def curate_problems(recipe: Recipe, examples: Sequence[Example]) -> Iterator[Problem]:
+def curation_needs(recipe: Recipe, opened: Opened) -> Iterator[Problem]:
     """What the recipe's rules and verifiers lack on this machine, and in the first rows."""
+    yield from curate_problems(recipe, opened.examples)
+
+
+def curate_problems(recipe: Recipe, examples: Sequence[Example]) -> Iterator[Problem]:
+    """What they lack, given the first rows."""
     mode = recipe.trace.mode
     if isinstance(mode, GenerateMode) and mode.enough is not None:
         verifier, where = mode.enough.verifier, "trace.mode.enough.verifier"

@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from limbeck.check.findings import Doubt
 from limbeck.config.problems import Problem, problem
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import top_ids
-from limbeck.recipe import GenerateMode, Recipe, TopK
+from limbeck.recipe import GenerateMode, Recipe, TopK, is_local
 from limbeck.text.packing import pack, plan_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
+    from limbeck.check.opened import Opened
     from limbeck.models.hf import HfLM
     from limbeck.types import Row
 
@@ -53,6 +55,12 @@ def doubt_of(logits_NV: Tensor, k: int) -> TeacherStats:
     kept_N = p_NV.gather(1, top_ids(p_NV, min(k, p_NV.shape[1]))).sum(1)
     evenness = float(even_N[led].mean()) if bool(led.any()) else 0.0
     return TeacherStats(float(first_N.mean()), evenness, float((1 - kept_N).clamp_min(0.0).mean()))
+
+
+def teacher_doubts(recipe: Recipe, opened: Opened) -> Iterator[Doubt]:
+    """Where the teacher runs in this process."""
+    if is_local(recipe.teacher):
+        yield from map(Doubt, warn_of_teacher(recipe, opened.teacher, opened.all_rows.rows))
 
 
 def warn_of_teacher(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> list[Problem]:

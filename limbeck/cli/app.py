@@ -157,8 +157,9 @@ def check(
     problems = [told(problem) for problem in found.problems]
     warnings = [told(warning) for warning in found.warnings]
     if as_json:
-        told_all = {"problems": problems, "warnings": warnings, "facts": found.facts, "estimate": found.estimate}
-        print_result(told_all, as_json=True)
+        requests = asdict(found.requests) if found.requests else None
+        payload = {"problems": problems, "warnings": warnings, "facts": found.facts, "estimate": found.estimate}
+        print_result({**payload, "requests": requests}, as_json=True)
     else:
         from limbeck.cli.tables import check_facts
 

@@ -18,7 +18,8 @@ from limbeck.system.units import count, duration, size
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from limbeck.check.recipe import CheckResult
+    from limbeck.check.findings import CheckResult
+    from limbeck.label.request_cost import RequestCost
     from limbeck.pipeline.show import RunView, TokenView, TraceView
     from limbeck.selftest.run import CheckOutcome, SelfTest
 
@@ -130,7 +131,33 @@ def check_facts(result: CheckResult) -> Group:
         disk = sum(cost["disk_bytes"] for cost in result.estimate.values())
         table.add_row("together", duration(total), size(peak), size(disk), style="bold")
         parts += [Text(), table]
+    if result.requests is not None:
+        parts += [Text(), requests_table(result.requests), Text(visible(_limits(result.requests)))]
     return Group(*parts)
+
+
+def requests_table(cost: RequestCost) -> Table:
+    """What the endpoint is asked, and what it charges."""
+    table = Table("endpoint", box=None, pad_edge=False, header_style="bold")
+    for title in ("requests", "prompt tokens", "reply tokens", "cost"):
+        table.add_column(title, justify="right", no_wrap=True)
+    likely = (cost.likely_prompt_tokens, cost.likely_reply_tokens, cost.cost_likely)
+    most = (cost.most_prompt_tokens, cost.most_reply_tokens, cost.cost_most)
+    for name, (prompt, reply, money) in (("likely", likely), ("at most", most)):
+        paid = "unknown" if money is None else visible(f"{money:,.2f} {cost.currency}")
+        table.add_row(name, f"{cost.requests:,}", f"{prompt:,}", f"{reply:,}", Text(paid))
+    return table
+
+
+def _limits(cost: RequestCost) -> str:
+    """Why the cost is unknown or nothing, and what the limits per minute make of it."""
+    known = ""
+    if cost.cost_most is None:
+        known = "The cost is unknown: teacher.prices is not set. "
+    elif cost.cost_most == 0:
+        known = "By teacher.prices nothing is charged. "
+    time = "No limit per minute is set" if not cost.seconds_least else f"At least {duration(cost.seconds_least)}"
+    return f"{known}{time} (teacher.requests_per_minute, teacher.tokens_per_minute)."
 
 
 # ---- selftest --------------------------------------------------------------------------------------------------------

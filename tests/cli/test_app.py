@@ -222,12 +222,14 @@ def test_report_takes_a_recipe_or_a_run(recipe_file, tmp_path, monkeypatch):
 
 def test_check_tells_problems_with_their_origin(recipe_file, monkeypatch):
     from limbeck.config.problems import problem
+    from limbeck.label.request_cost import RequestCost
 
     found = types.SimpleNamespace(
         problems=[problem("student.layers", "is 2, too many.")],
         warnings=[problem("train.budget", "is doubtful.")],
         facts=["context of 8 tokens"],
         estimate={},
+        requests=None,
     )
     asked = []
     fake = types.SimpleNamespace(check_recipe=lambda _recipe, *, estimate, on_progress: asked.append(estimate) or found)
@@ -251,6 +253,9 @@ def test_check_tells_problems_with_their_origin(recipe_file, monkeypatch):
     assert sound.exit_code == 0
     assert "no problems" in sound.stdout
     assert "1 min 00 s" in sound.stdout
+    found.requests = RequestCost(3, 40, 60, 8, 16, 0.5, 1.25, "EUR", 90.0)
+    assert "1.25 EUR" in runner.invoke(app.app, ["check", recipe_file]).stdout
+    assert json.loads(runner.invoke(app.app, ["check", recipe_file, "--json"]).stdout)["requests"]["cost_most"] == 1.25
 
 
 def test_schema():

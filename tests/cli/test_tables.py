@@ -2,11 +2,14 @@
 
 import io
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from limbeck.check.findings import CheckResult
 from limbeck.cli import tables
+from limbeck.label.request_cost import RequestCost
 from limbeck.pipeline.show import RunView, TokenView, TraceView
 from limbeck.system.rundir import StageRecord
 
@@ -107,3 +110,17 @@ def test_run():
         "helped",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("paid", "currency", "seconds", "said"),
+    [
+        ((0.5, 1.25), "EUR", 90.0, ["0.50 EUR", "1.25 EUR", "At least 1 min 30 s"]),
+        ((0.0, 0.0), "USD", 0.0, ["0.00 USD", "nothing is charged", "No limit per minute is set"]),
+        ((None, None), "", 0.0, ["unknown", "teacher.prices is not set"]),
+    ],
+)
+def test_requests(paid, currency, seconds, said):
+    cost = RequestCost(3, 40, 60, 8000, 16000, *paid, currency, seconds)
+    text = shown(tables.check_facts(CheckResult([], [], [], {}, cost)))
+    assert all(part in text for part in [*said, "16,000", "likely", "at most"])

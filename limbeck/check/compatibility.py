@@ -1,0 +1,125 @@
+"""The models of a recipe against its other parts: context length, layers, tokenizer, quantization."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from limbeck.check.findings import Doubt, Fact, Finding
+from limbeck.config.problems import Problem, problem
+from limbeck.errors import RecipeError
+from limbeck.recipe import GenerateMode, PruneStudent, ScratchStudent, is_local
+from limbeck.text.chat_template import ChatTemplate, compare_templates
+from limbeck.text.tokenizer import compare_tokenizers, template_hash
+from limbeck.train.qad import stored_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from limbeck.check.opened import ModelOutline, Opened
+    from limbeck.recipe import Recipe
+
+
+def rows_fit_context(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """The longest row, with the longest reply, fits into the context of each model."""
+    yield from _fits(recipe, opened.reader)
+    if opened.student is not None and opened.student is not opened.reader:
+        yield from _fits(recipe, opened.student)
+
+
+def _fits(recipe: Recipe, model: ModelOutline) -> Iterator[Finding]:
+    mode = recipe.trace.mode
+    reply = mode.max_tokens if isinstance(mode, GenerateMode) else 0
+    if model.context is None:
+        return
+    longest = recipe.data.max_length + reply
+    if longest <= model.context:
+        yield Fact(f"{model.who}: context of {model.context} tokens; rows have at most {longest}.")
+        return
+    with_reply = f" and replies up to {reply} (trace.mode.max_tokens)" if reply else ""
+    room = model.context - reply
+    advice = f"Set data.max_length to at most {room}." if room >= 2 else "Lower trace.mode.max_tokens."
+    yield problem(
+        "data.max_length",
+        f"allows rows up to {recipe.data.max_length} tokens{with_reply}, but the {model.who} reads at most "
+        f"{model.context}. {advice}",
+    )
+
+
+def layers_exist(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """The layers to keep are the teacher's, and something is removed."""
+    student = recipe.student
+    if not isinstance(student, PruneStudent) or not is_local(recipe.teacher) or opened.reader.layers is None:
+        return
+    layers = opened.reader.layers
+    if student.layers is not None and student.layers >= layers:
+        message = (
+            f"is {student.layers}, but the teacher has {layers}: nothing would be removed; give at most {layers - 1}."
+        )
+        yield problem("student.layers", message)
+    beyond = [layer for layer in student.keep or () if layer >= layers]
+    if beyond:
+        yield problem("student.keep", f"names the layers {beyond}, but the teacher's are 0 to {layers - 1}.")
+    elif student.keep and len(student.keep) == layers:
+        yield problem("student.keep", f"keeps all {layers} layers of the teacher: nothing would be removed.")
+
+
+def tokenizers_agree(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """Same tokens in the same order; heads padded to other sizes are cut, other tokenizers are refused."""
+    student = opened.student
+    if student is None or not is_local(recipe.teacher):
+        return
+    teacher = opened.reader
+    if differences := compare_tokenizers(teacher.tokenizer, student.tokenizer):
+        yield problem(
+            "student.path",
+            f"has another tokenizer than the teacher: {'; '.join(differences)}. Token distributions only fit the "
+            "tokens they were made for; choose a student of the teacher's family, or build one: "
+            "student.kind=prune or scratch.",
+        )
+        return
+    yield Fact(f"teacher and student share one tokenizer of {len(teacher.tokenizer)} tokens.")
+    yield from _heads(teacher, student)
+    if template_hash(teacher.tokenizer) != template_hash(student.tokenizer):
+        parting = compare_templates(ChatTemplate(teacher.tokenizer), ChatTemplate(student.tokenizer))
+        how = f"differ: {parting} in the student's" if parting else "are written differently, and say the same"
+        yield Fact(f"their chat templates {how}; the teacher's is used for both, and saved with the student.")
+
+
+def _heads(teacher: ModelOutline, student: ModelOutline) -> Iterator[Finding]:
+    real = len(teacher.tokenizer)
+    if student.head_rows is not None and student.head_rows < min(real, teacher.head_rows or real):
+        message = (
+            f"has a head of {student.head_rows} rows for {real} tokens; it cannot speak the teacher's last tokens."
+        )
+        yield problem("student.path", message)
+    elif student.head_rows != teacher.head_rows:
+        yield Fact(
+            f"their heads are padded to {teacher.head_rows} and {student.head_rows} rows; both are cut to the {real} "
+            "real tokens."
+        )
+
+
+def student_can_be_quantized(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """The export that the student is trained for knows its architecture."""
+    qad = recipe.train.qad
+    if qad is None:
+        return
+    try:
+        stored = stored_weights(opened.skeleton, qad.quant)
+    except RecipeError as error:
+        yield Problem("train.qad", str(error))
+        return
+    ends = {each.grid for each in stored if not isinstance(each.module, torch.nn.Linear)}
+    yield Fact(
+        f"student: trains with the weights of its {qad.quant} export: {len(stored)} matrices, embeddings and head in "
+        f"{' and '.join(sorted(ends))}; it is saved in float32."
+    )
+    wide = [each.name for each in stored if each.grid == "f16"]
+    if wide and not isinstance(recipe.student, ScratchStudent):  # whose sizes are not chosen yet
+        message = (
+            f"is {qad.quant}, which stores rows in blocks of 32, but the rows of {', '.join(wide[:3])} are no whole "
+            f"blocks ({len(wide)} of {len(stored)} matrices): they stay 16-bit floats, here and in the export."
+        )
+        yield Doubt(problem("train.qad.quant", message))

@@ -1,0 +1,69 @@
+"""Context, layers, tokenizer and heads of the models are looked at before anything is run."""
+
+import shutil
+
+import pytest
+
+from limbeck.check.recipe import check_recipe
+from tests import tiny
+from tests.check.checking import problems
+
+
+def test_context(recipe):
+    assert problems(recipe.override("data.max_length=129"))["data.max_length"] == (
+        "data.max_length allows rows up to 129 tokens, but the teacher reads at most 128. "
+        "Set data.max_length to at most 128."
+    )
+
+
+def test_context_with_replies(chats):
+    generate = chats.override("trace.mode={kind: generate, max_tokens: 32}")
+    assert problems(generate) == {}
+    found = problems(generate.override("data.max_length=100"))
+    assert "Set data.max_length to at most 96." in found["data.max_length"]
+    found = problems(generate.override("trace.mode.max_tokens=200"))
+    assert "Lower trace.mode.max_tokens." in found["data.max_length"]
+
+
+@pytest.mark.parametrize(
+    ("student", "message"),
+    [
+        ("{kind: prune, layers: 3}", "student.layers is 3, but the teacher has 3: nothing would be removed"),
+        ("{kind: prune, keep: [0, 3, 7]}", "student.keep names the layers [3, 7], but the teacher's are 0 to 2."),
+        ("{kind: prune, keep: [0, 1, 2]}", "student.keep keeps all 3 layers"),
+    ],
+)
+def test_layers(recipe, student, message):
+    found = check_recipe(recipe.override(f"student={student}"), estimate=False).problems
+    assert len(found) == 1
+    assert message in found[0].message
+
+
+def test_the_same_tokenizer_under_other_heads(recipe, tiny_folder):
+    padded = tiny_folder("llama", seed=1, vocab_size=tiny.VOCAB + 16)
+    found = check_recipe(recipe.override(f"student={{kind: pretrained, path: {padded}}}"), estimate=False)
+    assert found.problems == []
+    assert "their heads are padded to 384 and 400 rows; both are cut to the 384 real tokens." in found.facts
+
+
+def test_a_head_that_is_too_small(recipe, tiny_folder):
+    small = tiny_folder("llama", seed=1, vocab_size=tiny.VOCAB - 16)
+    found = problems(recipe.override(f"student={{kind: pretrained, path: {small}}}"))
+    assert "a head of 368 rows for 384 tokens" in found["student.path"]
+
+
+def test_another_tokenizer(recipe, tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    tiny.build_tokenizer(300).save_pretrained(folder)
+    found = problems(recipe.override(f"student={{kind: pretrained, path: {folder}}}"))
+    assert "has another tokenizer than the teacher" in found["student.path"]
+    assert "student.kind=prune or scratch" in found["student.path"]
+
+
+def test_another_template_is_a_fact(recipe, tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    for changed, said in ((tiny.CHATML + "!", "stands against"), (tiny.CHATML + "{# the same #}", "say the same")):
+        tiny.build_tokenizer(chat_template=changed).save_pretrained(folder)
+        found = check_recipe(recipe.override(f"student={{kind: pretrained, path: {folder}}}"), estimate=False)
+        assert found.problems == []
+        assert any("their chat templates" in fact and said in fact for fact in found.facts)
