@@ -16,7 +16,7 @@ from torch import Tensor
 from limbeck.errors import DataError, NonFiniteError, TeacherError
 from limbeck.losses.chunked import iter_logits
 from limbeck.metrics.calibration import Reliability, merge, reliability
-from limbeck.metrics.fidelity import PositionScores, reference, reference_of_words, score_against, teacher_scores
+from limbeck.metrics.fidelity import PositionScores, own_scores, reference, reference_of_words, score_against
 from limbeck.metrics.intervals import paired_bootstrap
 from limbeck.text.packing import pack, plan_batches
 from limbeck.types import Progress, Row, Trace
@@ -135,7 +135,7 @@ def _score_batch(tally: _Tally, batch: Batch, where: _Where, teacher: HfLM | Non
     for part, chunk in _chunks(batch, models, tally.vocab):
         labels_n = batch.labels_N[part]
         theirs = reference_of_words(labels_n, tally.vocab) if teacher is None else reference(next(chunk))
-        own = teacher_scores(theirs, labels_n)
+        own = own_scores(theirs, labels_n)
         tally.add_teacher(where[part], theirs.entropy_N, own)
         tally.tops.append((where[part].row_N, theirs.top_N.cpu().numpy()))
         for name, logits_nV in zip(students, chunk, strict=True):

@@ -11,18 +11,16 @@ import numpy as np
 import torch
 
 from limbeck.errors import DataError, ExportError, TeacherError
+from limbeck.evaluate.row_scores import row_scores
 from limbeck.evaluate.samples import choose_prompts
 from limbeck.types import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor
-
     from limbeck.types import LocalLM, Row, Trace
 
 MOST_POSITIONS = 4096
-CHUNK_BYTES = 64 * 2**20  # of one block of logits in float64; four such exist at a time
 PROMPTS, NEW_TOKENS = 4, 32
 LONGEST_PROMPT = 256
 LONGEST_ROW = 1024  # tokens: logits of a whole row exist at once
@@ -80,13 +78,12 @@ def parity(
     kl_sum = kl_most = 0.0
     same, done, begun = 0, 0, time.monotonic()
     for row in rows:
-        for p_nV, q_nV in _blocks(source, export, row):
-            kl_n = _kl(p_nV, q_nV)
-            if not torch.isfinite(kl_n).all():
-                raise ExportError("the export's logits are not finite: the format cannot hold this model. Use another.")
-            kl_sum += float(kl_n.sum())
-            kl_most = max(kl_most, float(kl_n.max()))
-            same += int((p_nV.argmax(-1) == q_nV.argmax(-1)).sum())
+        scores = row_scores(export, row.ids, row.spans, source=source)
+        if not torch.isfinite(scores.kl_N).all():
+            raise ExportError("the export's logits are not finite: the format cannot hold this model. Use another.")
+        kl_sum += float(scores.kl_N.sum())
+        kl_most = max(kl_most, float(scores.kl_N.max()))
+        same += int(scores.agree_N.sum())
         done += row.num_supervised
         rate = done / max(time.monotonic() - begun, 1e-9)
         on_progress(Progress("export", done, total, "positions", rate, (total - done) / rate))
@@ -126,21 +123,6 @@ def _chosen(rows: Sequence[Row | Trace], context: int) -> Iterator[Row | Trace]:
         have += cut.num_supervised
         if cut.num_supervised:
             yield cut
-
-
-def _blocks(source: LocalLM, export: LocalLM, row: Row | Trace) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits of both at the supervised positions of a row, some positions at a time, in float64."""
-    p_TV, q_TV = source.logits(row.ids), export.logits(row.ids)
-    places = torch.tensor([place - 1 for start, end in row.spans for place in range(start, end)])
-    num = max(CHUNK_BYTES // (8 * p_TV.shape[1]), 1)
-    for part in places.split(num):
-        yield p_TV[part].double(), q_TV[part].double()
-
-
-def _kl(p_nV: Tensor, q_nV: Tensor) -> Tensor:
-    """KL in nats per position, in float64. p . (log p - log q) does not cancel where the two are close."""
-    logp_nV = p_nV.log_softmax(-1)
-    return torch.linalg.vecdot(logp_nV.exp(), logp_nV - q_nV.log_softmax(-1)).clamp_min(0.0)
 
 
 def _write_in_turn(source: LocalLM, export: LocalLM, rows: Sequence[Row | Trace]) -> tuple[float, float, float]:

@@ -1,7 +1,4 @@
-"""How well an expert does on held-out rows, whatever runs it; and what such sums say with their intervals.
-
-`T` tokens of a row, `V` vocabulary, `n` supervised positions of a row, `R` rows.
-"""
+"""How well an expert does on R held-out rows, whatever runs it; and what such sums say with their intervals."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from limbeck.errors import ExpertError
+from limbeck.evaluate.row_scores import row_scores
 from limbeck.experts.card import parse_json
 from limbeck.metrics.intervals import Interval, paired_bootstrap
 
@@ -63,14 +61,11 @@ def score_rows(lm: LocalLM, rows: Sequence[HeldOut], on_row: Callable[[int], Non
     known = all(row.first for row in rows)
     for number, row in enumerate(rows):
         _check_row(lm, row)
-        at = torch.tensor(row.positions)
-        logits_nV = lm.logits(np.asarray(row.ids, dtype=np.int32))[at - 1]
-        labels_n, top_n = torch.tensor(row.ids)[at], logits_nV.argmax(-1)
-        ce_n = torch.nn.functional.cross_entropy(logits_nV.double(), labels_n, reduction="none")
-        columns["ce"].append(float(ce_n.sum()))
-        columns["accuracy"].append(float((top_n == labels_n).sum()))
+        scores = row_scores(lm, row.ids, row.spans)
+        columns["ce"].append(float(scores.ce_N.sum()))
+        columns["accuracy"].append(float(scores.correct_N.sum()))
         if known:
-            columns["agreement"].append(float((top_n == torch.tensor(row.first)).sum()))
+            columns["agreement"].append(float((scores.top_N == torch.tensor(row.first)).sum()))
         on_row(number)
     metrics = {name: np.array(values) for name, values in columns.items() if len(values) == len(rows)}
     return Sums(np.array([float(len(row.positions)) for row in rows]), [row.prompt for row in rows], metrics)

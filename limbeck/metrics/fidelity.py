@@ -89,17 +89,17 @@ def score_against(student_logits_NV: Tensor, teacher: Reference, labels_N: Tenso
     )
 
 
-def teacher_scores(teacher: Reference, labels_N: Tensor) -> PositionScores:
-    """The teacher's own scores: KL 0 to itself, agreement 1."""
-    zeros_N = torch.zeros_like(teacher.entropy_N)
+def own_scores(model: Reference, labels_N: Tensor) -> PositionScores:
+    """A model by itself, such as the teacher: KL 0, agreement 1."""
+    zeros_N = torch.zeros_like(model.entropy_N)
     return PositionScores(
         kl_N=zeros_N,
-        agree_N=torch.ones_like(teacher.top_N, dtype=torch.bool),
-        ce_N=-_at(teacher.logp_NV, labels_N),
-        confidence_N=_at(teacher.p_NV, teacher.top_N),
-        correct_N=teacher.top_N == labels_N,
+        agree_N=torch.ones_like(model.top_N, dtype=torch.bool),
+        ce_N=-_at(model.logp_NV, labels_N),
+        confidence_N=_at(model.p_NV, model.top_N),
+        correct_N=model.top_N == labels_N,
         tv_N=zeros_N,
-        top_N=teacher.top_N,
+        top_N=model.top_N,
     )
 
 

@@ -68,7 +68,7 @@ class BarChart:
 
 def render(files: RunFiles) -> str:
     """The whole page. The same files give the same page."""
-    script, style = _asset("page.js"), _asset("page.css")
+    script, style = _asset("page.js"), _asset("colours.css") + _asset("page.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html = environment.from_string(_asset("page.html.j2")).render(

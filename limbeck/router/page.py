@@ -69,10 +69,7 @@ def _line(
 
 def standalone(drawn: Markup) -> str:
     """The chart as a file of its own, in the page's light and dark colours."""
-    style = _asset("report", "page.css")
-    light = style[style.index("{") + 1 : style.index("}")]
-    dark = style[style.index(":root {", 10) + 7 : style.index("}", style.index(":root {", 10))]
-    css = f"<style>svg{{{light}font-family:sans-serif}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    css = f"<style>{_asset('report', 'colours.css')}svg {{ font-family: sans-serif; }}</style>"  # here :root is the svg
     head, rest = str(drawn).split(">", 1)
     return f'{head} xmlns="http://www.w3.org/2000/svg">{css}{rest}\n'
 
@@ -83,7 +80,7 @@ def page(report: Mapping[str, Any]) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     bins = {"student": report["kinds"]["bins"]}
     html = environment.from_string(_asset("router", "page.html.j2")).render(
-        style=Markup(_asset("report", "page.css")),
+        style=Markup(_asset("report", "colours.css") + _asset("report", "page.css")),
         experts=[shortened(name, 64) for name in report["experts"]],
         verdict=_verdict(report),
         tiles=_tiles(report),

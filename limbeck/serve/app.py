@@ -171,23 +171,18 @@ async def _written(
 ) -> Response:
     """The expert's answer, or the upstream's where the expert's own does not stand."""
     work, judge = await _work(house, call, chosen, path), house.routes.judge(chosen)
-    instead: list[Chosen] = []
-
-    def judged(mean_logp: float) -> bool:
-        assert judge is not None
-        found = house.routes.doubted(chosen, judge, mean_logp)
-        instead.extend([found] if found else [])
-        return found is None
-
-    write: Any = writing.chat if isinstance(body, ChatRequest) else writing.completions
-    answer: Response | None = await write(work, body, judged if judge else None)
-    if answer is not None:
+    instead = None if judge is None else lambda mean_logp: house.routes.doubted(chosen, judge, mean_logp)
+    if isinstance(body, ChatRequest):
+        answer = await writing.chat(work, body, instead)
+    else:
+        answer = await writing.completions(work, body, instead)
+    if isinstance(answer, Response):
         return answer
     for kind, tokens in (("prompt", call.prompt_tokens), ("completion", call.completion_tokens)):
         house.metrics.count("limbeck_tokens_total", tokens, model=chosen.model, kind=kind)
     call.prompt_tokens = call.completion_tokens = 0
-    _note_route(house, call, instead[0])
-    return await _passed_on(house, call, instead[0], path, body)
+    _note_route(house, call, answer)
+    return await _passed_on(house, call, answer, path, body)
 
 
 def _check_options(body: schemas.Asked) -> None:

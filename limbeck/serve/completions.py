@@ -22,14 +22,15 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from limbeck.engine.api import Scored, Writing
+    from limbeck.serve.dispatch import Chosen
     from limbeck.serve.loading import LoadedExpert
     from limbeck.serve.request import RequestContext
     from limbeck.serve.schemas import ChatRequest, CompletionRequest
     from limbeck.serve.settings import ServeLimits
     from limbeck.types import GeneratedToken
 
-JudgeReply = Callable[[float], bool]
-"""Whether a reply stands, by its mean log-prob."""
+JudgeReply = Callable[[float], "Chosen | None"]
+"""Who answers instead of a reply, by its mean log-prob; None where it stands."""
 
 TokenStream = AsyncGenerator[tuple[int, "GeneratedToken"]]
 """Of all replies to one request, each with its reply's number."""
@@ -76,8 +77,8 @@ class Generation:
 # ---- chat ------------------------------------------------------------------------------------------------------------
 
 
-async def chat(work: Generation, body: ChatRequest, judged: JudgeReply | None = None) -> Response | None:
-    """The answer; None where `judged`, which is told how sure the model was of its whole reply, lets it not stand.
+async def chat(work: Generation, body: ChatRequest, instead: JudgeReply | None) -> Response | Chosen:
+    """The answer; or who answers instead, where `instead` names one, given how sure the model was of its whole reply.
     Raises ApiError."""
     ids = await chat_ids(work.opened, body)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -86,25 +87,24 @@ async def chat(work: Generation, body: ChatRequest, judged: JudgeReply | None = 
     top = (body.top_logprobs or 0) if body.logprobs else 0
     writings = work.begin([GenerateRequest(ids, sampling, index, top) for index in range(body.n or 1)])
     work.call.prompt_tokens = len(ids)
-    tokens = await _standing(work, responses.merged(writings, work.call), judged)
-    if tokens is None:
-        return None
+    tokens = await _standing(work, responses.merged(writings, work.call), instead)
+    if not isinstance(tokens, AsyncGenerator):
+        return tokens
     if body.stream:
         return EventStream(_chat_events(work, body, tokens), work.call, work.headers)
     return await _chat_whole(work, body, tokens)
 
 
-async def _standing(work: Generation, tokens: TokenStream, judged: JudgeReply | None) -> TokenStream | None:
-    """The tokens, as they come where there is no judge; all at once where he lets them stand, None where not."""
-    if judged is None:
+async def _standing(work: Generation, tokens: TokenStream, instead: JudgeReply | None) -> TokenStream | Chosen:
+    """The tokens, as they come where nothing is judged; all at once where they stand; or who answers instead."""
+    if instead is None:
         return tokens
     try:
         async with asyncio.timeout_at(work.call.deadline):
             heard = [one async for one in tokens]
     except TimeoutError:
         raise responses.timed_out() from None
-    stands = judged(sum(written.logp for _, written in heard) / len(heard))
-    return responses.again(heard) if stands else None
+    return instead(sum(written.logp for _, written in heard) / len(heard)) or responses.again(heard)
 
 
 async def _chat_whole(work: Generation, body: ChatRequest, tokens: TokenStream) -> Response:
@@ -171,12 +171,14 @@ class _Plain:
     logprobs: TextLogprobs | None
 
 
-async def completions(work: Generation, body: CompletionRequest, judged: JudgeReply | None = None) -> Response | None:
+async def completions(
+    work: Generation, body: CompletionRequest, instead: JudgeReply | None = None
+) -> Response | Chosen:
     """As `chat`; where nothing is to be written, there is nothing to judge. Raises ApiError."""
     plains, writings = await _plains(work, body)
-    tokens = await _standing(work, responses.merged(writings, work.call), judged if writings else None)
-    if tokens is None:
-        return None
+    tokens = await _standing(work, responses.merged(writings, work.call), instead if writings else None)
+    if not isinstance(tokens, AsyncGenerator):
+        return tokens
     if body.stream:
         return EventStream(_completion_events(work, body, plains, tokens), work.call, work.headers)
     texts = [[plain.echo] for plain in plains]

@@ -1,28 +1,33 @@
-"""Counts and times in Prometheus' text format (version 0.0.4)."""
+"""Counts and times in Prometheus' text format (version 0.0.4), by prometheus-client with a registry of our own."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, generate_latest
+
+if TYPE_CHECKING:
+    from prometheus_client.registry import Collector
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 SHORT = (0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1)
 
-COUNTERS = {
-    "limbeck_requests_total": "Requests by endpoint and status.",
-    "limbeck_tokens_total": "Tokens by model, of prompts and replies.",
-    "limbeck_routes_total": "Requests by model and by how it was chosen.",
-    "limbeck_loads_total": "Experts opened, by result.",
-    "limbeck_unloads_total": "Experts closed, by reason.",
-    "limbeck_upstream_requests_total": "Requests to other servers, by result.",
-    "limbeck_upstream_cost_total": "What the upstream's tokens cost, in the currency of upstream.prices.",
-    "limbeck_cancelled_total": "Requests whose client went away.",
+COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "limbeck_requests_total": ("Requests by endpoint and status.", ("endpoint", "status")),
+    "limbeck_tokens_total": ("Tokens by model, of prompts and replies.", ("model", "kind")),
+    "limbeck_routes_total": ("Requests by model and by how it was chosen.", ("model", "route")),
+    "limbeck_loads_total": ("Experts opened, by result.", ("model", "result")),
+    "limbeck_unloads_total": ("Experts closed, by reason.", ("model", "why")),
+    "limbeck_upstream_requests_total": ("Requests to other servers, by result.", ("model", "result")),
+    "limbeck_upstream_cost_total": ("What the upstream's tokens cost, in the currency of upstream.prices.", ("model",)),
+    "limbeck_cancelled_total": ("Requests whose client went away.", ()),
 }
-HISTOGRAMS = {
-    "limbeck_request_seconds": ("Time from a request's head to the end of its answer.", SECONDS),
-    "limbeck_first_token_seconds": ("Time from a request's head to its first token.", SECONDS),
-    "limbeck_load_seconds": ("Time to open an expert.", SECONDS),
-    "limbeck_router_seconds": ("Time to choose an expert.", SHORT),
+HISTOGRAMS: dict[str, tuple[str, tuple[str, ...], tuple[float, ...]]] = {
+    "limbeck_request_seconds": ("Time from a request's head to the end of its answer.", ("endpoint",), SECONDS),
+    "limbeck_first_token_seconds": ("Time from a request's head to its first token.", ("model",), SECONDS),
+    "limbeck_load_seconds": ("Time to open an expert.", ("model",), SECONDS),
+    "limbeck_router_seconds": ("Time to choose an expert.", (), SHORT),
 }
 GAUGES = {
     "limbeck_in_flight": "Requests under way or waiting.",
@@ -38,67 +43,45 @@ GAUGES = {
 Labels = tuple[tuple[str, str], ...]
 
 
-@dataclass
-class Histogram:
-    bounds: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-
-@dataclass
 class Metrics:
     """Labels are names that the server knows: never what a client wrote."""
 
-    counters: dict[str, dict[Labels, float]] = field(default_factory=lambda: {name: {} for name in COUNTERS})
-    histograms: dict[str, dict[Labels, Histogram]] = field(default_factory=lambda: {name: {} for name in HISTOGRAMS})
+    def __init__(self) -> None:
+        own = CollectorRegistry(auto_describe=False)
+        self._counters = {name: Counter(name, *rest, registry=own) for name, rest in COUNTERS.items()}
+        self._histograms = {
+            name: Histogram(name, about, labels, registry=own, buckets=buckets)
+            for name, (about, labels, buckets) in HISTOGRAMS.items()
+        }
+        self._registry = own
 
     def count(self, name: str, amount: float = 1.0, **labels: str) -> None:
-        key = tuple(sorted(labels.items()))
-        self.counters[name][key] = self.counters[name].get(key, 0.0) + amount
+        counter = self._counters[name]
+        (counter.labels(**labels) if labels else counter).inc(amount)
 
     def observe(self, name: str, seconds: float, **labels: str) -> None:
-        key = tuple(sorted(labels.items()))
-        self.histograms[name].setdefault(key, Histogram(HISTOGRAMS[name][1])).observe(seconds)
-
-    def total(self, name: str) -> float:
-        return sum(self.counters[name].values())
+        histogram = self._histograms[name]
+        (histogram.labels(**labels) if labels else histogram).observe(seconds)
 
     def render(self, gauges: dict[str, dict[Labels, float]]) -> str:
         """All of it; `gauges` are what is true now."""
-        lines: list[str] = []
-        for name, about in COUNTERS.items():
-            lines += [f"# HELP {name} {about}", f"# TYPE {name} counter"]
-            lines += [f"{name}{_labels(key)} {_number(value)}" for key, value in sorted(self.counters[name].items())]
-        for name, about in GAUGES.items():
-            lines += [f"# HELP {name} {about}", f"# TYPE {name} gauge"]
-            lines += [f"{name}{_labels(key)} {_number(value)}" for key, value in sorted(gauges.get(name, {}).items())]
-        for name, (about, _) in HISTOGRAMS.items():
-            lines += [f"# HELP {name} {about}", f"# TYPE {name} histogram"]
-            for key, found in sorted(self.histograms[name].items(), key=lambda item: item[0]):
-                lines += _buckets(name, key, found)
-        return "\n".join(lines) + "\n"
+        now = [*map(_plain, self._registry.collect()), *(_gauge(name, gauges.get(name, {})) for name in GAUGES)]
+        return generate_latest(cast("Collector", SimpleNamespace(collect=lambda: now))).decode()
 
 
-def _buckets(name: str, key: Labels, found: Histogram) -> list[str]:
-    lines, below = [], 0
-    for bound, count in zip((*found.bounds, float("inf")), found.counts, strict=True):
-        below += count
-        edge = "+Inf" if bound == float("inf") else f"{bound:g}"
-        lines.append(f"{name}_bucket{_labels((*key, ('le', edge)))} {below}")
-    return [*lines, f"{name}_sum{_labels(key)} {_number(found.total)}", f"{name}_count{_labels(key)} {below}"]
+def _gauge(name: str, values: dict[Labels, float]) -> Metric:
+    family = Metric(name, GAUGES[name], "gauge")
+    for key, value in values.items():
+        family.add_sample(name, dict(key), value)
+    return family
 
 
-def _labels(key: Labels) -> str:
-    escaped = [(name, value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for name, value in key]
-    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}" if key else ""
-
-
-def _number(value: float) -> str:
-    return str(int(value)) if float(value).is_integer() else repr(float(value))
+def _plain(family: Metric) -> Metric:
+    """Without the times at which counting began, and with edges of buckets as le="1", where the library writes "1.0":
+    both are as they were before it, and a dashboard may name an edge."""
+    family.samples = [
+        each._replace(labels={key: it.removesuffix(".0") if key == "le" else it for key, it in each.labels.items()})
+        for each in family.samples
+        if not each.name.endswith("_created")
+    ]
+    return family

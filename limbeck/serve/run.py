@@ -18,7 +18,6 @@ from limbeck.serve.limits import Keys, Rates
 from limbeck.serve.loading import opener
 from limbeck.serve.logs import Log
 from limbeck.serve.pool import ExpertPool
-from limbeck.serve.prometheus import Metrics
 from limbeck.serve.upstream import UpstreamModel, UpstreamModels
 from limbeck.system.device import total_memory
 from limbeck.system.net import is_loopback
@@ -67,9 +66,10 @@ def build(
     try:
         from limbeck.serve.app import make_app
         from limbeck.serve.middleware import LimitsMiddleware
+        from limbeck.serve.prometheus import Metrics
         from limbeck.serve.state import ServerState
     except ImportError as error:
-        raise MissingExtra("fastapi", "serve", "limbeck serve") from error
+        raise MissingExtra(error.name or "fastapi", "serve", "limbeck serve") from error
     metrics, log = Metrics(), Log(on_message, settings.log_prompts)
     catalogue = Catalogue(Registry(registry))
     catalogue.look()

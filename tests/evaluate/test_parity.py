@@ -8,6 +8,7 @@ import torch
 
 from limbeck.errors import DataError, ExportError, TeacherError
 from limbeck.evaluate import parity as module
+from limbeck.evaluate import row_scores
 from limbeck.evaluate.parity import Sizes, parity
 from limbeck.models.hf import HfLM
 from limbeck.types import Row
@@ -51,8 +52,8 @@ def test_figures_are_those_of_the_definition(source, noisy, rows, monkeypatch):
         for start, end in row.spans:
             kls += ((p_TV.exp() * (p_TV - q_TV)).sum(-1))[start - 1 : end - 1].tolist()
             same += (p_TV.argmax(-1) == q_TV.argmax(-1))[start - 1 : end - 1].tolist()
-    for chunk in (module.CHUNK_BYTES, 8 * tiny.VOCAB * 3):  # three positions at a time
-        monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    for chunk in (row_scores.CHUNK_BYTES, 8 * tiny.VOCAB * 3):  # three positions at a time
+        monkeypatch.setattr(row_scores, "CHUNK_BYTES", chunk)
         found = judged(source, noisy, rows)
         assert found.kl == pytest.approx(np.mean(kls), rel=1e-4) and found.kl > 1e-4
         assert found.kl_most == pytest.approx(max(kls), rel=1e-3)

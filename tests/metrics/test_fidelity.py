@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.metrics.fidelity import position_scores, reference, score_against, teacher_scores
+from limbeck.metrics.fidelity import own_scores, position_scores, reference, score_against
 
 
 def oracle(z, u, labels):
@@ -57,7 +57,7 @@ def test_teacher_against_itself(dtype):
     """KL exactly 0 and agreement 1, also where half precision makes the most probable tokens tie."""
     logits = (torch.randn(64, 500) * 3).to(dtype)
     labels = torch.randint(500, (64,))
-    found, own = position_scores(logits, logits, labels), teacher_scores(reference(logits), labels)
+    found, own = position_scores(logits, logits, labels), own_scores(reference(logits), labels)
     assert found.kl_N.max() == 0 and found.tv_N.max() == 0 and found.agree_N.all()
     for name in own._fields:
         torch.testing.assert_close(getattr(found, name), getattr(own, name), msg=name)

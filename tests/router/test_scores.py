@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -77,3 +78,6 @@ def test_the_page_and_the_chart(made):
         assert word in text
     alone = standalone(chart(report["routing"]))
     assert alone.startswith("<svg") and "--student" in alone and "prefers-color-scheme" in alone
+    style = alone[alone.index("<style>") + 7 : alone.index("</style>")]
+    assert style.count("{") == style.count("}") and "body" not in style  # colours alone, whole rules
+    assert set(re.findall(r"var\((--[a-z]+)", alone)) <= set(re.findall(r"(--[a-z-]+):", style))

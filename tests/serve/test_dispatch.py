@@ -92,7 +92,7 @@ def test_what_is_out_of_scope_goes_to_the_teacher(experts_folder: Path) -> None:
         text = server.client.get("/metrics").text
         cost = 3 * (10 * 1 + 5 * 10) / 1e6
         assert f'limbeck_upstream_cost_total{{model="teacher"}} {cost!r}' in text
-        assert 'limbeck_routes_total{model="teacher",route="fallback"} 3' in text
+        assert 'limbeck_routes_total{model="teacher",route="fallback"} 3.0' in text
         assert server.chat(model="teacher").json()["limbeck"]["route"] == "pinned"
         client.close()
 

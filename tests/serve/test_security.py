@@ -372,7 +372,9 @@ def test_no_other_origin_is_let_in(server: Running) -> None:
 
 def test_no_web_sockets(server: Running) -> None:
     data = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n\r\n"
-    assert not said(server, data).startswith(b"HTTP/1.1 101")
+    found = said(server, data)
+    assert found.startswith(b"HTTP/1.1 ") and b"\r\n\r\n" in found  # an answer, and not an upgrade
+    assert not found.startswith(b"HTTP/1.1 101") and b"upgrade: websocket" not in found.lower()
 
 
 # ---- other servers ---------------------------------------------------------------------------------------------------
