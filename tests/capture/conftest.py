@@ -14,7 +14,8 @@ import pytest
 
 from limbeck.capture import CaptureSettings
 from limbeck.capture.proxy import Proxy, serve
-from tests.capture import upstream as up
+from tests.endpoint import fake_answers as up
+from tests.endpoint.fake_server import FakeServer
 
 KEY = "sk-canary-0123456789abcdefghij"
 
@@ -24,7 +25,7 @@ class Running:
     """A proxy, its upstream, and its store."""
 
     proxy: Proxy
-    upstream: up.Upstream
+    upstream: FakeServer
     store: Path
 
     @property
@@ -64,8 +65,8 @@ def running(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextMana
     @contextlib.asynccontextmanager
     async def run(answer: up.Answer | bytes | None = None, **settings: Any) -> AsyncIterator[Running]:
         store = tmp_path / "store"
-        async with up.upstream(answer or up.assistant()) as upstream:
-            told = {"upstream": upstream.url, "store": store, "port": 0, "retry_seconds": 0.2, **settings}
+        async with FakeServer(answer or up.assistant()) as upstream:
+            told = {"upstream": upstream.root, "store": store, "port": 0, "retry_seconds": 0.2, **settings}
             async with serve(CaptureSettings(**told)) as proxy:
                 yield Running(proxy, upstream, told["store"])
 

@@ -14,8 +14,9 @@ import pytest
 from limbeck.capture import CaptureSettings
 from limbeck.capture.proxy import serve
 from limbeck.errors import CaptureError, RunDirError, StoreError
-from tests.capture import upstream as up
 from tests.capture.conftest import KEY, body_of, chat, post, status_of
+from tests.endpoint import fake_answers as up
+from tests.endpoint.fake_server import FakeServer
 
 USER = [{"role": "user", "content": "What is two and two?"}]
 
@@ -25,7 +26,7 @@ def test_the_official_client(running):
 
     async def main():
         async with running() as at, openai.AsyncOpenAI(base_url=f"{at.url}/v1", api_key=KEY) as client:
-            direct = openai.AsyncOpenAI(base_url=f"{at.upstream.url}/v1", api_key=KEY)
+            direct = openai.AsyncOpenAI(base_url=f"{at.upstream.root}/v1", api_key=KEY)
             for one in (
                 {"model": "m", "messages": USER},
                 {"model": "m", "messages": USER, "n": 2, "logprobs": True, "top_logprobs": 1},
@@ -51,10 +52,10 @@ def test_the_official_client(running):
         assert records[1]["replies"] == records[2]["replies"]  # a stream is put together to what it would have been
         assert [entry["token"] for entry in records[2]["replies"][1]["logprobs"]["content"]] == [
             "Four,",
-            "of",
-            "course.",
+            " of",
+            " course.",
         ]
-        assert records[3]["replies"][0]["logprobs"]["tokens"] == ["Four,", "of", "course."]
+        assert records[3]["replies"][0]["logprobs"]["tokens"] == ["Four,", " of", " course."]
         assert records[4]["prompt"] == "Two" and records[4]["usage"] == up.USAGE
 
     asyncio.run(main())
@@ -364,7 +365,7 @@ def test_headers_for_the_proxy_alone_stay_here(running):
 
 def test_own_pages_and_the_path_of_the_upstream(running):
     async def main():
-        async with up.upstream(up.assistant()) as api, running(upstream=f"{api.url}/api/v1", tags={"app": "a"}) as at:
+        async with FakeServer(up.assistant()) as api, running(upstream=f"{api.root}/api/v1", tags={"app": "a"}) as at:
             await at.raw(post("/v1/chat/completions", chat()))
             assert api.seen[0].path == "/api/v1/chat/completions"
             await at.settled(1)

@@ -22,8 +22,8 @@ from limbeck.capture.framing import Frame, pack, take
 from limbeck.capture.recorder_link import is_sampled
 from limbeck.errors import CaptureError
 from limbeck.text.redact import make_redactor
-from tests.capture import upstream as up
 from tests.capture.conftest import KEY, chat, post, status_of
+from tests.endpoint import fake_answers as up
 
 META = {
     **{"id": "r", "time": 1e9, "conversation": "", "path": "/v1/chat/completions", "request-encoding": ""},
@@ -59,7 +59,7 @@ def test_the_fields_of_a_record():
         "messages": [{"role": "user", "content": "Hi"}], "tools": [{"a": 1}],
         "replies": [{"index": 0, "content": "Yes", "finish_reason": "stop"}], "finish_reasons": ["stop"],
         "usage": up.USAGE, "sampling": {"temperature": 0.5, "seed": 3}, "stream": False,
-        "seconds": {"first_byte": 0.1, "total": 0.2}, "tags": {}, "system_fingerprint": "fp_1",
+        "seconds": {"first_byte": 0.1, "total": 0.2}, "tags": {}, "system_fingerprint": up.FINGERPRINT,
     }  # fmt: skip
 
 
@@ -302,7 +302,7 @@ def test_kill_9_keeps_whole_lines(running, who, tmp_path):
     root = str(Path(__file__).parents[2])
 
     async def round_(at, first: int) -> int:
-        command = [sys.executable, "-c", PROXY, at.upstream.url, str(store)]
+        command = [sys.executable, "-c", PROXY, at.upstream.root, str(store)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root})
         assert process.stdout is not None
         port = int(await asyncio.to_thread(process.stdout.readline))

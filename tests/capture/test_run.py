@@ -15,8 +15,9 @@ import pytest
 from limbeck.capture.run import counts
 from limbeck.data import read_examples
 from limbeck.recipe import CapturedSource
-from tests.capture import upstream as up
 from tests.capture.conftest import KEY, chat, post, status_of
+from tests.endpoint import fake_answers as up
+from tests.endpoint.fake_server import FakeServer
 
 ENV = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
@@ -40,12 +41,12 @@ def test_from_the_command_line(tmp_path, number):
         return answer
 
     async def main():
-        async with up.upstream(up.assistant()) as upstream:
-            command = [sys.executable, "-m", "limbeck", "capture", "--upstream", upstream.url, "--store", str(store)]
+        async with FakeServer(up.assistant()) as upstream:
+            command = [sys.executable, "-m", "limbeck", "capture", "--upstream", upstream.root, "--store", str(store)]
             process = await asyncio.create_subprocess_exec(*command, *more, stderr=subprocess.PIPE, env=ENV)
             assert process.stderr is not None
             first = (await process.stderr.readline()).decode()
-            assert first.startswith(f"capturing {upstream.url} in {store}; clients use base_url http://127.0.0.1:")
+            assert first.startswith(f"capturing {upstream.root} in {store}; clients use base_url http://127.0.0.1:")
             answer = await ask(int(first.partition("base_url http://127.0.0.1:")[2].partition("/")[0]))
             assert status_of(answer) == 200
             process.send_signal(number)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from limbeck.capture.sse import assemble, events
 from limbeck.errors import CaptureError
-from tests.capture import upstream as up
+from tests.endpoint import fake_answers as up
 
 
 def body(*values: object, end: str = "data: [DONE]\n\n") -> str:

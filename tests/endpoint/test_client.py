@@ -18,17 +18,8 @@ from limbeck.endpoint.status import RequestRejected, RetryLater, retry_after
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.recipe import OpenAITeacher
 from limbeck.types import Sampling
-from tests.endpoint.fault_server import (
-    CONNECTION,
-    FINGERPRINT,
-    LOGPROB_FAULTS,
-    MALFORMED,
-    MODEL,
-    FaultServer,
-    in_turn,
-    key_of,
-    reply_of,
-)
+from tests.endpoint.fake_answers import FINGERPRINT, MODEL, key_of, reply_of
+from tests.endpoint.fake_server import CONNECTION, LOGPROB_FAULTS, MALFORMED, FakeServer, in_turn
 
 CANARY = "sk-canary-5Tq8ZpW3vX"
 ASK = ApiRequest(
@@ -38,7 +29,7 @@ ASK = ApiRequest(
 
 @pytest.fixture(scope="module")
 def server():
-    with FaultServer() as server:
+    with FakeServer() as server:
         yield server
 
 
@@ -47,7 +38,7 @@ def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
 
 
-def teacher(server: FaultServer | str, **settings) -> OpenAITeacher:
+def teacher(server: FakeServer | str, **settings) -> OpenAITeacher:
     url = server if isinstance(server, str) else server.url
     return OpenAITeacher(**{"base_url": url, "model": MODEL, "timeout_seconds": 0.4, **settings})
 
@@ -61,7 +52,7 @@ def ask(settings: OpenAITeacher, one: ApiRequest = ASK) -> ApiReply | RetryLater
 
 
 def ask_with(
-    server: FaultServer, fault: str | None, one: ApiRequest = ASK, **settings
+    server: FakeServer, fault: str | None, one: ApiRequest = ASK, **settings
 ) -> ApiReply | RetryLater | RequestRejected:
     server.script = lambda seen: fault
     return ask(teacher(server, **settings), one)
@@ -245,14 +236,14 @@ def test_a_key_that_is_not_there(monkeypatch):
 
 
 def test_a_server_without_keys_gets_none_of_ours(server):
-    server.keys.clear()
+    server.seen.clear()
     assert isinstance(ask_with(server, None, api_key_env=None), ApiReply)
     assert server.keys and not any(CANARY in key for key in server.keys)
 
 
 def test_names_of_an_account_are_sent_to_nobody_else(server, monkeypatch):
     monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
-    server.heads.clear()
+    server.seen.clear()
     assert isinstance(ask_with(server, None), ApiReply)
     assert server.heads and "org-mine" not in str(server.heads)
 

@@ -13,7 +13,8 @@ import pytest
 from limbeck.endpoint import rate_limit, retry
 from limbeck.errors import BudgetError, Stopped, StoreError, TeacherError
 from limbeck.store import TraceStore, reply_log
-from tests.endpoint.fault_server import FaultServer, in_turn, reply_of
+from tests.endpoint.fake_answers import reply_of
+from tests.endpoint.fake_server import FakeServer, in_turn
 from tests.label.asking import (
     KEY,
     ask,
@@ -37,7 +38,7 @@ def quick(monkeypatch):
 
 @pytest.fixture
 def server():
-    with FaultServer() as server:
+    with FakeServer() as server:
         yield server
 
 
@@ -362,7 +363,7 @@ def test_another_teacher_is_refused_and_another_port_is_the_same(go, server, tra
     go()
     with pytest.raises(StoreError, match="another teacher"):
         go("teacher.model=stub-9")
-    with FaultServer() as other:
+    with FakeServer() as other:
         ask(recipe_of(other.url, "teacher.concurrency=2"), traces, tiny_tokenizer, rows)
         assert other.counts.total() == 0
 

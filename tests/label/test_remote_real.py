@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.endpoint import rate_limit
-from tests.endpoint.fault_server import FaultServer
+from tests.endpoint.fake_server import FakeServer
 from tests.label.asking import KEY, ask, failed_of, files_of, recipe_of, rows_of
 
 SERVE = Path(sys.executable).with_name("transformers")
@@ -60,7 +60,7 @@ def test_a_real_server_through_faults(real, tiny_tokenizer, tmp_path, monkeypatc
     settings = [f"teacher.model={model}", "trace.mode.temperature=0", "teacher.timeout_seconds=30"]
     stores = {}
     for name, faults in {"clean": [], "spoilt": ["429", "cut", "garbage", "reset", "500"]}.items():
-        with FaultServer(upstream=url) as server:
+        with FakeServer(upstream=url) as server:
             server.script = lambda seen, f=faults: f[(seen.number) % len(f)] if f and seen.attempt == 0 else None
             store = ask(recipe_of(server.url, *settings), tmp_path / name, tiny_tokenizer, rows)
             assert server.counts.total() == 6 * (1 + bool(faults)) and len(store.traces()) == 6

@@ -6,7 +6,7 @@ import pytest
 
 from limbeck.endpoint import rate_limit
 from limbeck.label.request_cost import estimate_requests
-from tests.endpoint.fault_server import FaultServer
+from tests.endpoint.fake_server import FakeServer
 from tests.label.asking import ask, recipe_of, rows_of
 
 URL = "http://127.0.0.1:1/v1"
@@ -58,7 +58,7 @@ def test_the_bound_is_one_that_the_ledger_keeps(rows, tiny_tokenizer, tmp_path, 
     """With `max_cost` at the bound every row is answered, and what was paid lies below it."""
     monkeypatch.setattr(rate_limit, "FIRST_DELAY", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
-    with FaultServer() as server:
+    with FakeServer() as server:
         most = estimate_requests(recipe_of(server.url, PRICES), rows).cost_most
         assert most is not None
         recipe = recipe_of(server.url, PRICES, f"teacher.max_cost={most * 1.000001}")

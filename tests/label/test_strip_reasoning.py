@@ -10,8 +10,8 @@ from limbeck.recipe.rules.check import check_static
 from limbeck.store import TraceStore, context_hash
 from limbeck.text.encode import Encoder, Example
 from limbeck.types import Row, Trace
-from tests.endpoint import fault_server
-from tests.endpoint.fault_server import FaultServer
+from tests.endpoint import fake_answers
+from tests.endpoint.fake_server import FakeServer
 from tests.pipeline.test_black_box import birds, quick, recipe_of  # noqa: F401  (fixtures)
 from tests.recipes import tiny_recipe
 
@@ -80,7 +80,7 @@ def test_distributions_do_not_fit_a_text_without_its_reasoning():
 
 def test_the_store_keeps_all_of_it(tiny_llama, birds, tmp_path, monkeypatch):  # noqa: F811
     """Learning less of the same replies trains anew, and asks for nothing."""
-    monkeypatch.setattr(fault_server, "reply_of", lambda key, index=0: f"<think>hm {key[:3]}</think>heron {key[:2]}")
+    monkeypatch.setattr(fake_answers, "reply_of", lambda key, index=0: f"<think>hm {key[:3]}</think>heron {key[:2]}")
     learnt, train = [], run_module.run_train
 
     def watched(recipe, items, *rest, **settings):
@@ -89,7 +89,7 @@ def test_the_store_keeps_all_of_it(tiny_llama, birds, tmp_path, monkeypatch):  #
 
     monkeypatch.setattr(run_module, "run_train", watched)
     run = tmp_path / "run"
-    with FaultServer() as server:
+    with FakeServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds).override("curate=[{kind: think}]")
         limbeck.run_recipe(recipe, run)
         asked = server.counts.total()

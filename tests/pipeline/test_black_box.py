@@ -10,7 +10,7 @@ import pytest
 import limbeck
 from limbeck.endpoint import rate_limit
 from limbeck.recipe import Recipe
-from tests.endpoint.fault_server import FaultServer
+from tests.endpoint.fake_server import FakeServer
 from tests.label.asking import KEY
 from tests.label.test_remote_real import real  # noqa: F401  (a fixture)
 from tests.pipeline.killed import run_until_killed
@@ -66,7 +66,7 @@ def quick(monkeypatch):
 
 
 def test_from_prompts_to_a_proven_student(tiny_llama, birds, tmp_path):
-    with FaultServer() as server:
+    with FakeServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds)
         assert limbeck.check_recipe(recipe).problems == []
         asked = server.counts.total()
@@ -91,7 +91,7 @@ EVENTS = [*(("fsync", count) for count in (4, 8, 12, 16, 20)), ("train", 1), ("a
 def test_killed_anywhere_nothing_is_asked_twice(tiny_llama, birds, tmp_path):
     """Every kill can cost what is under way at that moment (4 at once), and nothing else; the end is the same."""
     replies: Counter[str] = Counter()
-    with FaultServer() as server:
+    with FakeServer() as server:
         # What the probe asks is of no row: it is asked once a store, and again where a kill came before that was noted.
         server.script = lambda seen: replies.update([seen.key] * ("name bird" in seen.said))
         recipe = recipe_of(server.url, tiny_llama, birds)
@@ -115,7 +115,7 @@ def test_a_real_server_from_end_to_end(real, tiny_llama, birds, tmp_path, monkey
     """`transformers serve` with faults in front of it; the key that it is sent is in no file."""
     monkeypatch.setenv("BIRDS_KEY", KEY)
     url, model = real
-    with FaultServer(upstream=url) as server:
+    with FakeServer(upstream=url) as server:
         faults = [None, "429", "cut", None, "reset"]
         server.script = lambda seen: faults[seen.number % len(faults)] if seen.attempt == 0 else None
         recipe = recipe_of(server.url, tiny_llama, birds, model=model, api_key_env="BIRDS_KEY")

@@ -17,6 +17,8 @@ from limbeck.experts import ExpertCard, PromptRow, Registry, Scope
 from limbeck.serve import run as serve
 from limbeck.serve.settings import load_serving
 from tests import tiny
+from tests.endpoint.fake_answers import assistant
+from tests.endpoint.fake_server import FakeServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,6 +56,11 @@ class Running:
             if len(found) >= least or time.monotonic() > until:
                 return found
             time.sleep(0.01)
+
+
+def teacher(fault: str | bytes | None = None, *, says: str = "The teacher says so.") -> FakeServer:
+    """A server that ours asks; `fault` befalls every request."""
+    return FakeServer(assistant(says), script=lambda request: fault)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ import pytest
 
 from limbeck.errors import RecipeError
 from limbeck.serve.settings import load_serving
-from tests.serve.conftest import Decided, Router, running
-from tests.serve.peers import teacher
+from tests.serve.conftest import Decided, Router, running, teacher
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -111,22 +110,22 @@ def test_falling_back_can_be_refused(experts_folder: Path) -> None:
     [
         ("quote", 400, "upstream_refused"),
         ("broken", 503, "upstream_unavailable"),
-        ("429", 429, "rate_limit_exceeded"),
+        ("429-seven", 429, "rate_limit_exceeded"),
         ("html", 503, "upstream_malformed"),
     ],
 )
 def test_a_teacher_in_trouble(experts_folder: Path, trouble: str, status: int, code: str) -> None:
-    with teacher(trouble=trouble) as peer, running(experts_folder, *upstream(peer)) as server:
+    with teacher(trouble) as peer, running(experts_folder, *upstream(peer)) as server:
         for stream in (False, True) if trouble != "html" else (False,):
             found = server.chat(model="teacher", stream=stream)
             assert found.status_code == status and found.json()["error"]["code"] == code
-        if trouble == "429":
+        if trouble == "429-seven":
             assert found.headers["retry-after"] == "7"
         assert server.chat().status_code == 200  # the others serve
 
 
 def test_a_teacher_that_is_cut_off_or_gone(experts_folder: Path) -> None:
-    with teacher(trouble="cut") as peer, running(experts_folder, *upstream(peer)) as server:
+    with teacher("cut") as peer, running(experts_folder, *upstream(peer)) as server:
         events = server.chat(model="teacher", stream=True).text.split("\n\n")
         assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "upstream_unavailable"
     with running(experts_folder, *upstream(peer)) as server:
@@ -137,7 +136,7 @@ def test_a_teacher_that_is_cut_off_or_gone(experts_folder: Path) -> None:
 
 def test_a_slow_teacher_is_given_up(experts_folder: Path) -> None:
     with contextlib.ExitStack() as held:
-        peer = held.enter_context(teacher(trouble="slow", pause=1.0))
+        peer = held.enter_context(teacher("hang"))
         server = held.enter_context(running(experts_folder, *upstream(peer, "upstream.read_seconds=0.2")))
         assert server.chat(model="teacher").json()["error"]["code"] == "upstream_unavailable"
 

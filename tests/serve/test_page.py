@@ -14,8 +14,7 @@ import pytest
 from limbeck.experts import Registry, Scope
 from limbeck.serve import page as page_module
 from tests.serve.browser import BROWSER, Page, browsing
-from tests.serve.conftest import KEY, Decided, Router, expert_card, running
-from tests.serve.peers import teacher
+from tests.serve.conftest import KEY, Decided, Router, expert_card, running, teacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +48,7 @@ def shown(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Any) -> Iterato
     registry.add("hostile", "1.0.0", card, tiny_folder("llama", seed=1))
     shutil.copytree(path / "experts" / "code" / "1.0.0", path / "experts" / "broken" / "1.0.0")
     router = Router(Decided("code", 0.93, EVIL))
-    with pytest.MonkeyPatch.context() as patch, teacher(says=[EVIL, " and", " more"]) as upstream:
+    with pytest.MonkeyPatch.context() as patch, teacher(says=f"{EVIL} and more") as upstream:
         patch.setenv("PAGE_KEY", KEY)
         told = (f"upstream.url={upstream.url}", "upstream.model=teacher", "upstream.prices={input: 1000, output: 2000}")
         with running(path, "keys={page: PAGE_KEY}", *told, router=router) as found:

@@ -26,8 +26,7 @@ from limbeck.serve.server import drained
 from limbeck.system.atomic import verify_dir
 from tests.endpoint.servers import free_port
 from tests.evaluate.test_harness import write_tasks
-from tests.serve.conftest import KEY, SECONDS, expert_card, running
-from tests.serve.peers import teacher
+from tests.serve.conftest import KEY, SECONDS, expert_card, running, teacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,12 +236,12 @@ def test_sigterm_lets_answers_finish(process: Process) -> None:
 def test_draining_has_a_bound(experts_folder: Path) -> None:
     """What is under way when the time is over is cut, and the server ends: here a teacher that never answers."""
     with contextlib.ExitStack() as held:
-        peer = held.enter_context(teacher(trouble="slow", pause=60))
+        peer = held.enter_context(teacher("hang"))
         server = held.enter_context(running(experts_folder, f"upstream.url={peer.url}", "upstream.model=teacher"))
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
             asked = pool.submit(lambda: [server.chat(model=name).status_code for name in ("teacher", "code")])
             until = time.monotonic() + SECONDS
-            while not server.built.gate.writing and time.monotonic() < until:
+            while not peer.seen and time.monotonic() < until:
                 time.sleep(0.005)
             asyncio.run_coroutine_threadsafe(
                 drained(server.built.gate, 0.05, server.built.log), loop_of(server)

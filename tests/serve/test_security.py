@@ -21,8 +21,8 @@ from limbeck.serve.dispatch import Chosen, plain
 from limbeck.serve.limits import Keys, json_depth
 from limbeck.serve.settings import load_serving
 from limbeck.serve.upstream import UpstreamModel
-from tests.serve.conftest import KEY, SECONDS, Decided, Router, running
-from tests.serve.peers import teacher
+from tests.endpoint.fake_answers import plain as plain_answer
+from tests.serve.conftest import KEY, SECONDS, Decided, Router, running, teacher
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -408,7 +408,10 @@ def test_a_request_cannot_say_where_to_go(experts_folder: Path) -> None:
 
 
 def test_a_redirect_is_not_followed(experts_folder: Path) -> None:
-    with teacher() as elsewhere, teacher(redirect=f"{elsewhere.url}/chat/completions") as upstream:
+    with contextlib.ExitStack() as held:
+        elsewhere = held.enter_context(teacher())
+        redirected = plain_answer(b"{}", "307 X", f"location: {elsewhere.url}/chat/completions")
+        upstream = held.enter_context(teacher(redirected))
         with running(experts_folder, f"upstream.url={upstream.url}", "upstream.model=teacher") as server:
             for stream in (False, True):
                 found = server.chat(model="teacher", stream=stream)
@@ -437,8 +440,8 @@ def test_keys_and_prompts_are_told_nowhere(
     monkeypatch.setenv("OWN_KEY", own)
     monkeypatch.setenv("THEIR_KEY", theirs)
     out: list[str] = []
-    for trouble in ("", "quote", "broken"):
-        with teacher(trouble=trouble) as upstream:
+    for trouble in (None, "quote", "broken"):
+        with teacher(trouble) as upstream:
             told = (f"upstream.url={upstream.url}", "upstream.model=teacher", "upstream.api_key_env=THEIR_KEY")
             with running(experts_folder, "keys={app: OWN_KEY}", *told) as server:
                 server.client.headers["authorization"] = f"Bearer {own}"
