@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from limbeck.cli import app
@@ -33,6 +34,7 @@ def test_an_export_and_its_table(tiny_llama, tmp_path, monkeypatch, capsys):
     assert read_card(out).quant == "float16"
 
 
+@pytest.mark.slow
 def test_json_and_a_bound(tiny_llama, text_jsonl, tmp_path, monkeypatch, capsys):
     words = ("export", tiny_llama, "--to", "safetensors", "--quant", "int8", "--rows", text_jsonl, "--json")
     code, told, _ = run(monkeypatch, capsys, *words, "--out", tmp_path / "a")

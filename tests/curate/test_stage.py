@@ -49,6 +49,7 @@ def test_the_student_learns_from_what_is_kept(finished):
     assert "What the student learnt from" in (run / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_rules_train_anew_and_ask_nobody_again(tiny_llama, text_jsonl, tmp_path):
     first = curated(tiny_llama, text_jsonl, {"kind": "length", "min": 1})
     train(first, tmp_path)
@@ -59,6 +60,7 @@ def test_other_rules_train_anew_and_ask_nobody_again(tiny_llama, text_jsonl, tmp
     assert (tmp_path / "traces" / "manifest.jsonl").stat().st_mtime_ns == store
 
 
+@pytest.mark.slow
 def test_words_of_the_data_are_curated_as_well(tiny_llama, text_jsonl, tmp_path):
     recipe = recipe_of(tiny_llama, text_jsonl, curate=[{"kind": "quota", "total": 5}])
     train(recipe, tmp_path)

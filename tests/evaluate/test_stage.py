@@ -93,6 +93,7 @@ def test_without_twin_topics_or_answers(tmp_path, models, rows):
     assert json.loads((tmp_path / "evaluate" / "answers.json").read_text()) == []
 
 
+@pytest.mark.slow
 def test_the_same_twice(tmp_path, models, rows):
     teacher, students = models
     first, second = (run(tmp_path / name, teacher, students, rows) for name in ("a", "b"))

@@ -177,6 +177,7 @@ def test_a_sound_section_is_let_through(tiny_llama: Path) -> None:
     assert not check_static(recipe_of(tiny_llama, tasks=TASKS))
 
 
+@pytest.mark.slow
 def test_the_estimate_counts_every_reply(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three models, six problems, replies of six tokens: at a second for a token of each reply, 108 s."""
 

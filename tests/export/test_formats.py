@@ -17,6 +17,7 @@ from limbeck.types import Sampling
 IDS = np.arange(5, 35, dtype=np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "quant"), [("safetensors", "float32"), ("safetensors", "int8"), ("gguf", "f32"), ("onnx", "fp32")]
 )

@@ -350,6 +350,7 @@ def test_one_tensor_at_a_time_is_held(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(alive) == 29
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_demo_teacher(tmp_path: Path) -> None:
     from limbeck.models.open import open_lm

@@ -79,7 +79,10 @@ def reference(model, ids, mask):
         return [model(torch.from_numpy(row[seen == 1])[None]).logits[0] for row, seen in zip(ids, mask, strict=True)]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [family if family == "llama" else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES],
+)
 def test_logits_are_the_models_for_any_batch_and_length(family, exported):
     lm, folder = exported(family)
     session = start(folder / "model.onnx")
@@ -193,6 +196,7 @@ def test_the_best_of_some_scales_beats_the_first():
     assert np.square(codes * scales[..., None] - blocks).mean() < 0.8 * np.square(rounded - blocks).mean()
 
 
+@pytest.mark.slow
 def test_families_that_cannot_be_exported_are_refused_by_name(tiny_tokenizer, tmp_path):
     wide = HfLM.wrap(tiny.build_model("llama", head_dim=12, num_hidden_layers=1), tiny_tokenizer, name="wide")
     with pytest.raises(TeacherError, match="'llama' cannot be exported.*multiple of 8"):
@@ -214,6 +218,7 @@ def test_a_graph_that_computes_something_else_is_refused(exported, tmp_path):
         prove(tmp_path, lm.model, 32)
 
 
+@pytest.mark.slow
 def test_nothing_is_said_and_logging_is_as_it_was(tiny_tokenizer, tmp_path, capfd):
     before = logging.root.manager.disable
     lm = HfLM.wrap(tiny.build_model("qwen2", num_hidden_layers=1).bfloat16(), tiny_tokenizer, name="one")

@@ -217,6 +217,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_kill_and_full_disk_leave_the_old_folder_and_no_half_one(tmp_path, model, tokenizer, card):
     old, new = tmp_path / "old", tmp_path / "new"
     save_artifact(old, model, tokenizer, card)

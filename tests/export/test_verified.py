@@ -60,6 +60,7 @@ def judged(tiny_llama):
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_exports_its_student(finished):
     _, run, summary = finished
     assert [(one["format"], one["quant"]) for one in summary["exports"]] == [
@@ -82,6 +83,7 @@ def test_a_run_exports_its_student(finished):
     assert "<h2>Exports</h2>" in report and "safetensors int8" in report
 
 
+@pytest.mark.slow
 def test_nothing_is_exported_twice(finished, tmp_path):
     recipe, run, _ = finished
     shutil.copytree(run, tmp_path / "run")
@@ -97,6 +99,7 @@ def test_nothing_is_exported_twice(finished, tmp_path):
     assert names == ["safetensors-int8", "safetensors-bfloat16"]
 
 
+@pytest.mark.slow
 def test_a_damaged_export_is_made_again(finished, tmp_path):
     recipe, run, _ = finished
     shutil.copytree(run, tmp_path / "run")
@@ -110,6 +113,7 @@ def test_a_damaged_export_is_made_again(finished, tmp_path):
     assert sha256_file(file) == good
 
 
+@pytest.mark.slow
 def test_a_tighter_bound_fails_the_stage_and_keeps_the_rest(finished, tmp_path):
     recipe, run, _ = finished
     shutil.copytree(run, tmp_path / "run")
@@ -171,6 +175,7 @@ def test_four_bits_need_a_bound_before_any_work(tiny_llama, judged, tmp_path):
         export_artifact(tiny_llama, tmp_path / "out", make_export("onnx", "int4", None), judged)
 
 
+@pytest.mark.slow
 def test_folders_that_are_not_ours_are_never_replaced(tiny_llama, finished, judged, tmp_path):
     settings = make_export("safetensors", "float16", None)
     (tmp_path / "mine").mkdir()
@@ -197,6 +202,7 @@ def test_exports_are_no_sources(tiny_llama, judged, tmp_path):
         export_artifact(tmp_path / "int8", tmp_path / "again", make_export("safetensors", "float16", None), judged)
 
 
+@pytest.mark.slow
 def test_a_damaged_source_is_refused(finished, judged, tmp_path):
     shutil.copytree(finished[1] / "train/student/artifact", tmp_path / "a")
     (tmp_path / "a/config.json").write_text("{}")
@@ -229,6 +235,7 @@ def test_a_writer_that_breaks_the_model_is_found_out(tiny_llama, judged, tmp_pat
 # ---- what the command line means -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_folder_means_its_student(finished, tiny_llama, tmp_path):
     _, run, _ = finished
     settings = make_export("gguf", "q8_0", None)
@@ -245,6 +252,7 @@ def test_a_run_folder_means_its_student(finished, tiny_llama, tmp_path):
         find_source(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_text_is_the_users_or_the_runs_or_built_in(finished, tiny_llama, text_jsonl, chat_jsonl):
     _, run, _ = finished
     lm = open_hf(tiny_llama, dtype="float32")
@@ -267,6 +275,7 @@ def test_run_export_tells_what_it_measured(tiny_llama, text_jsonl, tmp_path):
     assert messages[-1] == f"exporting to {tmp_path / 'out'}; judged on rows of text.jsonl"
 
 
+@pytest.mark.slow
 def test_replies_of_the_teacher_are_what_a_run_of_replies_is_judged_on(tiny_llama, tmp_path):
     data = tiny.write_jsonl(tmp_path / "p.jsonl", [{"prompt": f"Note {n}"} for n in range(24)])
     source = {"kind": "files", "path": str(data), "prompt": "prompt"}

@@ -78,6 +78,7 @@ def test_distributions_do_not_fit_a_text_without_its_reasoning():
     assert [problem.where for problem in found] == ["trace.mode.think"]
 
 
+@pytest.mark.slow
 def test_the_store_keeps_all_of_it(tiny_llama, birds, tmp_path, monkeypatch):  # noqa: F811
     """Learning less of the same replies trains anew, and asks for nothing."""
     monkeypatch.setattr(fake_answers, "reply_of", lambda key, index=0: f"<think>hm {key[:3]}</think>heron {key[:2]}")

@@ -37,6 +37,7 @@ def test_a_student_learns_from_words_alone(tiny_llama, text_jsonl, tmp_path, stu
     assert "someone" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_kl_to_words_is_cross_entropy(tiny_llama, text_jsonl, tmp_path):
     import math
 
@@ -72,6 +73,7 @@ def test_like_has_no_effect_with_a_teacher_here(tiny_llama, text_jsonl, tmp_path
         limbeck.run_recipe(recipe_of(tiny_llama, text_jsonl, student=student), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_text_of_a_teacher_that_writes(tiny_llama, text_jsonl, tmp_path):
     """A teacher in this process, of which nothing but its replies is kept."""
     trace = {"mode": {"kind": "generate", "max_tokens": 6}, "target": {"kind": "text"}, "batch_tokens": 400}

@@ -9,6 +9,8 @@ from limbeck.store import TraceStore
 from limbeck.text.packing import labels_of
 from tests.pipeline.test_run import recipe_of
 
+pytestmark = pytest.mark.slow  # one whole run, or one export, stands behind all of it
+
 N = 6
 
 

@@ -299,6 +299,7 @@ def test_closed_forms_are_the_plain_ones(name, params, ce_weight, temperature):
     assert (own[3] - ce_weight * (torch.softmax(z[3], -1) - torch.eye(31)[labels[3]])).abs().max() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler meets torch's own
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("name", ["forward_kl", "jsd", "skew_reverse"])

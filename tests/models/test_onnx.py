@@ -22,6 +22,8 @@ from limbeck.models.sampling import write_one
 from limbeck.types import Sampling
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # one whole run, or one export, stands behind all of it
+
 GREEDY = Sampling(temperature=0, max_tokens=20)
 
 

@@ -65,6 +65,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(rate_limit, "FIRST_DELAY", 0.01)
 
 
+@pytest.mark.slow
 def test_from_prompts_to_a_proven_student(tiny_llama, birds, tmp_path):
     with FakeServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds)

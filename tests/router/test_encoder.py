@@ -41,6 +41,7 @@ def test_any_text_has_a_vector(folder, text):
     assert np.isfinite(TextEncoder.open(folder).counts(text).values_M).all()
 
 
+@pytest.mark.slow
 def test_a_router_on_it_is_fitted_saved_and_opened(folder, tmp_path):
     own = tmp_path / "encoder"
     shutil.copytree(folder, own)

@@ -135,6 +135,7 @@ def test_what_the_command_line_refuses(made, words):
     assert told.exit_code == 2
 
 
+@pytest.mark.slow
 def test_fitting_again_from_the_command_line(made):
     _, registry, model, _, _ = made
     add(registry, model, "music")

@@ -192,6 +192,7 @@ def test_one_or_two_experts_are_told_from_the_rest_of_the_world(kinds):
     assert len(found.left_out.inside_N) and len(found.left_out.outside_N)
 
 
+@pytest.mark.slow
 def test_a_counter_example_speaks_to_its_expert_only():
     """Of "music", which nobody has: given as counter-examples of one expert, it is less that expert's kind."""
     music = prompts("music", 60)
@@ -205,6 +206,7 @@ def test_a_counter_example_speaks_to_its_expert_only():
     assert np.mean([one.probabilities["medical"] > 0.5 for one in decided]) > 0.85
 
 
+@pytest.mark.slow
 def test_what_the_words_say_of_quality_is_learnt():
     """Experts are never right where "why" is asked: there less is expected of them."""
     router = fit(cases(train=80, heldout=200), FitSettings(costs())).router

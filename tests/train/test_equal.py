@@ -154,6 +154,7 @@ def test_masked_tokens_do_not_matter(distiller):
     same(before, loss_and_grads(distiller, [batch]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
 def test_two_processes_are_one(kind, tiny_llama, tmp_path):
     script = str(ROOT / "tests/train/two_ranks.py")
