@@ -46,7 +46,7 @@ TARGETS = {
         for head, least, draws in ((4, 0.05, 16), (8, 0.02, 32), (8, 0.02, 64))
     },
     **{f"top_k {k}": TopK(k=k) for k in (4, 8, 16, 32, 128)},
-    **{f"top_k 32 {rest}": TopK(k=32, rest=rest) for rest in ("gold", "spread", "renormalise")},
+    **{f"top_k 32 {rest}": TopK(k=32, tail=rest) for rest in ("gold", "spread", "renormalise")},
     **{f"sampled {n} probability": Sampled(draws=n, value="probability") for n in (32, 256)},
 }
 PEERS = {  # name: bytes, tokens kept

@@ -43,8 +43,8 @@ def curation_needs(recipe: Recipe, opened: Opened) -> Iterator[Problem]:
 def curate_problems(recipe: Recipe, examples: Sequence[Example]) -> Iterator[Problem]:
     """What they lack, given the first rows."""
     mode = recipe.trace.mode
-    if isinstance(mode, GenerateMode) and mode.enough is not None:
-        verifier, where = mode.enough.verifier, "trace.mode.enough.verifier"
+    if isinstance(mode, GenerateMode) and mode.rejection is not None:
+        verifier, where = mode.rejection.verifier, "trace.mode.rejection.verifier"
         yield from _verifier(verifier, where)
         yield from _references(verifier, examples, where)
     for number, rule in enumerate(recipe.curate):

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from limbeck.config.overrides import apply_overrides
+from limbeck.config.renamed import new_words, translate
 from limbeck.config.schema import (
     SectionPath,
+    called_now,
     closest,
     default_kind,
     describe,
@@ -49,6 +51,11 @@ def load_tree(model: type[Tree], path: str | Path, overrides: Sequence[str] = ()
 def read_tree(model: type[BaseModel], path: str | Path, overrides: Sequence[str] = ()) -> Node:
     """What was written, after overrides, before it is validated."""
     return apply_overrides(model, read_yaml(Path(path)), overrides)
+
+
+def load_written_tree(model: type[Tree], path: str | Path) -> Tree:
+    """A YAML file that Limbeck wrote itself, by this version or an earlier one: old names are read as today's."""
+    return validate(model, translate(model, read_yaml(Path(path))))
 
 
 def override_tree(tree: Tree, overrides: Sequence[str]) -> Tree:
@@ -199,7 +206,7 @@ def _explain(place: _KeyPlace, error: ErrorDetails) -> str:
     if kinds:
         allowed = f"a map whose kind is one of {', '.join(kinds)}" if place.item is not None else describe(place.info)
         return f"{name} is {show(found)}; it must be {allowed}."
-    hint = did_you_mean(found, options_of(place.info))
+    hint = called_now(found, new_words(place.info)) or did_you_mean(found, options_of(place.info))
     if str in parts_of(place.info.annotation) and isinstance(found, (bool, int, float)):
         hint = f' Put it in quotes: "{show(found)}".'
     return f"{name} is {show(found)}; it must be {describe(place.info)}.{hint}"

@@ -28,8 +28,8 @@ class Section(BaseModel):
     called: ClassVar[str] = "a recipe"  # as a whole, in error messages
 
     def stored_form(self, exclude: set[str] | None = None) -> dict[str, Any]:
-        """The values for fingerprints and stores, without the fields `exclude`."""
-        return self.model_dump(mode="json", exclude=exclude)
+        """The values for fingerprints and stores, without the fields `exclude`, under the names that they first had."""
+        return self.model_dump(mode="json", exclude=exclude, by_alias=True)
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,23 @@ def did_you_mean(word: object, options: Iterable[str]) -> str:
     return f" Did you mean {close}?" if close else ""
 
 
+def new_keys(models: Iterable[type[BaseModel]]) -> dict[str, str]:
+    """Keys of sections that are called otherwise now, by their old name."""
+    fields = [pair for model in models for pair in model.model_fields.items()]
+    return {info.serialization_alias: name for name, info in fields if info.serialization_alias}
+
+
+def called_now(old: object, new: dict[str, str]) -> str:
+    """ " `also` is called `extra_terms` now.", or nothing."""
+    return f" `{old}` is called `{new[old]}` now." if isinstance(old, str) and old in new else ""
+
+
 def unknown_key(site: SectionPath, key: str) -> str:
     """`key` is not a key of the section: to which kind or section it belongs, what was meant, what is allowed."""
     text = f"{key!r} is not a key of {site.name}" + (f" of kind {site.kind}." if site.kind else ".")
+    renamed = new_keys([site.model, *site.kinds.values()])
+    if key in renamed:
+        return text + called_now(key, renamed)
     owners = [name for name, other in site.kinds.items() if key in other.model_fields]
     if owners:
         return f"{text} It belongs to kind {' or '.join(owners)}: set {site.name}.kind={owners[0]} too, or remove it."

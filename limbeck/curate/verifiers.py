@@ -151,7 +151,7 @@ def _exact(verifier: Exact, reply: str, reference: str) -> Verdict:
     answer = find_answer(reply, verifier.answer, verifier.marker)
     if answer is None:
         return Verdict(False, f"no answer was found ({verifier.answer})")
-    fold = _folded if verifier.fold else str.strip
+    fold = _folded if verifier.normalize else str.strip
     return Verdict(fold(answer) == fold(reference), f"the answer is {_short(answer)}")
 
 
@@ -269,12 +269,12 @@ def _compare_maths(verifier: Math, pairs: Iterable[Pair]) -> Iterator[Verdict]:
     try:
         for reply, reference in pairs:
             try:
-                same = pool.submit(_same_maths, without_thinking(reply), reference).result(verifier.seconds)
+                same = pool.submit(_same_maths, without_thinking(reply), reference).result(verifier.timeout_seconds)
                 yield Verdict(same, "")
             except (LateError, BrokenProcessPool):
                 _end(pool)
                 pool = _maths_worker()
-                yield Verdict(None, f"the comparison took longer than {verifier.seconds:g} s")
+                yield Verdict(None, f"the comparison took longer than {verifier.timeout_seconds:g} s")
             except MATHS_ERRORS as error:
                 yield Verdict(None, f"the comparison failed: {_short(str(error))}")
     finally:
@@ -299,7 +299,7 @@ def _end(pool: ProcessPoolExecutor) -> None:
 
 def _run_programs(verifier: UnitTests, pairs: Iterable[Pair]) -> Iterator[Verdict]:
     require(verifier.isolation)
-    limits = SandboxLimits(verifier.seconds, verifier.memory_mib * 2**20, verifier.processes)
+    limits = SandboxLimits(verifier.timeout_seconds, verifier.memory_mib * 2**20, verifier.processes)
 
     def run(pair: Pair) -> Verdict:
         outcome = run_tests(_code(pair[0], "python"), tests_of(pair[1]), limits, verifier.isolation)

@@ -22,7 +22,7 @@ from limbeck.evaluate.tasks import read_attempts
 from limbeck.experts.scoring import RESAMPLES, HeldOut, Sums, entry
 from limbeck.label.strip_reasoning import strips_thinking, without_thinking
 from limbeck.metrics.intervals import paired_bootstrap
-from limbeck.recipe.io import load_recipe
+from limbeck.recipe.io import load_run_recipe
 from limbeck.store import TraceStore
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class FinishedRun:
             summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise RunDirError(f"{path / 'summary.json'} is not readable JSON ({error}). Run `limbeck run`.") from error
-        return cls(path, load_recipe(path / "recipe.yaml"), summary)
+        return cls(path, load_run_recipe(path), summary)
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -13,8 +13,8 @@ from limbeck.errors import DataError, EmptyRow, LongRow, RunDirError, Unsupervis
 from limbeck.export.verified import ParityRows, export_lm, open_source, refuse_target, told_of
 from limbeck.export.verified import card_of as card_of_source
 from limbeck.models.artifact import read_card
-from limbeck.recipe import FileSource, GenerateMode, name_of_export
-from limbeck.recipe.io import load_recipe
+from limbeck.recipe import FileSource, name_of_export
+from limbeck.recipe.io import load_run_recipe
 from limbeck.store import TraceStore
 from limbeck.text.encode import Encoder, Example
 from limbeck.types import Row
@@ -153,7 +153,7 @@ def _held_out(run: Path) -> list[Row] | list[Trace]:
     if not (run / "data" / "rows.parquet").is_file():
         return []
     rows = [row for row in read_rows(run / "data" / "rows.parquet") if row.split == "heldout"]
-    generates = isinstance(load_recipe(run / "recipe.yaml").trace.mode, GenerateMode)
+    generates = load_run_recipe(run).trace.mode.generates
     if not generates or not (run / "traces" / "store.json").is_file():
         return [row for row in rows if row.num_supervised]
     wanted = {row.id for row in rows}

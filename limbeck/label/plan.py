@@ -39,7 +39,8 @@ def codec_of(trace: TraceSection, vocab: int) -> Codec:
         return Codec(vocab, 0, mode.n if isinstance(mode, GenerateMode) else 1, "votes")
     if spec.drawn_p:  # the drawn tokens are a head of their own
         return Codec(vocab, min(spec.draws, vocab), 0, "renormalise")
-    return Codec(vocab, min(spec.head, vocab), spec.draws, target.rest if isinstance(target, TopK) else "tail")
+    rest = target.tail if isinstance(target, TopK) and target.tail != "cell" else "tail"
+    return Codec(vocab, min(spec.head, vocab), spec.draws, rest)
 
 
 def store_header(recipe: Recipe, teacher: HfLM) -> StoreHeader:

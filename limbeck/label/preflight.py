@@ -144,13 +144,13 @@ def _logprobs(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
 def _replicas(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
     settings = recipe.teacher
     assert isinstance(settings, OpenAITeacher)
-    if record.steady or settings.on_change == "mark":
+    if record.steady or settings.on_change == "annotate":
         return
     seen = f"its answers to one greedy request differ by up to {record.spread or 0:.2g} nats (allowed are {STEADY:g})"
     if len(record.fingerprints) > 1:
         seen = f"the answers to one request came from {' and '.join(record.fingerprints)}"
     message = f"is served by replicas that are not one model: {seen}. Name a fixed version, or set "
-    yield problem("teacher.model", f"{message}teacher.on_change=mark to take the mixture.")
+    yield problem("teacher.model", f"{message}teacher.on_change=annotate to take the mixture.")
 
 
 def _scores(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class RejectionSampler:
-    """What `trace.mode.enough` asks for. Replies are judged once each; what is needed of a row depends on its replies
-    in the order of their draws alone, so that it does not matter when they came."""
+    """Rejection sampling (`trace.mode.rejection`). Each reply is judged once. What is needed of a row depends on its
+    replies in the order of their draws alone, so that it does not matter when they came."""
 
     checker: Checker
     right: int
@@ -47,8 +47,8 @@ class RejectionSampler:
 def enough_right(recipe: Recipe) -> Iterator[RejectionSampler | None]:
     """None where every prompt gets `trace.mode.n` replies."""
     mode = recipe.trace.mode
-    if not isinstance(mode, GenerateMode) or mode.enough is None:
+    if not isinstance(mode, GenerateMode) or mode.rejection is None:
         yield None
         return
-    with contextlib.closing(Checker(mode.enough.verifier)) as checker:
-        yield RejectionSampler(checker, mode.enough.right)
+    with contextlib.closing(Checker(mode.rejection.verifier)) as checker:
+        yield RejectionSampler(checker, mode.rejection.num_correct)

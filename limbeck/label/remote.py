@@ -314,7 +314,7 @@ class _Asking:
         who = ", ".join(f"{name} ({count} replies)" for name, count in self.tally.answered_by.items())
         return (
             f"the teacher changed: {who} answered. Replies of several teachers are not mixed silently. Set "
-            f"teacher.on_change=mark to go on, or move {self.writer.path} away to begin anew; nothing is lost."
+            f"teacher.on_change=annotate to go on, or move {self.writer.path} away to begin anew; nothing is lost."
         )
 
     def _refuse_failures(self) -> None:

@@ -84,9 +84,9 @@ def _asks(recipe: Recipe, row: Row) -> Iterator[ApiRequest]:
 def _likely_share(recipe: Recipe) -> float:
     """What share of all replies will be asked for: rejection sampling ends between its least and all of them."""
     mode = recipe.trace.mode
-    if not isinstance(mode, GenerateMode) or mode.enough is None:
+    if not isinstance(mode, GenerateMode) or mode.rejection is None:
         return 1.0
-    least = mode.enough.right / mode.n
+    least = mode.rejection.num_correct / mode.n
     return least + LIKELY * (1.0 - least)
 
 

@@ -10,8 +10,8 @@ from limbeck.data import read_rows
 from limbeck.errors import DataError, RunDirError, StoreError
 from limbeck.models.gguf_import import resolve_model
 from limbeck.pipeline.stage import NAMES
-from limbeck.recipe import name_of
-from limbeck.recipe.io import load_recipe
+from limbeck.recipe import Recipe, name_of
+from limbeck.recipe.io import load_run_recipe
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
@@ -75,7 +75,7 @@ def show_trace(run: Path, *, row: int = 0, id: str | None = None, top: int = 5) 
     Raises RunDirError when `run` is no run folder, DataError when it has no such row, StoreError when the store is
     damaged or was made with another tokenizer.
     """
-    recipe = load_recipe(_recipe_file(run))
+    recipe = _recipe(run)
     store = TraceStore.open(run / "traces") if (run / "traces" / "store.json").exists() else None
     items: Sequence[Row | Trace] = store.traces() if store else _rows(run)
     number = _find(items, row, id)
@@ -93,13 +93,12 @@ def show_trace(run: Path, *, row: int = 0, id: str | None = None, top: int = 5) 
     return TraceView(number, len(items), item.id, item.split, item.topic, source, store is not None, tokens)
 
 
-def _recipe_file(run: Path) -> Path:
-    file = run / "recipe.yaml"
-    if not file.exists():
+def _recipe(run: Path) -> Recipe:
+    if not (run / "recipe.yaml").exists():
         raise RunDirError(
             f"{run} is not a run folder (it has no recipe.yaml). Give the folder of a run, such as runs/NAME."
         )
-    return file
+    return load_run_recipe(run)
 
 
 def _rows(run: Path) -> list[Row]:
@@ -144,7 +143,7 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 def show_run(run: Path) -> RunView:
     """Raises RunDirError when `run` is no run folder."""
-    recipe = load_recipe(_recipe_file(run))
+    recipe = _recipe(run)
     records = [RunDir(run).record(stage) for stage in NAMES]
     folders = {path.name: _size(path) for path in sorted(run.iterdir()) if path.is_dir() and path.name != "stages"}
     training = {who: last for who in ("student", "twin") if (last := _last_line(run / "train" / who / "metrics.jsonl"))}

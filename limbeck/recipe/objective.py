@@ -184,8 +184,12 @@ class ByTeacher(Section):
         default="entropy", description="entropy in nats, or 1 - the largest probability"
     )
     certain: NotNegative = Field(description="value where the teacher is certain")
-    unsure: NotNegative = Field(description="value where it is unsure: at `full` and beyond")
-    full: Above = Field(default=1.0, description="entropy, or 1 - the largest probability, from which it is unsure")
+    unsure: NotNegative = Field(description="value where it is unsure: at `unsure_from` and beyond")
+    unsure_from: Above = Field(
+        default=1.0,
+        serialization_alias="full",
+        description="entropy, or 1 - the largest probability, from which it is unsure",
+    )
 
 
 def _kind_or_number(value: Any) -> str | None:
@@ -218,8 +222,12 @@ class TeacherWeights(Section):
         default="entropy", description="entropy in nats, or 1 - the largest probability"
     )
     certain: NotNegative = Field(description="weight where the teacher is certain")
-    unsure: NotNegative = Field(description="weight where it is unsure: at `full` and beyond")
-    full: Above = Field(default=1.0, description="entropy, or 1 - the largest probability, from which it is unsure")
+    unsure: NotNegative = Field(description="weight where it is unsure: at `unsure_from` and beyond")
+    unsure_from: Above = Field(
+        default=1.0,
+        serialization_alias="full",
+        description="entropy, or 1 - the largest probability, from which it is unsure",
+    )
 
 
 class TokenWeights(Section):
@@ -271,7 +279,7 @@ class ExtraTerm(Section):
 
 
 class Objective(Section):
-    """loss = (1 - ce_weight) * (T^2 * divergence(teacher, student at temperature T) + `also`) + ce_weight * CE."""
+    """loss = (1 - ce_weight) * (T^2 * divergence(teacher, student at temperature T) + extra_terms) + ce_weight * CE."""
 
     divergence: DivergenceSettings = Field(default_factory=ForwardKL, discriminator="kind")
     temperature: Temperature = Field(
@@ -279,7 +287,11 @@ class Objective(Section):
         discriminator=KindOrNumber,
         description="T, on both sides; the student is used at 1. A kind makes it change (live teachers only)",
     )
-    also: tuple[ExtraTerm, ...] = Field(default=(), description="further divergences that share the pass over the head")
+    extra_terms: tuple[ExtraTerm, ...] = Field(
+        default=(),
+        serialization_alias="also",
+        description="further divergences that share the pass over the head",
+    )
     ce_weight: Share = Field(
         default=0.0,
         discriminator=KindOrNumber,
@@ -306,7 +318,7 @@ class Objective(Section):
             if isinstance(by, Schedule)
             else (by,)
         )
-        return max(*ends, *(term.temperature or 0.0 for term in self.also), 0.0)
+        return max(*ends, *(term.temperature or 0.0 for term in self.extra_terms), 0.0)
 
     @property
     def max_ce_weight(self) -> float:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
+from limbeck.config.renamed import Was
 from limbeck.config.schema import AboveZero, Fraction, Positive, Section
 
 
@@ -101,9 +102,10 @@ class OpenAITeacher(Section):
     malformed_tries: Positive = Field(default=3, description="times that a row is asked when what comes is malformed")
     max_failed: Fraction = Field(default=0.05, description="the job stops when a larger share of replies failed")
     retry_failed: bool = Field(default=False, description="ask replies that failed in earlier sittings once more")
-    on_change: Literal["stop", "mark"] = Field(
+    on_change: Annotated[Literal["stop", "annotate"], Was((("mark", "annotate"),))] = Field(
         default="stop",
-        description="when another model (or system_fingerprint) answers than at first: `mark` notes it in every trace",
+        description="when another model (or system_fingerprint) answers than at first: `annotate` goes on, and every "
+        "trace names its model",
     )
     prices: Prices | None = Field(default=None, description="without them, costs are neither estimated nor limited")
     max_cost: AboveZero | None = Field(default=None, description="the job ends before it would cost more")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from limbeck.config.renamed import Was
 from limbeck.config.schema import Positive, Section
 from limbeck.recipe.objective import Needs
 from limbeck.recipe.verifier import Verifier
@@ -29,7 +30,11 @@ class Rejection(Section):
     """When a prompt is asked no further (rejection sampling, as in DeepSeek-R1's data, arXiv 2501.12948)."""
 
     verifier: Annotated[Verifier, Field(discriminator="kind")] = Field(description="what makes a reply right")
-    right: Positive = Field(default=1, description="right replies after which a prompt is asked no further")
+    num_correct: Positive = Field(
+        default=1,
+        serialization_alias="right",
+        description="right replies after which a prompt is asked no further",
+    )
 
 
 class GenerateMode(Section):
@@ -38,9 +43,10 @@ class GenerateMode(Section):
     kind: Literal["generate"] = "generate"
     temperature: Annotated[float, Field(ge=0.0)] = Field(default=1.0, description="sampling temperature; 0 is greedy")
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling")
-    n: Positive = Field(default=1, description="replies per prompt; with `enough` the most")
-    enough: Rejection | None = Field(
+    n: Positive = Field(default=1, description="replies per prompt; with `rejection` the most")
+    rejection: Rejection | None = Field(
         default=None,
+        serialization_alias="enough",
         description="ask a prompt one reply after the other until enough are right; null asks every prompt `n` times",
     )
     max_tokens: Positive = Field(default=128, description="longest reply in tokens")
@@ -65,7 +71,7 @@ class GenerateMode(Section):
     @property
     def identity(self) -> dict[str, Any]:
         """All that decides what the teacher says; what is learnt of it does not."""
-        return self.stored_form({"think", *(() if self.enough else ("enough",))})
+        return self.stored_form({"think", *(() if self.rejection else ("rejection",))})
 
 
 class _Target(Section):
@@ -81,15 +87,16 @@ class TopK(_Target):
 
     kind: Literal["top_k"] = "top_k"
     k: Annotated[int, Field(ge=1, le=1024)] = Field(default=32, description="tokens kept per position")
-    rest: Literal["tail", "gold", "spread", "renormalise"] = Field(
-        default="tail",
-        description="what becomes of the mass of all other tokens: `tail` keeps it as one cell; `gold` gives it to the "
-        "token that really follows, `spread` to all others evenly, `renormalise` to the k (all three biased more)",
+    tail: Annotated[Literal["cell", "gold", "spread", "renormalise"], Was((("tail", "cell"),))] = Field(
+        default="cell",
+        serialization_alias="rest",
+        description="the mass of all other tokens: `cell` keeps it as one more cell; `gold` gives it to the token that "
+        "really follows, `spread` to all others evenly, `renormalise` to the k (all three biased more)",
     )
 
     @property
     def offers(self) -> Needs:
-        return "cells" if self.rest == "tail" else "sample"
+        return "cells" if self.tail == "cell" else "sample"
 
 
 class Sampled(_Target):

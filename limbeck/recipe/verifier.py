@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from limbeck.config.schema import Positive, Section
+from limbeck.config.schema import AboveZero, Positive, Section
 from limbeck.recipe.teacher import OpenAITeacher
 
 Where = Literal["whole", "last_line", "last_number", "boxed", "marker"]
@@ -23,7 +23,11 @@ class Exact(Section):
     kind: Literal["exact"] = "exact"
     answer: Where = Field(default="whole", description=WHERE)
     marker: str = Field(default="####", description="what stands before the answer, with `answer: marker`")
-    fold: bool = Field(default=False, description="leave case, punctuation and runs of white space aside")
+    normalize: bool = Field(
+        default=False,
+        serialization_alias="fold",
+        description="leave case, punctuation and runs of white space aside",
+    )
 
 
 class Numeric(Section):
@@ -41,7 +45,9 @@ class Math(Section):
     """The answer equals the reference as mathematics, LaTeX included (`math-verify`, extra `verify`)."""
 
     kind: Literal["math"] = "math"
-    seconds: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="time for one comparison")
+    timeout_seconds: AboveZero = Field(
+        default=5.0, serialization_alias="seconds", description="time for one comparison"
+    )
 
 
 class Regex(Section):
@@ -70,7 +76,9 @@ class UnitTests(Section):
         description="`bwrap`: no network, no files; `rlimits` only limits time and memory, and is unsafe: the code can "
         "read your files",
     )
-    seconds: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="time of one program with its tests")
+    timeout_seconds: AboveZero = Field(
+        default=5.0, serialization_alias="seconds", description="time of one program with its tests"
+    )
     memory_mib: Annotated[int, Field(ge=64)] = Field(
         default=512, description="memory of each of its processes, and of all together"
     )

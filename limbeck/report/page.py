@@ -236,10 +236,9 @@ def _measured(files: RunFiles, name: str, keys: tuple[str, ...]) -> float | None
 
 def training_figures(files: RunFiles) -> list[Figure]:
     """Loss, KL and cross-entropy over the steps, as far as they were measured."""
-    kind, temperature, also = (
-        dig(files.recipe, "objective", *k) for k in (("divergence", "kind"), ("temperature",), ("also",))
-    )
-    is_kl = kind in (None, "forward_kl") and not also
+    keys = (("divergence", "kind"), ("temperature",), ("extra_terms",), ("also",))  # also: in runs of version 0.1
+    kind, temperature, *extra = (dig(files.recipe, "objective", *key) for key in keys)
+    is_kl = kind in (None, "forward_kl") and not any(extra)
     plain = is_kl and temperature in (None, 1.0)
     held_out = {role: value for role in ROLES if (value := number(files.get(role, "kl"))) is not None}
     made = [

@@ -38,7 +38,7 @@ def terms_at(objective: Objective, progress: float) -> Terms:
         ce_weight,
         _params(divergence),
         objective.label_smoothing if ce_weight else 0.0,  # a schedule may begin or end without cross-entropy
-        tuple(_term(also, temperature) for also in objective.also),
+        tuple(_term(term, temperature) for term in objective.extra_terms),
         _adaptive(by_teacher) if by_teacher else None,
     )
 
@@ -64,4 +64,4 @@ def _params(divergence: DivergenceSettings) -> dict[str, float]:
 
 
 def _adaptive(by: ByTeacher | TeacherWeights) -> Adaptive:
-    return Adaptive(by.by, by.certain, by.unsure, by.full)
+    return Adaptive(by.by, by.certain, by.unsure, by.unsure_from)

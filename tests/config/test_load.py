@@ -105,7 +105,7 @@ def test_wrong_values(complaint, old, new, message):
     assert message in complaint(TEXT.replace(old, new))
 
 
-TERMS = "objective: {{temperature: {}, also: [{}]}}\n"
+TERMS = "objective: {{temperature: {}, extra_terms: [{}]}}\n"
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,19 @@ TERMS = "objective: {{temperature: {}, also: [{}]}}\n"
         ("{kind: lin, start: 2, end: 1}", "", "objective.temperature.kind is 'lin'; it must be one of linear"),
         ("{start: 2, end: 1}", "", "objective.temperature has no kind"),
         ("{kind: linear, start: 2}", "", "objective.temperature.end is missing"),
-        ("1", "3", "objective.also is [3]; it must be a list of maps with divergence, weight, temperature."),
-        ("1", "{weight: 2}", "objective.also[0].divergence is missing; it is a map whose kind is one of forward_kl"),
-        ("1", "{divergence: {kind: tvdd}}", "objective.also[0].divergence.kind is 'tvdd'"),
-        ("1", "{divergence: {kind: tvd}, weight: 0}", "objective.also[0].weight is 0; it must be a number, above 0."),
+        ("1", "3", "objective.extra_terms is [3]; it must be a list of maps with divergence, weight, temperature."),
+        ("1", "{weight: 2}", "objective.extra_terms[0].divergence is missing; it is a map whose kind is"),
+        ("1", "{divergence: {kind: tvdd}}", "objective.extra_terms[0].divergence.kind is 'tvdd'"),
+        ("1", "{divergence: {kind: tvd}, weight: 0}", "objective.extra_terms[0].weight is 0; it must be a number"),
         (
             "1",
             "{divergence: {kind: tvd}, weigth: 1}",
-            "'weigth' is not a key of objective.also[0]. Did you mean weight?",
+            "'weigth' is not a key of objective.extra_terms[0]. Did you mean weight?",
         ),
         (
             "1",
             "{divergence: {kind: tvd}}, {divergence: {kind: tvd, beta: 1}}",
-            "'beta' is not a key of objective.also[1].divergence of kind tvd. It belongs to kind jsd",
+            "'beta' is not a key of objective.extra_terms[1].divergence of kind tvd. It belongs to kind jsd",
         ),
     ],
 )

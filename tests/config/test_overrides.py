@@ -76,7 +76,7 @@ def test_an_absent_section_has_its_default_kind(load):
         ("trace.target.k=4", "'k' is not a key of trace.target of kind sampled. It belongs to kind top_k"),
         ("trace.target.kind=topk", "trace.target.kind is 'topk'; it must be one of top_k, sampled, hybrid, full"),
         ("seed.x=3", "seed is a value and has no 'x' in it; set seed itself"),
-        ("objective.also.weight=3", "objective.also is a value and has no 'weight' in it; set objective.also itself"),
+        ("objective.extra_terms.weight=3", "objective.extra_terms is a value and has no 'weight'"),
         ("train.optimizer.betas.0=3", "train.optimizer.betas is a value"),
         ("train=5", "override train=5: train is 5; it must be a map with budget"),
         (

@@ -89,7 +89,7 @@ def test_numeric():
 def test_exact():
     pairs = [("Paris.", "paris"), ("Paris", "Paris"), ("in Paris", "Paris")]
     assert oks(Exact(), *pairs) == [False, True, False]
-    assert oks(Exact(fold=True), *pairs) == [True, True, False]
+    assert oks(Exact(normalize=True), *pairs) == [True, True, False]
 
 
 def test_regex():
@@ -127,7 +127,7 @@ def test_a_schema_fetches_nothing():
 def test_math():
     pytest.importorskip("math_verify")
     pairs = [("$x^2+1$", "1+x^2"), (r"\boxed{\frac12}", "0.5"), ("42", "43"), ("$9^{9^{9^{9}}}$", "1")]
-    found = verify_all(Math(seconds=2.0), pairs)
+    found = verify_all(Math(timeout_seconds=2.0), pairs)
     assert [verdict.ok for verdict in found] == [True, True, False, None]
     assert "longer than 2 s" in found[-1].reason
 

@@ -192,7 +192,7 @@ def test_what_is_missing_is_named(overrides, seen, where, message):
 
 
 def test_a_mixture_may_be_accepted_by_name():
-    recipe = recipe_at("http://127.0.0.1:1/v1", *GENERATE, *TOP_5, "teacher.on_change=mark")
+    recipe = recipe_at("http://127.0.0.1:1/v1", *GENERATE, *TOP_5, "teacher.on_change=annotate")
     assert missing(recipe, replace(ALL, spread=3.0, fingerprints=("a", "b"))) == []
 
 

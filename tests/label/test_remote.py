@@ -298,10 +298,10 @@ def test_what_may_have_been_billed_counts_at_its_worst(go, server, rows, traces)
     assert entry["attempts"] == 3 and entry["cost"] == pytest.approx(0.001 * (8 + words), abs=2e-4)
 
 
-# ---- until enough are right -----------------------------------------------------------------------------------------
+# ---- rejection sampling -----------------------------------------------------------------------------------------
 
 
-ENOUGH = ("trace.mode.n=6", "trace.mode.enough={verifier: {kind: regex, pattern: heron}, right: 2}")
+ENOUGH = ("trace.mode.n=6", "trace.mode.rejection={verifier: {kind: regex, pattern: heron}, num_correct: 2}")
 
 
 def replies_of(store) -> dict[str, list[str]]:
@@ -354,7 +354,7 @@ def test_a_teacher_that_changes_is_not_mixed_in_silence(go, server, traces, faul
     with pytest.raises(TeacherError, match="the teacher changed"):  # still
         go()
     messages: list[str] = []
-    store = go("teacher.on_change=mark", messages=messages)
+    store = go("teacher.on_change=annotate", messages=messages)
     who = [(trace.meta["model"], trace.meta["system_fingerprint"]) for trace in store.traces()]
     assert len(who) == 40 and len(set(who)) == 2 and who.count(("stub-1", "fp_a")) == 20
     assert set(server.counts.values()) == {1}
@@ -407,7 +407,7 @@ def test_a_damaged_line_is_asked_again_and_a_damaged_shard_is_not(go, server, tr
 def test_killed_again_and_again(server, rows, tiny_tokenizer, traces, tmp_path, at):
     """At random times, after and within lines of the journal, and at fsyncs: of journal, shards and manifests. Each
     request is answered once, besides those that were under way at a kill."""
-    recipe = recipe_of(server.url, "teacher.on_change=mark")
+    recipe = recipe_of(server.url, "teacher.on_change=annotate")
     ask(recipe, tmp_path / "straight", tiny_tokenizer, rows)
     server.answered.clear()
     server.latency, kills, rng = 0.02, 0, random.Random(at)

@@ -38,7 +38,7 @@ def test_a_system_prompt_is_counted_with_every_request(rows):
 
 
 def test_rejection_sampling_asks_for_less_but_not_at_most(rows):
-    rejection = ("trace.mode.n=8", "trace.mode.enough={verifier: {kind: regex, pattern: heron}, right: 2}")
+    rejection = ("trace.mode.n=8", "trace.mode.rejection={verifier: {kind: regex, pattern: heron}, num_correct: 2}")
     every, until = (
         estimate_requests(recipe_of(URL, "trace.mode.n=8"), rows),
         estimate_requests(recipe_of(URL, *rejection), rows),

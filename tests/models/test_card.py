@@ -7,7 +7,6 @@ from huggingface_hub import ModelCard
 
 from limbeck.models.card import hub_id, licence_of, make_card, render
 from limbeck.recipe import Recipe
-from limbeck.recipe.io import load_recipe
 
 SCORES = {
     "teacher": {"perplexity": 9.0, "parameters": 134_515_008, "bytes": 269 * 2**20, "tokens_per_second": 800.0},
@@ -77,7 +76,7 @@ def test_make_card_from_a_recipe(tmp_path):
     assert (card.licence, card.base_model) == ("apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct")
     assert card.data_source == "stdlib"
     (tmp_path / "recipe.yaml").write_text(card.recipe_yaml)
-    assert load_recipe(tmp_path / "recipe.yaml") == recipe()
+    assert Recipe.load(tmp_path / "recipe.yaml") == recipe()
     assert make_card(recipe(licence="MIT"), lineage=[]).licence == "MIT"
     assert make_card(recipe(), lineage=[]).recipe_fingerprint == card.recipe_fingerprint
 

@@ -294,7 +294,7 @@ def test_contradictions_stop_before_any_work(tiny_llama, text_jsonl, tmp_path):
 @pytest.mark.slow
 def test_the_teacher_writes_until_enough_is_right(tiny_llama, text_jsonl, tmp_path):
     """In this process: a prompt is asked no further once it has a reply with an `e`, and its distributions are kept."""
-    mode = {"kind": "generate", "n": 4, "max_tokens": 3, "enough": {"verifier": {"kind": "regex", "pattern": "e"}}}
+    mode = {"kind": "generate", "n": 4, "max_tokens": 3, "rejection": {"verifier": {"kind": "regex", "pattern": "e"}}}
     trace = {"mode": mode, "target": {"kind": "top_k", "k": 4}, "batch_tokens": 400, "shard_tokens": 900}
     recipe = recipe_of(tiny_llama, text_jsonl, trace=trace)
     limbeck.run_recipe(recipe, tmp_path, until="label")

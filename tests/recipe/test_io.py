@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from limbeck.config.load import validate
 from limbeck.config.yaml import parse_yaml
 from limbeck.recipe import Recipe
-from limbeck.recipe.io import dump_recipe, load_recipe
+from limbeck.recipe.io import dump_recipe
 from limbeck.recipe.rules.check import check_static
 from tests.recipes import tiny_recipe
 
@@ -54,8 +54,8 @@ def test_a_dumped_recipe_is_as_sound_as_the_original(tmp_path):
     live = tiny_recipe("trace.target.kind=full")
     path = tmp_path / "dumped.yaml"
     path.write_text(dump_recipe(live))
-    assert load_recipe(path) == live
-    assert check_static(load_recipe(path)) == [], "defaults that are written out are not settings without effect"
+    assert Recipe.load(path) == live
+    assert check_static(Recipe.load(path)) == [], "defaults that are written out are not settings without effect"
 
 
 def test_fingerprints():

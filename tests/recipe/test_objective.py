@@ -64,4 +64,4 @@ def test_numbers_that_change():
     )
     adaptive = objective(temperature={"kind": "adaptive", "certain": 3.0, "unsure": 1.0}, ce_weight=1.0)
     assert (adaptive.max_temperature, adaptive.only_ce) == (3.0, True)
-    assert objective(also=({"divergence": {"kind": "tvd"}, "temperature": 5.0},)).max_temperature == 5.0
+    assert objective(extra_terms=({"divergence": {"kind": "tvd"}, "temperature": 5.0},)).max_temperature == 5.0

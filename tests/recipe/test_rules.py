@@ -13,14 +13,14 @@ PRUNE = "student={kind: prune, layers: 2}"
 GENERATE = "trace.mode={kind: generate, temperature: 0}"
 FULL, TOP_K = "trace.target.kind=full", "trace.target.kind=top_k"
 LINEAR = "objective.temperature={kind: linear, start: 4, end: 1}"
-REST = "trace.target={kind: top_k, rest: spread}"
+REST = "trace.target={kind: top_k, tail: spread}"
 ADAPTIVE = "objective.temperature={kind: adaptive, certain: 2, unsure: 1}"
 WEIGHTS = "objective.position_weights"
 TEACHER = f"{WEIGHTS}.teacher={{certain: 0.5, unsure: 1"
 
 
 def also(terms: str) -> str:
-    return f"objective.also=[{terms}]"
+    return f"objective.extra_terms=[{terms}]"
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def recipe() -> Recipe:
         (["objective.divergence.kind=reverse_kl"], "objective.divergence", "trace.target.kind=full"),
         (["objective.divergence.kind=jsd"], "objective.divergence", "a stored sampled target has only some"),
         (["objective.divergence.kind=mse", TOP_K], "objective.divergence", "logits of every token"),
-        ([also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "a stored sampled target"),
+        ([also("{divergence: {kind: tvd}}")], "objective.extra_terms[0].divergence", "a stored sampled target"),
         ([FULL, "objective.divergence={kind: skew_forward, alpha: 1}"], "objective.divergence.alpha", "always 0"),
         ([FULL, "objective.divergence={kind: alpha_beta, alpha: 0, beta: 0}"], "objective.divergence", "at least one"),
         ([TOP_K, "objective.divergence={kind: ranking, k: 40}"], "objective.divergence.k", "keeps 32 tokens"),
@@ -71,21 +71,21 @@ def recipe() -> Recipe:
         ([ADAPTIVE], "objective.temperature", "cannot be re-tempered"),
         ([FULL, "objective.temperature={kind: linear, start: 2, end: 2}"], "objective.temperature", "does not change"),
         ([FULL, "objective.temperature={kind: cosine, start: 2, end: 0}"], "objective.temperature", "reaches 0"),
-        ([FULL, f"{ADAPTIVE[:-1]}, by: confidence, full: 2}}"], "objective.temperature.full", "at most 1"),
+        ([FULL, f"{ADAPTIVE[:-1]}, by: confidence, unsure_from: 2}}"], "objective.temperature.unsure_from", "at most"),
         (
             [FULL, also("{divergence: {kind: mse}, temperature: 2}")],
-            "objective.also[0].temperature",
+            "objective.extra_terms[0].temperature",
             "no effect on mse",
         ),
         (
             [also("{divergence: {kind: forward_kl}, temperature: 2}")],
-            "objective.also[0].temperature",
+            "objective.extra_terms[0].temperature",
             "one temperature",
         ),
         (["objective.ce_weight={kind: linear, start: 0.5, end: 0.5}"], "objective.ce_weight", "does not change"),
         (["objective.ce_weight={kind: linear, start: 0.5, end: 1.5}"], "objective.ce_weight", "at most 1"),
         (["objective.label_smoothing=0.1"], "objective.label_smoothing", "without cross-entropy"),
-        (["objective.ce_weight=1", also("{divergence: {kind: tvd}}")], "objective.also", "ce_weight is 1"),
+        (["objective.ce_weight=1", also("{divergence: {kind: tvd}}")], "objective.extra_terms", "ce_weight is 1"),
         ([TOP_K, f"{TEACHER}, by: entropy}}"], f"{WEIGHTS}.teacher.by", "Use confidence"),
         (["trace.target.draws=8", f"{TEACHER}, by: confidence}}"], f"{WEIGHTS}.teacher.by", "Use entropy"),
         (["trace.target.value=probability", f"{TEACHER}, by: entropy}}"], f"{WEIGHTS}.teacher.by", "Use confidence"),
@@ -148,9 +148,9 @@ def test_sound(recipe: Recipe, overrides):
     ("overrides", "where", "message"),
     [
         ([TOP_K, "objective.divergence.kind=reverse_kl"], "objective.divergence", "a lower bound"),
-        ([TOP_K, also("{divergence: {kind: tvd}}")], "objective.also[0].divergence", "tvd on a stored top_k"),
+        ([TOP_K, also("{divergence: {kind: tvd}}")], "objective.extra_terms[0].divergence", "tvd on a stored top_k"),
         ([TOP_K, "trace.target.k=12"], "trace.target.k", "sampled is unbiased"),
-        ([REST], "trace.target.rest", "is spread: targets are biased"),
+        ([REST], "trace.target.tail", "is spread: targets are biased"),
         (["trace.target.value=probability"], "trace.target.value", "counts is unbiased"),
     ],
 )

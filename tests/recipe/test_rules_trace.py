@@ -1,4 +1,4 @@
-"""Several replies to a prompt, and what contradicts them: votes, and asking until enough are right."""
+"""Several replies to a prompt, and what contradicts them: votes, and rejection sampling."""
 
 import pytest
 
@@ -30,17 +30,18 @@ def test_sound_votes_have_no_problem():
     assert check_static(tiny_recipe(VOTES, MANY, "objective.ce_weight=0.3")) == []
 
 
-ENOUGH = "trace.mode={kind: generate, n: 4, enough: {verifier: {kind: exact}, right: 2}}"
+JUDGED = "trace.mode.rejection.verifier={kind: judge, path: x}"
+REJECTION = "trace.mode={kind: generate, n: 4, rejection: {verifier: {kind: exact}, num_correct: 2}}"
 TEXT = "trace.target.kind=text"
 
 
 @pytest.mark.parametrize(
     ("overrides", "where", "message"),
     [
-        ([ENOUGH, TEXT, "trace.mode.enough.right=4"], "trace.mode.enough.right", "nothing is ever spared"),
-        ([ENOUGH, VOTES], "trace.mode.enough", "votes are shares of all"),
-        ([ENOUGH, TEXT, "trace.mode.enough.verifier={kind: judge, path: x}"], "trace.mode.enough.verifier.kind", "one"),
-        ([ENOUGH, TEXT, "teacher={kind: openai, model: m, mode: batch}"], "trace.mode.enough", "a batch takes a day"),
+        ([REJECTION, TEXT, "trace.mode.rejection.num_correct=4"], "trace.mode.rejection.num_correct", "is ever spared"),
+        ([REJECTION, VOTES], "trace.mode.rejection", "votes are shares of all"),
+        ([REJECTION, TEXT, JUDGED], "trace.mode.rejection.verifier.kind", "one"),
+        ([REJECTION, TEXT, "teacher={kind: openai, model: m, mode: batch}"], "trace.mode.rejection", "a batch takes"),
     ],
 )
 def test_asking_until_enough_are_right(overrides, where, message):
@@ -49,4 +50,4 @@ def test_asking_until_enough_are_right(overrides, where, message):
 
 
 def test_asking_until_enough_can_be_sound():
-    assert check_static(tiny_recipe(ENOUGH)) == []
+    assert check_static(tiny_recipe(REJECTION)) == []

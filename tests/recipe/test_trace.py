@@ -11,7 +11,7 @@ from limbeck.recipe import GenerateMode, Hybrid, Live, Sampled, ScoreMode, Targe
     ("target", "is_stored", "is_live", "offers"),
     [
         (TopK(), True, False, "cells"),
-        (TopK(rest="gold"), True, False, "sample"),
+        (TopK(tail="gold"), True, False, "sample"),
         (Sampled(), True, False, "sample"),
         (Hybrid(), True, False, "sample"),
         (Votes(), True, False, "sample"),

@@ -31,11 +31,14 @@ def test_everything_arrives():
     made = terms_at(
         objective(
             divergence={"kind": "jsd", "beta": 0.1},
-            temperature={"kind": "adaptive", "by": "confidence", "certain": 3.0, "unsure": 1.0, "full": 0.5},
-            also=({"divergence": {"kind": "mse"}, "weight": 0.2}, {"divergence": {"kind": "tvd"}, "temperature": 2.0}),
+            temperature={"kind": "adaptive", "by": "confidence", "certain": 3.0, "unsure": 1.0, "unsure_from": 0.5},
+            extra_terms=(
+                {"divergence": {"kind": "mse"}, "weight": 0.2},
+                {"divergence": {"kind": "tvd"}, "temperature": 2.0},
+            ),
             ce_weight=0.3,
             label_smoothing=0.1,
-            position_weights={"teacher": {"certain": 0.5, "unsure": 1.5, "full": 2.0}},
+            position_weights={"teacher": {"certain": 0.5, "unsure": 1.5, "unsure_from": 2.0}},
         ),
         0.7,
     )
@@ -76,7 +79,7 @@ def test_the_twin_is_cross_entropy_alone():
 SCHEDULED = (
     "trace.target.kind=full",
     "objective.temperature={kind: linear, start: 4, end: 1}",
-    "objective.also=[{divergence: {kind: hellinger}, weight: 0.5}]",
+    "objective.extra_terms=[{divergence: {kind: hellinger}, weight: 0.5}]",
     "objective.ce_weight={kind: cosine, start: 0.0, end: 0.5}",
     "objective.position_weights.place={kind: ramp, tokens: 5, start: 0.5, end: 1}",
     "objective.position_weights.tokens.punctuation=2",

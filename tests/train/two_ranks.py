@@ -32,11 +32,11 @@ from tests import tiny
 OBJECTIVE = Objective.model_validate(
     {
         "temperature": {"kind": "linear", "start": 3.0, "end": 1.0},
-        "also": ({"divergence": {"kind": "tvd"}, "weight": 0.5, "temperature": 1.0},),
+        "extra_terms": ({"divergence": {"kind": "tvd"}, "weight": 0.5, "temperature": 1.0},),
         "ce_weight": {"kind": "cosine", "start": 0.0, "end": 0.8},
         "label_smoothing": 0.1,
         "position_weights": {
-            "teacher": {"by": "entropy", "certain": 0.5, "unsure": 2.0, "full": 5.0},
+            "teacher": {"by": "entropy", "certain": 0.5, "unsure": 2.0, "unsure_from": 5.0},
             "tokens": {"digits": 3.0, "punctuation": 0.25},
             "place": {"kind": "first", "tokens": 4, "weight": 2.0},
         },

@@ -19,7 +19,7 @@ from limbeck.recipe.rules.data import captured_rules
 from limbeck.recipe.rules.objective import _all_divergences, objective_rules
 from limbeck.recipe.rules.student import student_rules
 from limbeck.recipe.rules.teacher import teacher_rules
-from limbeck.recipe.rules.trace import enough_rules, vote_rules
+from limbeck.recipe.rules.trace import rejection_rules, vote_rules
 from limbeck.recipe.rules.train import train_rules
 from limbeck.recipe.trace import GenerateMode, Live, Sampled, TextTarget, TopK
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    data = (_source, captured_rules, _rows, _mode, _target, vote_rules, enough_rules)
+    data = (_source, captured_rules, _rows, _mode, _target, vote_rules, rejection_rules)
     rules = (*data, student_rules, teacher_rules, curate_rules, objective_rules, train_rules, _evaluate, _export)
     return [found for rule in rules for found in rule(recipe)]
 
@@ -118,11 +118,11 @@ def warn_static(recipe: Recipe) -> list[Problem]:
     if not isinstance(target, TopK):
         return []
     found = []
-    if target.rest != "tail":
+    if target.tail != "cell":
         message = (
-            f"is {target.rest}: targets are biased, and more than with a tail cell (rest=tail). sampled is unbiased."
+            f"is {target.tail}: targets are biased, and more than with a tail cell (tail=cell). sampled is unbiased."
         )
-        return [problem("trace.target.rest", message)]
+        return [problem("trace.target.tail", message)]
     for where, divergence in _all_divergences(objective):
         if needs_of(divergence) == "cells":
             message = (

@@ -29,7 +29,7 @@ def objective_rules(recipe: Recipe) -> Iterator[Problem]:
     objective, target = recipe.objective, recipe.trace.target
     by_teacher = objective.position_weights.teacher
     if objective.only_ce:
-        names = ("divergence", "temperature", "also")
+        names = ("divergence", "temperature", "extra_terms")
         yield from no_effect(objective, "objective", names, "when ce_weight is 1 (plain training)")
         if target.is_stored and by_teacher is None:
             names = ("target",)
@@ -48,8 +48,9 @@ def objective_rules(recipe: Recipe) -> Iterator[Problem]:
 
 def _all_divergences(objective: Objective) -> list[tuple[str, DivergenceSettings]]:
     """Every divergence with its place in the recipe."""
-    also = [(f"objective.also[{n}].divergence", term.divergence) for n, term in enumerate(objective.also)]
-    return [("objective.divergence", objective.divergence), *also]
+    extra = enumerate(term.divergence for term in objective.extra_terms)
+    places = [(f"objective.extra_terms[{n}].divergence", divergence) for n, divergence in extra]
+    return [("objective.divergence", objective.divergence), *places]
 
 
 def knows_entropy(target: TargetSettings) -> bool:
@@ -87,7 +88,7 @@ def _temperature(recipe: Recipe) -> Iterator[Problem]:
     objective, stored = recipe.objective, not recipe.trace.target.is_live
     by = objective.temperature
     heeded = objective.divergence.tempered or any(
-        term.divergence.tempered and term.temperature is None for term in objective.also
+        term.divergence.tempered and term.temperature is None for term in objective.extra_terms
     )
     if not heeded:
         why = "on these divergences: the temperature changes nothing in them, or they have their own"
@@ -105,8 +106,8 @@ def _temperature(recipe: Recipe) -> Iterator[Problem]:
             yield problem("objective.temperature", "reaches 0; it must be above 0 everywhere.")
         if isinstance(by, ByTeacher):
             yield from _doubt("objective.temperature", by)
-    for number, term in enumerate(objective.also):
-        where = f"objective.also[{number}].temperature"
+    for number, term in enumerate(objective.extra_terms):
+        where = f"objective.extra_terms[{number}].temperature"
         if term.temperature is None:
             continue
         if not term.divergence.tempered:
@@ -125,8 +126,8 @@ def _moves(where: str, kind: str, ends: tuple[float, float]) -> Iterator[Problem
 
 
 def _doubt(where: str, by: ByTeacher | TeacherWeights) -> Iterator[Problem]:
-    if by.by == "confidence" and by.full > 1:
-        yield problem(f"{where}.full", f"is {by.full:g}, but 1 - a probability is at most 1; lower it.")
+    if by.by == "confidence" and by.unsure_from > 1:
+        yield problem(f"{where}.unsure_from", f"is {by.unsure_from:g}, but 1 - a probability is at most 1; lower it.")
 
 
 def _ce(objective: Objective) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""What a recipe may not ask of several replies to a prompt: of votes, and of asking until enough are right."""
+"""What a recipe may not ask of several replies to a prompt: of votes, and of rejection sampling."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ def vote_rules(recipe: Recipe) -> Iterator[Problem]:
         yield problem("objective.position_weights.teacher", message)
 
 
-def enough_rules(recipe: Recipe) -> Iterator[Problem]:
-    """Every contradiction between `trace.mode.enough` and the other sections; nothing without it."""
-    mode, where = recipe.trace.mode, "trace.mode.enough"
-    if not isinstance(mode, GenerateMode) or mode.enough is None:
+def rejection_rules(recipe: Recipe) -> Iterator[Problem]:
+    """Every contradiction between `trace.mode.rejection` and the other sections; nothing without it."""
+    mode, where = recipe.trace.mode, "trace.mode.rejection"
+    if not isinstance(mode, GenerateMode) or mode.rejection is None:
         return
-    if mode.enough.right >= mode.n:
-        message = f"is {mode.enough.right}, and a prompt gets at most trace.mode.n={mode.n} replies: nothing is ever "
-        yield problem(f"{where}.right", message + "spared. Raise trace.mode.n, or remove trace.mode.enough.")
+    wanted = mode.rejection.num_correct
+    if wanted >= mode.n:
+        message = f"is {wanted}, and a prompt gets at most trace.mode.n={mode.n} replies: nothing is ever spared. "
+        yield problem(f"{where}.num_correct", message + "Raise trace.mode.n, or remove trace.mode.rejection.")
     if isinstance(recipe.trace.target, Votes):
         yield problem(where, "stops at right replies, and votes are shares of all; remove it, or set target.kind=text.")
-    if isinstance(mode.enough.verifier, Judge):
+    if isinstance(mode.rejection.verifier, Judge):
         message = "is judge, which is asked many replies at once, not one after the other. Take another verifier, or "
         yield problem(f"{where}.verifier.kind", message + "the rule `verify` of curate.")
     if isinstance(recipe.teacher, OpenAITeacher) and recipe.teacher.mode == "batch":
