@@ -64,15 +64,6 @@ def record_of(frame: Frame, redactor: Redactor, tags: dict[str, str]) -> dict[st
     return record
 
 
-def line_of(record: dict[str, Any]) -> bytes:
-    """One line of JSON. Half characters, which JSON can smuggle in, are written as escapes."""
-    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
-    try:
-        return text.encode() + b"\n"
-    except UnicodeEncodeError:
-        return json.dumps(record, separators=(",", ":")).encode() + b"\n"
-
-
 def _unpack(body: bytes, encoding: str) -> bytes:
     """Raises CaptureError for an encoding that is not gzip, deflate or none, and for bodies that unpack to too much."""
     encoding = encoding.strip().lower()

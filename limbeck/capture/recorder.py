@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from limbeck.capture.exchange import line_of, record_of
+from limbeck.capture.exchange import record_of
 from limbeck.capture.framing import Frame, take
 from limbeck.capture.segments import SegmentWriter
 from limbeck.capture.sse import CUT
 from limbeck.errors import CaptureError, RunDirError
+from limbeck.system.jsonl import compact_line
 from limbeck.text.redact import Redactor, make_redactor
 
 READ_BYTES = 2**20
@@ -124,7 +125,7 @@ def _record(state: State, frame: Frame) -> None:
         # The answer has the shape of a completion on the outside and another one within.
         state.counts["unreadable"] += 1
         return
-    line = line_of(record)
+    line = compact_line(record)
     journal = _journal(state)
     if journal is None:
         state.counts["failed"] += 1

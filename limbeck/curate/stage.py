@@ -12,7 +12,6 @@ Held-out replies are never left out: a test set without the teacher's mistakes w
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,9 @@ from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.recipe import Judge
 from limbeck.system.atomic import atomic_path, atomic_write, fingerprint
-from limbeck.types import Candidate, Progress, Row, Trace
+from limbeck.system.jsonl import append_durably, read_values
+from limbeck.system.meter import Meter
+from limbeck.types import Candidate, Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -129,11 +130,7 @@ class _Verdicts:
     def __init__(self, path: Path, ask: Ask | None, on_progress: OnProgress, stop_asked: Callable[[], bool]) -> None:
         self.path, self.ask, self.on_progress, self.stop_asked = path, ask, on_progress, stop_asked
         self.known: dict[str, Verdict] = {}
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                key, ok, reason = json.loads(line)
-            except ValueError:  # a kill cut the line short
-                continue
+        for key, ok, reason in read_values(path):
             self.known[key] = Verdict(ok, reason)
 
     def verify(self, verifier: Verifier, pairs: list[tuple[str, str]]) -> list[Verdict]:
@@ -142,20 +139,17 @@ class _Verdicts:
             identity["endpoint"], chunk = verifier.endpoint.identity, verifier.endpoint.concurrency
         keys = [fingerprint(identity, reply, reference) for reply, reference in pairs]
         fresh = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self.known}
-        todo, begun = list(fresh.items()), time.monotonic()
+        todo = list(fresh.items())
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write("\n" if todo else "")  # behind half a line
-            for start in range(0, len(todo), chunk):
-                part = todo[start : start + chunk]
-                found = verify_all(verifier, [pair for _, pair in part], ask=self.ask, stop_asked=self.stop_asked)
-                for (key, _), verdict in zip(part, found, strict=True):
-                    self.known[key] = verdict
-                    file.write(json.dumps([key, *verdict]) + "\n")
-                file.flush()
-                done = start + len(part)
-                rate = done / max(time.monotonic() - begun, 1e-9)
-                self.on_progress(Progress("curate", done, len(todo), "replies", rate, (len(todo) - done) / rate))
+        meter = Meter("curate", "replies", len(todo), self.on_progress)
+        for start in range(0, len(todo), chunk):
+            part = todo[start : start + chunk]
+            found = verify_all(verifier, [pair for _, pair in part], ask=self.ask, stop_asked=self.stop_asked)
+            fresh_verdicts = dict(zip((key for key, _ in part), found, strict=True))
+            lines = [json.dumps([key, *verdict]) + "\n" for key, verdict in fresh_verdicts.items()]
+            append_durably(self.path, "".join(lines).encode())
+            self.known |= fresh_verdicts
+            meter.add(len(part))
         return [self.known[key] for key in keys]
 
 

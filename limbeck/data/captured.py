@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.data.columns import check_text
 from limbeck.errors import DataError
+from limbeck.system.jsonl import whole_lines
 from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
@@ -112,15 +113,12 @@ def _records(files: list[Path], refuse: Callable[[str], None]) -> Iterator[tuple
     """Every whole line. Half a line at the end of a segment is what a kill leaves, or what is just being written."""
     for file in files:
         try:
-            with file.open("rb") as handle:
-                for number, line in enumerate(iter(lambda: handle.readline(LINE_BYTES), b""), 1):
-                    where = f"{file}:{number}"
-                    if not line.endswith(b"\n"):
-                        break
-                    try:
-                        yield _record(line, where), where
-                    except DataError as error:
-                        refuse(str(error))
+            for number, (_, line) in enumerate(whole_lines(file, LINE_BYTES), 1):
+                where = f"{file}:{number}"
+                try:
+                    yield _record(line, where), where
+                except DataError as error:
+                    refuse(str(error))
         except OSError as error:
             raise DataError(f"{file}: cannot be read: {error.strerror or error}.") from error
 

@@ -174,7 +174,7 @@ class _BatchRunner:
         taken = {(row, draw) for row, draws in under_way for draw in draws}
         fresh = [each for each in self.sink.todo() if not any((each.row, draw) in taken for draw in each.draws)]
         for group in self._groups(self._within_budget(fresh)):
-            name = fingerprint([request.name for request in group], self.book.journal.size)
+            name = fingerprint([request.name for request in group], self.book.journal.file.size)
             requests = [[request.row, list(request.draws)] for request in group]
             self.book.write(batch=name, requests=requests, names=[request.name for request in group])
             await self._send(self.book.sent[name])

@@ -6,12 +6,11 @@ file is opened again, and written anew.
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from limbeck.system.atomic import atomic_write, raise_if_full
+from limbeck.system.atomic import atomic_write
+from limbeck.system.jsonl import append_durably, json_line, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -27,13 +26,7 @@ class Failures:
 
     @classmethod
     def open(cls, path: Path) -> Failures:
-        found = []
-        for line in path.read_text().splitlines() if path.exists() else []:
-            try:
-                found.append(json.loads(line))
-            except ValueError:  # a kill cut it short: its shard is not there
-                continue
-        return cls(path, found)
+        return cls(path, list(read_values(path)))
 
     def shards(self) -> set[int]:
         """Numbers of the shards in which something is missing."""
@@ -43,23 +36,11 @@ class Failures:
         """Take away the lines of shards that are not there."""
         kept = [line for line in self.lines if line["shard"] in done]
         if self.path.exists():
-            atomic_write(self.path, "".join(map(_line, kept)))
+            atomic_write(self.path, b"".join(map(json_line, kept)))
         self.lines = kept
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append, durably. Raises BudgetError when the disk is full."""
-        if not lines:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write("".join(map(_line, lines)))
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise_if_full(error, self.path)
-            raise
-        self.lines += lines
-
-
-def _line(facts: dict[str, Any]) -> str:
-    return json.dumps(facts, ensure_ascii=False) + "\n"
+        if lines:
+            append_durably(self.path, b"".join(map(json_line, lines)))
+            self.lines += lines

@@ -13,23 +13,19 @@ such a line is read again when it is wanted.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import threading
-import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import StoreError
-from limbeck.system.atomic import fsync_dir, raise_if_full
+from limbeck.system.atomic import raise_if_full
+from limbeck.system.jsonl import LineFile, checked_line, read_checked, whole_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-HEAD = b'{"crc":"%08x","entry":'
-HEAD_BYTES = len(HEAD % 0)
 HELD_BYTES = 256 * 2**20
 Entry = dict[str, Any]
 
@@ -38,9 +34,7 @@ Entry = dict[str, Any]
 class ReplyLog:
     """An open journal: `open` reads it once, then lines are appended. One process at a time (the run folder's lock)."""
 
-    path: Path
-    fd: int
-    size: int
+    file: LineFile
     room: int  # bytes of lines that may still be held
     written: int = 0  # lines of this sitting
     synced: int = 0  # those of them that are durable
@@ -49,27 +43,24 @@ class ReplyLog:
     _held: dict[int, bytes] = field(default_factory=dict)  # lines by their places
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
     @classmethod
     def open(cls, path: Path, on_entry: Callable[[Entry], bool], room: int = HELD_BYTES) -> ReplyLog:
         """Read every line, oldest first; `on_entry` says whether its keys are to be remembered. Of two entries with
         one key the later counts. Raises StoreError for a file that is no journal."""
-        fresh = not path.exists()
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        if fresh:
-            fsync_dir(path.parent)
-        journal = cls(path, fd, 0, room)
-        for number, (offset, line) in enumerate(_lines(path), 1):
-            if not line.endswith(b"\n"):  # a kill or a full disk cut it short
-                os.ftruncate(fd, offset)
-                break
-            journal.size = offset + len(line)
-            entry = _decode(line)
+        journal = cls(LineFile.open(path, mode=0o600), room)
+        number = 0
+        for number, (offset, line) in enumerate(whole_lines(path), 1):
+            entry = read_checked(line)
             if entry is None:
                 journal.damaged.append(number)
             elif on_entry(entry):
                 journal._remember(entry, offset, line)
         if journal.damaged and len(journal.damaged) == number:
-            os.close(fd)
+            journal.close()
             raise StoreError(f"{path} is no journal: not one of its {number} lines is whole. Move it away.")
         return journal
 
@@ -79,20 +70,15 @@ class ReplyLog:
     def append(self, entry: Entry) -> None:
         """Add a line: it survives a kill at once, and a power cut after the next `sync`. Raises BudgetError when the
         disk is full, StoreError when it cannot be written."""
-        line = _encode(entry)
+        line, offset = checked_line(entry), self.file.size
         try:
-            count = os.write(self.fd, line)
-            if count < len(line):
-                count += os.write(self.fd, line[count:])  # raises with the reason
+            self.file.append(line)
         except OSError as error:
-            with contextlib.suppress(OSError):  # half a line must not be continued by the next one
-                os.ftruncate(self.fd, self.size)
             raise_if_full(error, self.path)
             raise StoreError(
                 f"{self.path} cannot be written: {error}. Nothing that was written before is lost."
             ) from error
-        self._remember(entry, self.size, line)
-        self.size += len(line)
+        self._remember(entry, offset, line)
         self.written += 1
 
     def sync(self) -> int:
@@ -102,7 +88,7 @@ class ReplyLog:
             upto = self.written
             if upto > self.synced:
                 try:
-                    os.fsync(self.fd)
+                    self.file.sync()
                 except OSError as error:
                     raise_if_full(error, self.path)
                     raise StoreError(f"the disk does not confirm {self.path}: {error}. Check the disk.") from error
@@ -113,7 +99,7 @@ class ReplyLog:
         """The entry of a key. Raises KeyError, and StoreError when a line that is read again was changed meanwhile."""
         offset, size = self._places[key]
         line = self._held.get(offset)
-        entry = _decode(os.pread(self.fd, size, offset) if line is None else line)
+        entry = read_checked(os.pread(self.file.fd, size, offset) if line is None else line)
         if entry is None:
             raise StoreError(
                 f"{self.path} was changed at byte {offset} while it was in use. Run the same command again."
@@ -127,7 +113,7 @@ class ReplyLog:
             self.room += len(self._held.pop(offset, b""))
 
     def close(self) -> None:
-        os.close(self.fd)
+        self.file.close()
 
     def _remember(self, entry: Entry, offset: int, line: bytes) -> None:
         if not entry["keys"]:
@@ -137,22 +123,3 @@ class ReplyLog:
         if len(line) <= self.room:
             self._held[offset] = line
             self.room -= len(line)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    with path.open("rb") as file:
-        for line in file:
-            yield offset, line
-            offset += len(line)
-
-
-def _encode(entry: Entry) -> bytes:
-    text = json.dumps(entry, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    return HEAD % zlib.crc32(text) + text + b"}\n"
-
-
-def _decode(line: bytes) -> Entry | None:
-    """The entry of a line; None when it is not as it was written."""
-    text = line[HEAD_BYTES:-2]
-    return json.loads(text) if line == HEAD % zlib.crc32(text) + text + b"}\n" else None

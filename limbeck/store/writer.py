@@ -12,7 +12,6 @@ A shard exists when its manifest line does. What a kill leaves besides is swept 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
 from limbeck.store.header import SCHEMA, VERSION, StoreHeader
-from limbeck.system.atomic import atomic_path, atomic_write, fsync_dir, raise_if_full, sha256_file
+from limbeck.system.atomic import atomic_path, atomic_write, sha256_file
+from limbeck.system.jsonl import append_durably, json_line, read_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,14 +49,7 @@ def read_header(path: Path) -> StoreHeader:
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
     """Finished shards, in order of their number. A last line that a kill cut short does not count."""
-    file = path / "manifest.jsonl"
-    entries: dict[int, dict[str, Any]] = {}
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue
-        entries[entry["shard"]] = entry
+    entries = {entry["shard"]: entry for entry in read_values(path / "manifest.jsonl")}
     return [entries[shard] for shard in sorted(entries)]
 
 
@@ -123,7 +116,7 @@ class StoreWriter:
         gone = set(shards) & self.done
         if gone:
             kept = [entry for entry in read_manifest(self.path) if entry["shard"] not in gone]
-            atomic_write(self.path / "manifest.jsonl", "".join(json.dumps(entry) + "\n" for entry in kept))
+            atomic_write(self.path / "manifest.jsonl", b"".join(map(json_line, kept)))
             self.done -= gone
             self._sweep()
 
@@ -155,26 +148,8 @@ class StoreWriter:
             "tokens": sum(len(trace.ids) for trace in traces),
             "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files},
         }
-        self._append(json.dumps(entry) + "\n")
+        append_durably(self.path / "manifest.jsonl", json_line(entry))
         self.done.add(shard)
-
-    def _append(self, line: str) -> None:
-        file = self.path / "manifest.jsonl"
-        try:
-            with file.open("a+b") as handle:
-                # A kill can leave half a line; the next one must not be glued to it.
-                end = handle.seek(0, os.SEEK_END)
-                if end:
-                    handle.seek(end - 1)
-                    if handle.read(1) != b"\n":
-                        handle.write(b"\n")
-                handle.write(line.encode())
-                handle.flush()
-                os.fsync(handle.fileno())
-        except OSError as error:
-            raise_if_full(error, file)
-            raise
-        fsync_dir(self.path)
 
 
 def _to_row(trace: Trace, offset: int, size: int) -> dict[str, Any]:

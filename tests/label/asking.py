@@ -16,6 +16,7 @@ from limbeck.label.replies import keep_text
 from limbeck.recipe import Recipe
 from limbeck.store import TraceStore
 from limbeck.store import reply_log as journals
+from limbeck.system.jsonl import checked_line
 from limbeck.system.signals import stop_requests
 from limbeck.text.encode import Encoder, Example
 from limbeck.types import Row
@@ -105,8 +106,8 @@ def _work(recipe: Recipe, path: Path, at: str, count: int, delay: float, by: int
 
     def append(self: journals.ReplyLog, entry: dict[str, Any]) -> None:
         if event("half"):
-            line = journals._encode(entry)
-            os.write(self.fd, line[: len(line) // 2])
+            line = checked_line(entry)
+            os.write(self.file.fd, line[: len(line) // 2])
             os.kill(os.getpid(), by)
         before_append(self, entry)
         if event("append"):

@@ -12,7 +12,7 @@ import pytest
 
 from limbeck.endpoint import rate_limit, retry
 from limbeck.errors import BudgetError, Stopped, StoreError, TeacherError
-from limbeck.store import TraceStore, reply_log
+from limbeck.store import TraceStore
 from tests.endpoint.fake_answers import reply_of
 from tests.endpoint.fake_server import FakeServer, in_turn
 from tests.label.asking import (
@@ -447,7 +447,7 @@ def test_a_full_disk_keeps_what_was_answered(go, server, traces, monkeypatch):
 
     os_write = os.write
     with monkeypatch.context() as patch:
-        patch.setattr(reply_log.os, "write", write)
+        patch.setattr(os, "write", write)
         with pytest.raises(BudgetError, match="disk is full"):
             go()
     kept = len(journal_of(traces))

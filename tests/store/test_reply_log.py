@@ -5,7 +5,6 @@ import signal
 import pytest
 
 from limbeck.errors import BudgetError, StoreError
-from limbeck.store import reply_log as module
 from limbeck.store.reply_log import ReplyLog
 
 
@@ -100,7 +99,7 @@ def test_only_wanted_places_are_kept_and_they_can_be_forgotten(path):
 def test_one_fsync_serves_all_lines_of_a_moment(path, monkeypatch):
     calls = []
     fsync = os.fsync
-    monkeypatch.setattr(module.os, "fsync", lambda fd: (calls.append(fd), fsync(fd))[1])
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(fd), fsync(fd))[1])
     journal = opened(path)
     calls.clear()
     for number in range(100):
@@ -113,7 +112,7 @@ def test_one_fsync_serves_all_lines_of_a_moment(path, monkeypatch):
 def test_a_disk_that_does_not_confirm_stops(path, monkeypatch):
     journal = opened(path)
     journal.append(entry(0))
-    monkeypatch.setattr(module.os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(5, "Input/output error")))
     with pytest.raises(StoreError, match="does not confirm"):
         journal.sync()
     assert journal.synced == 0
@@ -143,7 +142,7 @@ def test_the_file_is_read_when_it_is_opened_and_never_again(path, monkeypatch):
     entries = filled(path, 3)
     journal = opened(path)
     path.write_bytes(b"")  # whoever reads it now finds nothing
-    monkeypatch.setattr(module.os, "pread", None)
+    monkeypatch.setattr(os, "pread", None)
     journal.append(entry(3))
     assert [journal.read(f"k{number}") for number in range(4)] == [*entries, entry(3)]
 
@@ -153,7 +152,7 @@ def test_memory_is_bounded_and_what_goes_beyond_is_read_again(path, monkeypatch)
     entries = filled(path, 3)
     line = path.stat().st_size // 3
     reads, pread = [], os.pread
-    monkeypatch.setattr(module.os, "pread", lambda fd, size, at: (reads.append(at), pread(fd, size, at))[1])
+    monkeypatch.setattr(os, "pread", lambda fd, size, at: (reads.append(at), pread(fd, size, at))[1])
     journal = ReplyLog.open(path, lambda entry: True, 2 * line)
     assert [journal.read(f"k{number}") for number in range(3)] == entries and reads == [2 * line]
     journal.forget(["k0", "k9"])
