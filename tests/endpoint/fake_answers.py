@@ -76,6 +76,10 @@ def as_json(value: Any, status: str = "200 OK", *headers: str) -> bytes:
     return plain(body, status, "content-type: application/json", *headers)
 
 
+def error(message: str, code: str | None = None, type: str = "error") -> bytes:
+    return json.dumps({"error": {"message": message, "type": type, "param": None, "code": code}}).encode()
+
+
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 
 

@@ -18,13 +18,9 @@ from email.utils import formatdate
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.endpoint.fake_answers import Answer, Request, answer_of, as_json, key_of, read_request, words
+from tests.endpoint.fake_answers import Answer, Request, answer_of, as_json, error, key_of, read_request, words
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
-
-
-def error(message: str, code: str | None = None, type: str = "error") -> bytes:
-    return json.dumps({"error": {"message": message, "type": type, "param": None, "code": code}}).encode()
 
 
 STATUSES: dict[str, tuple[int, bytes, dict[str, str]]] = {

@@ -11,7 +11,8 @@ from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.probe import MOST_REQUESTS, MOST_TOKENS, probe
 from limbeck.errors import TeacherError
 from tests import tiny
-from tests.endpoint.endpoint import Endpoint, Manners, reader, serve, teacher_at
+from tests.endpoint.bigram import Endpoint, Manners, reader, teacher_at
+from tests.endpoint.fake_server import FakeServer
 from tests.text.test_token_bytes import sentencepiece
 
 
@@ -23,8 +24,8 @@ def look(manners, ours=None, **settings):
         async with open_endpoint(teacher_at(url, **settings)) as endpoint:
             return await probe(endpoint, ours or reader())
 
-    with serve(served.app) as url:
-        return asyncio.run(ask(url)), served
+    with FakeServer(served.answer) as at:
+        return asyncio.run(ask(at.url)), served
 
 
 def test_an_endpoint_that_honours_everything():

@@ -12,7 +12,8 @@ from limbeck.endpoint.messages import ApiReply, ApiRequest
 from limbeck.endpoint.parse import Malformed
 from limbeck.endpoint.prompt_logprobs import read_given
 from limbeck.endpoint.status import RetryLater
-from tests.endpoint.endpoint import TABLE, TOKENIZER, Endpoint, Manners, bigram, serve, teacher_at
+from tests.endpoint.bigram import TABLE, TOKENIZER, Endpoint, Manners, bigram, teacher_at
+from tests.endpoint.fake_server import FakeServer
 
 TEXT = "Note 3: The cook salted the onion soup."
 IDS = tuple(TOKENIZER(TEXT, add_special_tokens=False)["input_ids"])
@@ -25,8 +26,8 @@ def ask(manners, *asks):
         async with open_endpoint(teacher_at(url)) as endpoint:
             return [await endpoint.ask(one) for one in asks]
 
-    with serve(served.app) as url:
-        return asyncio.run(go(url)), served
+    with FakeServer(served.answer) as at:
+        return asyncio.run(go(at.url)), served
 
 
 @pytest.mark.parametrize("more", [{}, {"echo": True}])

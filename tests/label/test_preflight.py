@@ -19,7 +19,8 @@ from limbeck.text.encode import Encoder, Example
 from limbeck.text.packing import label_positions, labels_of
 from limbeck.types import Row
 from tests import tiny
-from tests.endpoint.endpoint import END, TOKENIZER, Endpoint, Manners, bigram, serve
+from tests.endpoint.bigram import END, TOKENIZER, Endpoint, Manners, bigram
+from tests.endpoint.fake_server import FakeServer
 from tests.pipeline.test_run import recipe_of
 from tests.recipes import tiny_recipe
 
@@ -61,8 +62,8 @@ def go(tmp_path):
 
     def run(manners, *overrides, rows=PROMPTS):
         served, said, folder = Endpoint(manners), [], tmp_path / "traces"
-        with serve(served.app) as url:
-            recipe = recipe_at(url, *overrides)
+        with FakeServer(served.answer) as at:
+            recipe = recipe_at(at.url, *overrides)
             keeping, record = prepare(recipe, folder, TOKENIZER, said.append)
             if record is not None:
                 keep_record(recipe, folder, record)
@@ -223,8 +224,8 @@ def test_a_student_is_trained_on_what_an_endpoint_tells(tiny_llama, text_jsonl, 
     """A whole run, and again: nothing is asked anew."""
     mode = {"kind": "generate", "n": 4, "max_tokens": 6}
     served = Endpoint(Manners(ids=True))
-    with serve(served.app) as url:
-        teacher = {"kind": "openai", "base_url": url, "model": "bigram", "api_key_env": None}
+    with FakeServer(served.answer) as at:
+        teacher = {"kind": "openai", "base_url": at.url, "model": "bigram", "api_key_env": None}
         recipe = recipe_of(
             tiny_llama, text_jsonl, teacher=teacher, trace={"mode": mode, "target": target}, data__limit=12,
             data__source={"kind": "files", "path": str(text_jsonl), "prompt": "text", "topic": "topic"},
@@ -245,8 +246,8 @@ def test_check_asks_the_endpoint(tiny_llama, chat_jsonl, monkeypatch):
     trace = {"mode": {"kind": "generate", "max_tokens": 6}, "target": {"kind": "top_k", "k": 30}}
     student = {"kind": "pretrained", "path": str(tiny_llama)}
     served = Endpoint(Manners())
-    with serve(served.app) as url:
-        teacher = {"kind": "openai", "base_url": url, "model": "bigram", "api_key_env": None}
+    with FakeServer(served.answer) as at:
+        teacher = {"kind": "openai", "base_url": at.url, "model": "bigram", "api_key_env": None}
         source = {"kind": "files", "path": str(chat_jsonl), "messages": "messages"}
         recipe = recipe_of(
             tiny_llama, chat_jsonl, teacher=teacher, trace=trace, student=student, data__source=source,

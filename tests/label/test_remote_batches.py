@@ -9,8 +9,9 @@ from limbeck.endpoint import batch_api
 from limbeck.errors import BudgetError, Stopped, TeacherError
 from limbeck.label import remote_batches as jobs
 from limbeck.store import reply_log as journals
-from tests.endpoint.batch_server import BatchServer, Plan
-from tests.endpoint.endpoint import serve
+from tests.endpoint.fake_answers import as_json, error
+from tests.endpoint.fake_batches import BatchServer, Plan
+from tests.endpoint.fake_server import FakeServer
 from tests.label.asking import KEY, ask, failed_of, files_of, journal_of, recipe_of, rows_of
 
 BATCH = (
@@ -39,8 +40,8 @@ def go(rows, tiny_tokenizer, tmp_path):
     """`go(server, "teacher.x=1")` fills the store of this test through batches."""
 
     def run(server, *overrides, live=False, folder="traces", **watch):
-        with serve(server.app) as url:
-            recipe = recipe_of(url, *(() if live else BATCH), "teacher.max_failed=0.5", *overrides)
+        with FakeServer(server.answer) as at:
+            recipe = recipe_of(at.url, *(() if live else BATCH), "teacher.max_failed=0.5", *overrides)
             return ask(recipe, tmp_path / folder, tiny_tokenizer, rows, **watch)
 
     return run
@@ -128,10 +129,8 @@ def test_a_full_queue_is_waited_for(go, rows):
 
 
 def test_an_endpoint_without_batches(go):
-    from starlette.applications import Starlette
-
     class Bare(BatchServer):
-        app = Starlette()
+        answer = as_json(error("not found"), "404 X")
 
     with pytest.raises(TeacherError, match="has no batches"):
         go(Bare())

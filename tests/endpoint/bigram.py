@@ -1,34 +1,27 @@
-"""An OpenAI-compatible endpoint on loopback that honours what it is told to: a bigram model of the tests' own text.
+"""A bigram model of the tests' own text, for the fake server to answer with: it honours what it is told to.
 
 `Manners` say which parameters it heeds; those that it does not are ignored with 200 OK, as many servers do.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import math
-import threading
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import uvicorn
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from limbeck.endpoint.probe import Reader
 from limbeck.recipe import OpenAITeacher
 from limbeck.text.token_bytes import TokenBytes
 from tests import tiny
+from tests.endpoint.fake_answers import as_json, error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
 
-    from starlette.requests import Request
+    from tests.endpoint.fake_answers import Request
 
 END = 2
 TOKENIZER = tiny.build_tokenizer()
@@ -83,15 +76,18 @@ class Endpoint:
         self.manners, self.bodies, self.keys = manners, [], []
         self.models = [bigram(seed) for seed in manners.replicas]
         self.draws = np.random.default_rng(0)
-        routes = [Route("/v1/chat/completions", self.chat, methods=["POST"])]
-        if manners.completions:
-            routes.append(Route("/v1/completions", self.completions, methods=["POST"]))
-        self.app = Starlette(routes=routes)
 
     # ---- requests ----
 
-    async def chat(self, request: Request) -> JSONResponse:
-        body = await self._body(request)
+    async def answer(self, request: Request) -> AsyncIterator[bytes]:
+        if request.path == "/v1/chat/completions":
+            yield self.chat(self._body(request))
+        elif request.path == "/v1/completions" and self.manners.completions:
+            yield self.completions(self._body(request))
+        else:
+            yield as_json(error("not found"), "404 X")
+
+    def chat(self, body: dict[str, Any]) -> bytes:
         refused = self._refusal(body, body.get("top_logprobs", 0))
         if refused:
             return refused
@@ -115,14 +111,13 @@ class Endpoint:
             choices.append(choice)
         return self._answer(choices, len(prompt), sum(len(ids) for ids, *_ in replies))
 
-    async def completions(self, request: Request) -> JSONResponse:
-        body = await self._body(request)
+    def completions(self, body: dict[str, Any]) -> bytes:
         refused = self._refusal(body, body.get("logprobs") or 0)
         if refused:
             return refused
         prompt = body["prompt"]
         if isinstance(prompt, list) and not self.manners.token_prompts:
-            return JSONResponse({"error": {"message": "prompt must be a string"}}, 400)
+            return as_json(error("prompt must be a string"), "400 X")
         given = prompt if isinstance(prompt, list) else TOKENIZER(prompt)["input_ids"]
         ids, reason, text = self._replies(body, short=False, start=given[-1])[0]
         choice: dict[str, Any] = {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
@@ -143,16 +138,16 @@ class Endpoint:
             choice["prompt_logprobs"] = [None, *({str(i): {"logprob": lp} for i, lp in row} for row in rows)]
         return self._answer([choice], len(given), len(ids))
 
-    async def _body(self, request: Request) -> dict[str, Any]:
-        body = json.loads(await request.body())
+    def _body(self, request: Request) -> dict[str, Any]:
+        body = request.json()
         self.bodies.append(body)
-        self.keys.append(request.headers.get("authorization", ""))
+        self.keys.append(request.header("authorization") or "")
         self.logits = self.models[len(self.bodies) % len(self.models)]
         return body
 
-    def _refusal(self, body: dict[str, Any], count: int) -> JSONResponse | None:
-        def refuse(message: str, status: int = 400, code: str = "invalid_request") -> JSONResponse:
-            return JSONResponse({"error": {"message": message, "code": code}}, status)
+    def _refusal(self, body: dict[str, Any], count: int) -> bytes | None:
+        def refuse(message: str, status: int = 400, code: str = "invalid_request") -> bytes:
+            return as_json(error(message, code), f"{status} X")
 
         if self.manners.knows_its_name and body["model"] != "bigram":
             return refuse("no such model", 404, "model_not_found")
@@ -224,26 +219,11 @@ class Endpoint:
                 out.append(one | {"top_logprobs": [one]})
         return out
 
-    def _answer(self, choices: list[dict[str, Any]], prompt: int, reply: int) -> JSONResponse:
+    def _answer(self, choices: list[dict[str, Any]], prompt: int, reply: int) -> bytes:
         fingerprint = self.manners.fingerprints[len(self.bodies) % len(self.manners.fingerprints)]
         usage = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
         facts = {"id": "x", "object": "chat.completion", "created": 0, "model": "bigram"}
-        return JSONResponse({**facts, "system_fingerprint": fingerprint, "choices": choices, "usage": usage})
-
-
-@contextlib.contextmanager
-def serve(app: Starlette) -> Iterator[str]:
-    """The application on a port of its own; yields its base URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.005)
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+        return as_json({**facts, "system_fingerprint": fingerprint, "choices": choices, "usage": usage})
 
 
 def teacher_at(url: str, **settings: Any) -> OpenAITeacher:

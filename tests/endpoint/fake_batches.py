@@ -1,4 +1,4 @@
-"""A provider's batches on loopback: files up, batches that take a few looks to end, files down; and all their ends."""
+"""Batches of a provider, as answers of the fake server: files up, a few looks until a batch ends, files down."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import email.policy
 import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
-from starlette.applications import Starlette
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from tests.endpoint.fake_answers import as_json, error, plain
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    from collections.abc import AsyncIterator
+
+    from tests.endpoint.fake_answers import Request
 
 REFUSED = {"message": "maximum context length is 8 tokens", "code": "context_length_exceeded"}
 
@@ -49,51 +50,49 @@ class BatchServer:
     live: int = 0
     drop_answers: int = 0  # batches that are created although the answer is an error
 
-    @property
-    def app(self) -> Starlette:
-        return Starlette(
-            routes=[
-                Route("/v1/files", self.upload, methods=["POST"]),
-                Route("/v1/files/{file}/content", self.content),
-                Route("/v1/batches", self.create, methods=["POST"]),
-                Route("/v1/batches", self.listing),
-                Route("/v1/batches/{batch}", self.look),
-                Route("/v1/chat/completions", self.chat, methods=["POST"]),
-            ]
-        )
+    async def answer(self, request: Request) -> AsyncIterator[bytes]:
+        path, _, query = request.path.removeprefix("/v1/").partition("?")
+        match [request.line.split(" ")[0], *path.split("/")]:
+            case ["POST", "files"]:
+                yield as_json(self.upload(request))
+            case ["GET", "files", name, "content"]:
+                yield plain(self.files[name])
+            case ["POST", "batches"]:
+                batch = self.create(request.json())
+                dropped = self.drop_answers > 0
+                self.drop_answers -= dropped
+                yield as_json(error("gateway"), "502 X") if dropped else as_json(batch)
+            case ["GET", "batches"]:
+                newest = list(self.batches.values())[::-1][: int(parse_qs(query)["limit"][0])]
+                yield as_json({"object": "list", "data": newest, "has_more": False})
+            case ["GET", "batches", name]:
+                yield as_json(self.look(self.batches[name]))
+            case ["POST", "chat", "completions"]:
+                self.live += 1
+                yield as_json(self._answer(request.json()))
+            case _:
+                yield as_json(error("not found"), "404 X")
 
-    async def upload(self, request: Request) -> JSONResponse:
-        head = f"Content-Type: {request.headers['content-type']}\r\n\r\n".encode()
-        form = email.message_from_bytes(head + await request.body(), policy=email.policy.HTTP)
+    def upload(self, request: Request) -> dict[str, Any]:
+        head = f"Content-Type: {request.header('content-type')}\r\n\r\n".encode()
+        form = email.message_from_bytes(head + request.body, policy=email.policy.HTTP)
         parts = {part.get_param("name", header="content-disposition"): part for part in form.iter_parts()}
         name = f"file-{len(self.files)}"
         self.files[name] = parts["file"].get_payload(decode=True)
         assert parts["purpose"].get_payload(decode=True) == b"batch"
         facts = {"bytes": len(self.files[name]), "created_at": 0, "filename": "x", "purpose": "batch"}
-        return JSONResponse({"id": name, "object": "file", "status": "processed", **facts})
+        return {"id": name, "object": "file", "status": "processed", **facts}
 
-    async def content(self, request: Request) -> Response:
-        return Response(self.files[request.path_params["file"]])
-
-    async def create(self, request: Request) -> JSONResponse:
-        body = await request.json()
+    def create(self, body: dict[str, Any]) -> dict[str, Any]:
         lines = [json.loads(line) for line in self.files[body["input_file_id"]].splitlines()]
         assert all(line["method"] == "POST" and line["url"] == body["endpoint"] for line in lines)
         self.submitted.append([line["custom_id"] for line in lines])
         name = f"batch-{len(self.batches)}"
         facts = {"id": name, "object": "batch", "created_at": 0, "status": "validating", **body}
         self.batches[name] = {**facts, "request_counts": {"total": len(lines), "completed": 0, "failed": 0}}
-        if self.drop_answers:
-            self.drop_answers -= 1
-            return JSONResponse({"error": {"message": "gateway"}}, 502)
-        return JSONResponse(self.batches[name])
+        return self.batches[name]
 
-    async def listing(self, request: Request) -> JSONResponse:
-        newest = list(self.batches.values())[::-1][: int(request.query_params["limit"])]
-        return JSONResponse({"object": "list", "data": newest, "has_more": False})
-
-    async def look(self, request: Request) -> JSONResponse:
-        batch = self.batches[request.path_params["batch"]]
+    def look(self, batch: dict[str, Any]) -> dict[str, Any]:
         place = list(self.batches).index(batch["id"])
         plan = self.plans[min(place, len(self.plans) - 1)]
         batch["looks"] = batch.get("looks", 0) + 1
@@ -101,7 +100,7 @@ class BatchServer:
             self._end(batch, plan)
         elif batch["status"] == "validating":
             batch["status"] = "in_progress"
-        return JSONResponse({key: value for key, value in batch.items() if key != "looks"})
+        return {key: value for key, value in batch.items() if key != "looks"}
 
     def _end(self, batch: dict[str, Any], plan: Plan) -> None:
         batch["status"] = plan.status
@@ -132,10 +131,6 @@ class BatchServer:
                 batch[key] = name
         counts = {"total": len(lines), "completed": len(good), "failed": len(bad)}
         batch["request_counts"] = counts
-
-    async def chat(self, request: Request) -> JSONResponse:
-        self.live += 1
-        return JSONResponse(self._answer(await request.json()))
 
     @staticmethod
     def _answer(body: dict[str, Any]) -> dict[str, Any]:
