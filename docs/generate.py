@@ -206,7 +206,9 @@ def _doc(value: Any) -> str:
 
 
 def errors_markdown() -> str:
-    classes = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, Exception)]
+    classes = [
+        value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.LimbeckError)
+    ]
     lines = [ERRORS, "| exit code | error | also a | raised when |", "|---|---|---|---|"]
     for one in classes[1:]:
         standard = next(base for base in one.__mro__ if base.__module__ == "builtins")
