@@ -100,7 +100,7 @@ def test_commands_exist(page: Path):
 
 @pytest.mark.parametrize("page", with_blocks("sh"), ids=name)
 def test_scripts_and_make_targets_exist(page: Path):
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for line in "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0] == "make":
