@@ -1,5 +1,6 @@
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ ANSWERS = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(ANSWERS)
 def test_an_answer_survives_its_json_form(answer: ApiReply) -> None:
     assert answer_from_json(json.loads(json.dumps(answer_to_json(answer)))) == answer

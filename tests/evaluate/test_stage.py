@@ -109,6 +109,7 @@ def test_a_teacher_that_is_always_sure_is_warned_of(tmp_path, tiny_tokenizer, ro
     assert any("hardly more than labels" in warning for warning in summary["warnings"])
 
 
+@pytest.mark.slow
 def test_many_topics_are_pooled(tmp_path, models, rows):
     teacher, students = models
     many = [Row(row.id, row.split, f"topic {n}", row.text, row.ids, row.spans, "") for n, row in enumerate(rows)]

@@ -209,6 +209,7 @@ def test_verify_refuses_hostile_lines(file, line, reason, added, tmp_path):
         verify_expert(expert)
 
 
+@pytest.mark.slow
 def test_versions_follow_and_others_lend_counter_examples(notes, added, tmp_path):
     registry = Registry(tmp_path / "registry")
     shutil.copytree(added.path, registry.path / "experts" / "notes" / "1.0.0")
@@ -280,6 +281,7 @@ def test_right_answers_are_the_quality_where_problems_were_answered(tiny_llama, 
         assert "<|im_start|>" not in row.prompt
 
 
+@pytest.mark.slow
 def test_an_export_is_scored_as_itself(notes, tmp_path):
     """A folder of another format: here the run's own weights under an export's card."""
     folder = tmp_path / "run" / "export" / "bf16"

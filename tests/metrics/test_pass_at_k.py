@@ -100,6 +100,7 @@ def test_one_reply_each_has_no_vote() -> None:
     assert "cons@1" not in per_problem([[attempt("7")]], (1,))
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth() -> None:
     """95% intervals of pass@1 over 60 problems of unequal difficulty hold the true mean in about 95% of simulations."""
     generator = np.random.default_rng(0)

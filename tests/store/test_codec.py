@@ -153,6 +153,7 @@ def test_rounding_keeps_the_expectation_exactly(values):
     np.testing.assert_allclose(mean, p, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_decoded_head_has_the_exact_expectation():
     """Ids, masses, tail and the cell that takes the rest, through the bytes: the mean over all roundings is p."""
     p_nV = torch.tensor([[0.52, 0.2, 0.13, 0.05, 0.1], [0.3, 0.29, 0.2, 0.01, 0.2]]).double()
