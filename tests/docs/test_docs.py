@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 
 from limbeck.cli import app
 from limbeck.config.schema import paths_of
@@ -73,6 +74,24 @@ def test_recipes_load(page: Path, tmp_path: Path):
     for file, text in recipes(page).items():
         (tmp_path / file).write_text(text)
         Recipe.load(tmp_path / file)
+
+
+def keys_of(section: object, path: str = "") -> list[str]:
+    """Dotted keys of nested maps; maps inside lists are left to the recipes that load."""
+    if not isinstance(section, dict):
+        return [path]
+    return [key for name, inner in section.items() for key in keys_of(inner, f"{path}.{name}" if path else name)]
+
+
+def fragments(page: Path) -> list[dict[str, object]]:
+    """YAML blocks that show a part of a recipe."""
+    parts = [yaml.safe_load(text) for text in blocks(page, "yaml") if not re.match(r"# (\S+\.yaml)\b", text)]
+    return [part for part in parts if set(part) & set(Recipe.model_fields)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if fragments(page)], ids=name)
+def test_keys_of_fragments_exist(page: Path):
+    assert [key for part in fragments(page) for key in keys_of(part) if key not in KEYS] == []
 
 
 def commands(page: Path) -> list[list[str]]:
