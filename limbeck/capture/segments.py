@@ -10,13 +10,13 @@ end of its last segment, and readers pass it over. Files are for their owner's e
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RunDirError
 from limbeck.system.jsonl import LineFile
+from limbeck.system.lock import try_lock
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,14 +32,12 @@ class SegmentWriter:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder, self._segment_bytes = folder, segment_bytes
         self._segment: LineFile | None = None
-        self._lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
+        lock = try_lock(folder / ".lock", mode=0o600)
+        if lock is None:
             raise RunDirError(
                 f"the store {folder} is in use by another capture. Stop it, or give this one a folder of its own."
-            ) from error
+            )
+        self._lock = lock
         self.num_bytes = sum(file.stat().st_size for file in segments(folder))
 
     def append(self, line: bytes) -> None:
@@ -69,8 +67,7 @@ class SegmentWriter:
             raise FileNotFoundError(2, "the store's file was replaced", str(self._segment.path))
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            os.close(self._lock)
+        self._lock.release()
         if self._segment is not None:
             with contextlib.suppress(OSError):
                 self._segment.close()

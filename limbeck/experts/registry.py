@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ from limbeck.experts.card import ExpertCard, PromptRow, card_json, read_card_jso
 from limbeck.experts.readme import render
 from limbeck.experts.versions import NAME, VERSION, check_name, check_version, precedence
 from limbeck.system.atomic import fsync_dir, raise_if_full, seal_dir
+from limbeck.system.lock import is_held, locked, wait_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -241,13 +241,13 @@ class Registry:
             _sweep(home)
             check()
             tmp = Path(tempfile.mkdtemp(prefix=f".{prefix}.", suffix=".tmp", dir=home))
-            owner = _hold(tmp.with_suffix(".lock"))
+            owner = wait_lock(tmp.with_suffix(".lock"))
         try:
             yield tmp
         finally:
             shutil.rmtree(tmp, ignore_errors=True)
             tmp.with_suffix(".lock").unlink(missing_ok=True)
-            os.close(owner)
+            owner.release()
 
     def _refuse_existing(self, final: Path) -> None:
         if final.parent.is_symlink():
@@ -264,11 +264,8 @@ class Registry:
     def _locked(self) -> Iterator[None]:
         """One writer at a time, for as long as a rename takes."""
         self.path.mkdir(parents=True, exist_ok=True)
-        fd = _hold(self.path / ".lock")
-        try:
+        with locked(self.path / ".lock"):
             yield
-        finally:
-            os.close(fd)
 
 
 def read_expert(folder: Path, name: str, version: str, seen: sealed.SeenFiles) -> ExpertCard:
@@ -295,30 +292,11 @@ def sync_tree(folder: Path) -> None:
             os.close(fd)
 
 
-def _hold(lock: Path) -> int:
-    """An open file, exclusively locked until it is closed or this process ends."""
-    fd = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    fcntl.flock(fd, fcntl.LOCK_EX)
-    return fd
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a writer is at work. One that is gone just now removes its own lock."""
-    try:
-        with lock.open("rb+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
 def _sweep(home: Path) -> None:
     """Remove what ended writers left of any version. Called under the registry's lock, under which alone temporary
     folders and their locks are made."""
     for lock in home.glob(".*.lock"):
-        if _is_held(lock):
+        if is_held(lock):
             continue
         shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
         lock.unlink(missing_ok=True)

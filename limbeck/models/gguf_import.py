@@ -27,6 +27,7 @@ from yaml import YAMLError, safe_dump, safe_load
 
 from limbeck.errors import BudgetError, MissingExtra, RunDirError, TeacherError
 from limbeck.system.atomic import atomic_dir, fingerprint, sha256_file
+from limbeck.system.lock import wait_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,18 +144,17 @@ def _is_whole(folder: Path) -> bool:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Held by the one process that writes `folder`."""
-    import fcntl  # not on every platform, and only needed here
-
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = (folder.parent / f".{folder.name}.lock").open("a")
+        lock = wait_lock(folder.parent / f".{folder.name}.lock")
     except OSError as error:
         raise RunDirError(
             f"the cache {folder.parent} cannot be written ({error.strerror}). Set LIMBECK_CACHE to a folder that can."
         ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
         yield
+    finally:
+        lock.release()
 
 
 # ---- the import ------------------------------------------------------------------------------------------------------

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RunDirError
 from limbeck.system.atomic import atomic_write
+from limbeck.system.lock import holder_of, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,31 +49,23 @@ class RunDir:
     @contextlib.contextmanager
     def open(cls, path: Path) -> Iterator[RunDir]:
         """Create and lock the folder. Raises RunDirError when another process holds it or it cannot be written."""
-        import fcntl
-
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = (path / ".lock").open("a+")
+            lock = try_lock(path / ".lock")
         except OSError as error:
             raise RunDirError(
                 f"the run folder {path} cannot be written: {error.strerror}. Choose another with --run-dir."
             ) from error
+        if lock is None:
+            raise RunDirError(
+                f"the run folder {path} is in use by {holder_of(path / '.lock')}. Wait for it, stop it, or choose "
+                "another with --run-dir."
+            )
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                lock.seek(0)
-                holder = lock.read().strip() or "another process"
-                raise RunDirError(
-                    f"the run folder {path} is in use by {holder}. Wait for it, stop it, or choose another with "
-                    "--run-dir."
-                ) from error
-            lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
+            lock.sign()
             yield cls(path)
         finally:
-            lock.close()
+            lock.release()
 
     def record(self, stage: str) -> StageRecord | None:
         path = self.path / "stages" / f"{stage}.json"
