@@ -29,7 +29,7 @@ from limbeck.metrics.calibration import ece, reliability
 from limbeck.router.dataset import FitSettings, PromptCase
 from limbeck.router.fit import featurize_all, fit
 from limbeck.router.frontier import auroc
-from limbeck.router.linear import softmax
+from limbeck.router.logistic import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

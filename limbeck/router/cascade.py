@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from limbeck.errors import DataError
-from limbeck.router.linear import fit_logistic, sigmoid
+from limbeck.router.logistic import fit_logistic, sigmoid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,8 @@ from limbeck.router.cascade import MIN_REPLIES, Cascade
 from limbeck.router.dataset import FitSettings, PromptCase, Split, Splits, part_cases
 from limbeck.router.features import Features, Vector, rarity, sketch, weighted
 from limbeck.router.frontier import Price, RoutingProblem, price_for
-from limbeck.router.linear import Heads, Matrix, fit_heads, fit_logistic, fit_temperature, sigmoid
+from limbeck.router.linear import Heads, Matrix, fit_heads
+from limbeck.router.logistic import fit_logistic, fit_temperature, sigmoid
 from limbeck.router.quality import MOST_REGRESSED, ridge, shrunk_means
 from limbeck.router.router import SCOPE, TEACHER, Router, RouterSettings, Tensors, open_features
 

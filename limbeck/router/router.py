@@ -23,7 +23,7 @@ from limbeck.errors import StoreError
 from limbeck.router.cascade import Cascade
 from limbeck.router.features import SKETCH, Features, Hashing, sketch, weighted
 from limbeck.router.frontier import choose
-from limbeck.router.linear import sigmoid, softmax
+from limbeck.router.logistic import sigmoid, softmax
 from limbeck.router.quality import Quality
 from limbeck.system.atomic import fingerprint, verify_dir
 

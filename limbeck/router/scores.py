@@ -16,7 +16,7 @@ from limbeck.metrics.calibration import ece, reliability
 from limbeck.router import frontier
 from limbeck.router.fit import Fitted, featurize_all, judged_rows, problem_of
 from limbeck.router.frontier import Point, RouteTarget, RoutingProblem, price_for
-from limbeck.router.linear import softmax
+from limbeck.router.logistic import softmax
 from limbeck.router.router import TEACHER
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from limbeck.router.background import background_prompts
 from limbeck.router.cascade import Cascade
 from limbeck.router.dataset import FitSettings, PromptCase, part_cases
 from limbeck.router.features import CHARS, WORDS, Hashing, plain, rarity, sketch, weighted
-from limbeck.router.linear import Matrix, fit_heads, fit_logistic, fit_temperature, sigmoid, softmax
+from limbeck.router.linear import Matrix, fit_heads
+from limbeck.router.logistic import fit_logistic, fit_temperature, sigmoid, softmax
 from limbeck.router.quality import ridge, shrunk_means
 from tests.router.routing import cases, costs, prompts
 
