@@ -27,7 +27,7 @@ def main() -> None:
     rows = stdlib_rows(lm, 400)
     rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[: args.documents]]
     model = student(lm)
-    distiller = Distiller(model, Terms(ce_weight=1.0), vocab=lm.vocab, precision=torch.bfloat16)
+    distiller = Distiller(model, Terms(ce_weight=1.0), vocab=lm.columns, precision=torch.bfloat16)
     batch = pack(rows)
     width = max(len(row.ids) for row in rows)
     ids_BT = torch.zeros(len(rows), width, dtype=torch.int64)

@@ -29,7 +29,7 @@ from limbeck.store import TraceStore
 from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
 from limbeck.train.qad import bake
-from limbeck.train.run import run_train
+from limbeck.train.run import Supervision, train_student
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,8 @@ def train(recipe: Recipe, arm: str, student: Path, store: TraceStore, teacher: H
         job = TrainContext("train", Path(folder), recipe.seed, Ranks(), lambda _: None, print, lambda: False)
         begun = time.monotonic()
         items = store.traces("train")
-        trained = run_train(recipe.override(ARMS[arm]), items, student, job, vocab=teacher.vocab, store=store)
+        by = Supervision("stored", teacher.columns, store=store)
+        trained = train_student(recipe.override(ARMS[arm]), items, student, by, job)
         print(f"# {arm}: {trained.state.step} steps in {time.monotonic() - begun:.0f} s", flush=True)
     trained.model.set_attn_implementation("sdpa")  # it was trained on packed rows
     return HfLM.wrap(trained.model, teacher.tokenizer, name=arm)

@@ -36,7 +36,7 @@ from limbeck.system.device import prepare_cpu
 from limbeck.text.packing import labels_of, pack
 from limbeck.train.distiller import Distiller
 from limbeck.train.optim import build_optimizer
-from limbeck.types import Dist, LiveTarget, Row
+from limbeck.types import Dist, LiveTarget, Row, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,7 +113,7 @@ def build(args: argparse.Namespace, kinds: list[str]) -> dict[str, Callable[[], 
         fetch["stored"] = lambda: replace(batch, target=decode())
     if not any(kind.startswith(("live", FORWARD)) for kind in kinds):
         del lm, fetch["live"]
-    distillers = {kind: Distiller(model, terms, vocab=vocab, precision=dtype) for kind, terms in OURS.items()}
+    distillers = {kind: Distiller(model, terms, vocab=Vocab(vocab), precision=dtype) for kind, terms in OURS.items()}
 
     def step(kind: str) -> None:
         optimizer.zero_grad()

@@ -22,7 +22,7 @@ from limbeck.students.build import build_student
 from limbeck.system.rundir import RunDir
 from limbeck.train.loop import TrainContext
 from limbeck.train.parallel import Ranks
-from limbeck.train.run import run_train
+from limbeck.train.run import Supervision, train_student
 
 if TYPE_CHECKING:
     from limbeck.types import Trace
@@ -45,7 +45,7 @@ def right_traces(recipe: Recipe, out: Path) -> tuple[list[Trace], list[Trace]]:
     return traces, [trace for trace, ok in zip(traces, verdicts, strict=True) if ok is True]
 
 
-def train_student(arm: str, seed: int, out: Path) -> None:
+def train_arm(arm: str, seed: int, out: Path) -> None:
     """Leaves OUT/ARM-SEED like the folder of a run: student, train, evaluate. Goes on where it was stopped."""
     recipe, folder = load(out, seed), out / f"{arm}-{seed}"
     if (folder / "evaluate" / "tasks.json").exists():
@@ -56,14 +56,10 @@ def train_student(arm: str, seed: int, out: Path) -> None:
         start = build_student(recipe, run, teacher, [])
         where = folder / "train" / "student"
         job = TrainContext("train", where, seed, Ranks("none", 0, 1), lambda _: None, print, lambda: False)
-        trained = run_train(
-            recipe,
-            everything if arm == "unfiltered" else right,
-            start,
-            job,
-            vocab=teacher.vocab,
-            store=TraceStore.open(out / "traces" / "traces") if arm == "distributions" else None,
-        )
+        by = Supervision("text", teacher.columns)
+        if arm == "distributions":
+            by = Supervision("stored", teacher.columns, store=TraceStore.open(out / "traces" / "traces"))
+        trained = train_student(recipe, everything if arm == "unfiltered" else right, start, by, job)
         card = make_card(recipe, lineage=[*read_card(start).lineage, f"trained on traces: {arm}"])
         save_artifact(where / "artifact", trained.model, teacher.tokenizer, card, dtype=torch.float32)
         student = open_hf(where / "artifact", dtype="float32")
@@ -78,4 +74,4 @@ def train_student(arm: str, seed: int, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    train_student(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
+    train_arm(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))

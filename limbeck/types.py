@@ -10,10 +10,10 @@ masks, no padding, no shift and no ignore index in any loss or metric.
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     import numpy as np
@@ -92,6 +92,50 @@ class Candidate:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+Offers = Literal["sample", "cells", "full"]
+"""What a target says of each position: a draw from the teacher, its mass on some tokens and on all others together, or
+its mass on every token. Each tells all that those before it tell."""
+
+
+class Target(Protocol):
+    """What a teacher says of N positions, in the columns of the student's head.
+
+    Exactly one of `cells` and `full` is there: `full` where `offers` is "full".
+    """
+
+    @property
+    def offers(self) -> Offers: ...
+
+    @property
+    def cells(self) -> Dist | None:
+        """Probabilities on a support of some tokens."""
+        ...
+
+    @property
+    def full(self) -> Full | None:
+        """Heads and hidden rows, from which every token's logit is made a chunk of rows at a time."""
+        ...
+
+    @property
+    def knows_entropy(self) -> bool:
+        """Whether the teacher's own entropy at each position can be had."""
+        ...
+
+    def __getitem__(self, part: slice, /) -> Self:
+        """Some of the positions (views)."""
+        ...
+
+    def to(self, device: torch.device | str) -> Self: ...
+
+
+class Full(NamedTuple):
+    """Where a full target's logits come from: those of `parts[0]`, or with `log_weights_NM` the logarithm of the
+    mixture `sum_m w_m softmax(logits_m)`, whose weights sum to 1 at each position."""
+
+    parts: tuple[LiveTarget, ...]
+    log_weights_NM: Tensor | None = None
+
+
 @dataclass(frozen=True)
 class Dist:
     """Next-token distributions for N supervised positions, on a support of at most K tokens each.
@@ -110,9 +154,21 @@ class Dist:
     spread: bool = False
 
     @property
-    def is_open(self) -> bool:
-        """Whether cells say nothing about single divergences but forward KL: a sample, or a tail spread evenly."""
-        return self.entropy_N is not None or self.spread
+    def offers(self) -> Offers:
+        """A sample and a tail that is spread evenly say nothing about single divergences but forward KL."""
+        return "sample" if self.entropy_N is not None or self.spread else "cells"
+
+    @property
+    def cells(self) -> Dist:
+        return self
+
+    @property
+    def full(self) -> None:
+        return None
+
+    @property
+    def knows_entropy(self) -> bool:
+        return self.entropy_N is not None
 
     def to(self, device: torch.device | str) -> Dist:
         return self._each(lambda tensor: tensor.to(device))
@@ -128,7 +184,7 @@ class Dist:
 
 @dataclass(frozen=True)
 class Head:
-    """How hidden rows become logits: `softcap(scale * (hidden @ weight.T + bias))`, cut to the first `vocab` columns.
+    """How hidden rows become logits: `softcap(scale * (hidden @ weight.T + bias))`, a column for each row of `weight`.
 
     `softcap` c means c * tanh(z / c) (Gemma 2); `scale` multiplies (Cohere) or is 1/divisor (Granite).
     """
@@ -137,6 +193,18 @@ class Head:
     bias_V: Tensor | None = None
     softcap: float | None = None
     scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Vocab:
+    """What the columns of a head are: its first `size` rows (the real tokens: heads are often padded), or the rows that
+    `rows_V` names, in that order (the words that stand for labels). `identity` says of what: the tokenizer's hash, or a
+    hash of the words. Labels and targets count columns, not token ids, where `rows_V` is given.
+    """
+
+    size: int
+    identity: str = ""
+    rows_V: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -164,12 +232,62 @@ class LiveTarget:
     def head(self) -> Head:
         return Head(self.weight_VD, self.bias_V, self.softcap, self.logit_scale)
 
+    @property
+    def offers(self) -> Offers:
+        return "full"
+
+    @property
+    def cells(self) -> None:
+        return None
+
+    @property
+    def full(self) -> Full:
+        return Full((self,))
+
+    @property
+    def knows_entropy(self) -> bool:
+        return True
+
+    def to(self, device: torch.device | str) -> LiveTarget:
+        bias_V = None if self.bias_V is None else self.bias_V.to(device)
+        moved = (self.hidden_ND.to(device), self.weight_VD.to(device))
+        return replace(self, hidden_ND=moved[0], weight_VD=moved[1], bias_V=bias_V)
+
     def __getitem__(self, part: slice) -> LiveTarget:
         """Some of the positions (views)."""
         return replace(self, hidden_ND=self.hidden_ND[part])
 
 
-Target = Dist | LiveTarget
+@dataclass(frozen=True)
+class Mixture:
+    """Several teachers' full distributions as one: `sum_m w_m p_m`, exact, for every divergence. `log_weights_NM` are
+    logarithms of weights that sum to 1 at each position (`losses.mixture.mix` makes them)."""
+
+    parts: tuple[LiveTarget, ...]
+    log_weights_NM: Tensor
+
+    @property
+    def offers(self) -> Offers:
+        return "full"
+
+    @property
+    def cells(self) -> None:
+        return None
+
+    @property
+    def full(self) -> Full:
+        return Full(self.parts, self.log_weights_NM)
+
+    @property
+    def knows_entropy(self) -> bool:
+        return True
+
+    def to(self, device: torch.device | str) -> Mixture:
+        return Mixture(tuple(part.to(device) for part in self.parts), self.log_weights_NM.to(device))
+
+    def __getitem__(self, part: slice) -> Mixture:
+        """Some of the positions (views)."""
+        return Mixture(tuple(one[part] for one in self.parts), self.log_weights_NM[part])
 
 
 @dataclass(frozen=True)
@@ -195,16 +313,50 @@ class Batch:
         return self.rows_N.numel()
 
 
-class LossOut(NamedTuple):
-    """Sums over the N supervised positions of one batch; `loss` carries the gradient, the others do not.
+@dataclass(frozen=True)
+class Cursor:
+    """Where a source goes on: an epoch and the next micro-batch in it, and the places of the sources that it mixes."""
 
-    `kl` is the divergence without the T^2 factor and before mixing, in nats; None without a teacher. A tuple, so that
-    DDP and FSDP2 find the tensors in a module's output.
+    epoch: int = 0
+    index: int = 0
+    parts: tuple[Cursor, ...] = ()
+
+
+class Step(NamedTuple):
+    """What one optimizer step consumes. `batches` are this rank's `num_batches`, made one at a time where they can be;
+    `num_supervised` positions and `num_tokens` tokens are those of all ranks, known before the first backward pass;
+    `cursor` is where the next step begins."""
+
+    batches: Iterable[Batch]
+    num_batches: int
+    num_supervised: int
+    num_tokens: int
+    cursor: Cursor
+
+
+class Source(Protocol):
+    """Where steps come from: plain rows, stored or live targets, the student's own words, or a mix of them."""
+
+    def draw(self, cursor: Cursor, count: int, ranks: Ranks) -> Step:
+        """The step of `count` micro-batches, over all ranks, that begins at the cursor: the same cursor gives the same
+        step."""
+        ...
+
+    def epoch_batches(self, epoch: int) -> int | None:
+        """Micro-batches of one epoch; None where there is no end."""
+        ...
+
+
+class LossOut(NamedTuple):
+    """Sums over the N supervised positions of one batch; `loss` carries the gradient, `terms` do not.
+
+    `terms` by name: "ce" on ground truth; with a teacher "kl", the divergence without the T^2 factor and before mixing;
+    and whatever else is minimised beside them. In nats. A tuple, so that DDP and FSDP2 find the tensors in a module's
+    output.
     """
 
     loss: Tensor
-    ce: Tensor
-    kl: Tensor | None
+    terms: dict[str, Tensor]
     num: int
 
 
@@ -301,8 +453,8 @@ class Backbone(Protocol):
         ...
 
     @property
-    def vocab(self) -> int:
-        """Columns of the head: the real tokens."""
+    def columns(self) -> Vocab:
+        """What the columns of the head are."""
         ...
 
     def hidden(self, batch: Batch) -> Tensor:

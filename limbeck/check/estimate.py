@@ -20,7 +20,7 @@ from limbeck.evaluate.task_stage import choose_questions, task_settings_of
 from limbeck.evaluate.tasks import batches_of
 from limbeck.label.local import label_rows
 from limbeck.label.plan import store_header
-from limbeck.losses.chunked import Terms, cut_head
+from limbeck.losses.chunked import Terms
 from limbeck.models.hf import HfLM, head_layer
 from limbeck.recipe import BITS, GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScoreMode, ScratchStudent
 from limbeck.students.pretrained import load_pretrained
@@ -30,14 +30,15 @@ from limbeck.system.atomic import sha256_file
 from limbeck.system.cost import measure
 from limbeck.system.device import pick_device, resolve_dtype
 from limbeck.text.packing import labels_of, pack, plan_batches
-from limbeck.train.batches import BatchPlan
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import Budget
 from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.optim import build_optimizer
 from limbeck.train.qad import remove_fake_quant
 from limbeck.train.run import needs_teacher, recompute_activations, stores_targets
-from limbeck.types import Batch, Dist, LiveTarget, Row, Sampling
+from limbeck.train.sources import EpochPlan, RowSource, live, plain
+from limbeck.train.step import train_step
+from limbeck.types import Batch, Cursor, Dist, Ranks, Row, Sampling, Step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -148,9 +149,10 @@ class _StepProbe:
         parameters = sum(param.numel() for param in self.student.parameters())
         rows = self.batch_rows
         batch = pack(rows, self._stored_target(), pick_device())
-        order = BatchPlan(rows if self.generates else self.train_rows, settings.batch_tokens, self.recipe.seed)
-        budget = Budget(settings, order)
-        per_epoch = [order.tokens(indices) for indices in order.plan(0)]
+        drawn = rows if self.generates else self.train_rows
+        plan = EpochPlan(drawn, settings.batch_tokens, self.recipe.seed)
+        budget = Budget(settings, RowSource(drawn, plan, plain(pick_device())))
+        per_epoch = [plan.tokens(indices) for indices in plan.plan(0)]
         micro_tokens = sum(per_epoch) / len(per_epoch)
         micro_batches = budget.total * settings.accumulate
         if budget.unit == "tokens":
@@ -159,7 +161,7 @@ class _StepProbe:
         stages, seconds = [], []
         kinds = [terms_at(objective, 0.5), *([twin_terms(objective)] if settings.twin else [])]
         for number, each in enumerate(kinds):
-            step, peak = self._time_step(batch, each, live=needs_teacher(self.recipe) and number == 0)
+            step, peak = self._time_step(batch, each, is_live=needs_teacher(self.recipe) and number == 0)
             work = step * (micro_tokens / len(batch.ids_T)) * micro_batches
             if budget.unit == "seconds" and number == 0:
                 work, micro_batches = budget.total, budget.total / step
@@ -256,26 +258,23 @@ class _StepProbe:
         labels = [labels_of(row) for row in self.batch_rows]
         return header.codec.decode(list(zip(buffers, labels, strict=True))).to(pick_device())
 
-    def _time_step(self, batch: Batch, terms: Terms, *, live: bool) -> tuple[float, int]:
+    def _time_step(self, batch: Batch, terms: Terms, *, is_live: bool) -> tuple[float, int]:
         """Seconds of one micro-batch with an optimizer step, and the peak memory meanwhile."""
         assert self.student is not None
         settings = self.recipe.train
         precision = resolve_dtype(settings.precision, pick_device())
-        distiller = Distiller(self.student, terms, vocab=self.teacher.vocab, precision=precision)
+        distiller = Distiller(self.student.requires_grad_(True), terms, vocab=self.teacher.columns, precision=precision)
         if settings.activation_checkpointing:
             recompute_activations(self.student)
         if settings.qad is not None:
             distiller.quantize(settings.qad)  # from when it begins; before, steps are a little shorter
         optimizer = build_optimizer(distiller, settings.optimizer)
+        taught = live(self.teacher, self.teacher.columns)
 
         def step(now: Batch) -> None:
-            if live:
-                head = cut_head(self.teacher.head, self.teacher.vocab)
-                now = replace(now, target=LiveTarget.of(self.teacher.hidden(now), head))
-            optimizer.zero_grad()
-            (distiller(now).loss / max(now.num_supervised, 1)).backward()
-            torch.nn.utils.clip_grad_norm_(distiller.parameters(), settings.clip or 1.0)
-            optimizer.step()
+            now = taught(self.batch_rows) if is_live else now
+            drawn = Step((now,), 1, max(now.num_supervised, 1), len(now.ids_T), Cursor())
+            train_step(distiller, optimizer, drawn, settings, Ranks())
 
         seconds = []
         with measure() as cost:

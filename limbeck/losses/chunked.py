@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from limbeck.losses.mixture import mixture_logits
 from limbeck.losses.rows import RowLoss, ce_rows, live_rows, sparse_rows
 from limbeck.losses.terms import Terms
-from limbeck.types import Dist, Head, LiveTarget, LossOut, Target
+from limbeck.types import Head, LossOut, Target, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from limbeck.types import Dist
 
 SCRATCH_BYTES = 96 * 2**20
 MIN_ROWS, MAX_ROWS = 16, 2048
@@ -48,8 +51,8 @@ def fused_distill_loss(
     """Sum over rows of `weights * ((1 - ce_weight) * T^2 * divergence + ce_weight * CE)`, in nats.
 
     hidden_ND, weight_VD (and bias_V): the student's last hidden rows and its head, any float dtype; the products run in
-    the hidden rows' dtype, everything else in float32. `target`: a Dist or a LiveTarget at the same rows; None needs
-    ce_weight 1. labels_N: int64 ground truth, needed when ce_weight > 0. Logits are
+    the hidden rows' dtype, everything else in float32. `target`: a Dist, a LiveTarget or a Mixture at the same rows;
+    None needs ce_weight 1. labels_N: int64 ground truth, needed when ce_weight > 0. Logits are
     `softcap(logit_scale * (hidden @ weight.T + bias))`. `scratch_bytes` bounds the logits that exist at a time (a live
     teacher's take as much again). `compile` runs the arithmetic of a live target through `torch.compile`, which wants a
     compiler on the machine: the same numbers, faster where a divergence has many passes. `params` are the divergence's
@@ -85,13 +88,13 @@ def fused_terms(
     """As `fused_distill_loss` for all of an objective's terms in one pass, and the unweighted sums of CE and divergence
     beside the loss."""
     _refuse(target, terms, labels_N)
-    if compile and not isinstance(target, LiveTarget):
+    if compile and (target is None or target.offers != "full"):
         raise ValueError("compile is for live targets; a stored one takes one softmax, which gains nothing from it")
     if compile and head.bias_V is not None and head.softcap is not None:
         raise ValueError("torch's compiler fails on a head with both a bias and a soft cap; leave compile off")
     job = _Job(head, target, terms, labels_N, weights_N, scratch_bytes, compile)
     loss, ce, kl = _Fused.apply(hidden_ND, head.weight_VD, head.bias_V, job)  # type: ignore[misc]
-    return LossOut(loss=loss, ce=ce, kl=None if target is None else kl, num=hidden_ND.shape[0])
+    return LossOut(loss, {"ce": ce} if target is None else {"ce": ce, "kl": kl}, hidden_ND.shape[0])
 
 
 def _refuse(target: Target | None, terms: Terms, labels_N: Tensor | None) -> None:
@@ -105,13 +108,13 @@ def _refuse(target: Target | None, terms: Terms, labels_N: Tensor | None) -> Non
     for term in terms.kd:
         if term.spec.labels and labels_N is None:
             raise ValueError(f"{term.divergence} needs labels_N, the tokens that really follow")
-        if isinstance(target, LiveTarget):
+        if target.offers == "full":
             continue
         if term.needs == "full":
             raise ValueError(
                 f"{term.divergence} at {term.temperature} needs a live target; this one has some tokens only"
             )
-        if term.needs == "cells" and target.is_open:
+        if term.needs == "cells" and target.offers == "sample":
             raise ValueError(
                 f"{term.divergence} needs the teacher's mass on every token, but this target is a sample without it; "
                 "use forward_kl, or a live or top-k target"
@@ -121,7 +124,7 @@ def _refuse(target: Target | None, terms: Terms, labels_N: Tensor | None) -> Non
                 f"a stored target has one temperature, but the terms have {terms.temperature} and {term.temperature}"
             )
     by = terms.position_weights
-    if by and by.measure == "entropy" and isinstance(target, Dist) and target.entropy_N is None:
+    if by and by.measure == "entropy" and not target.knows_entropy:
         raise ValueError("position weights by entropy need a target that knows it: live, or a sample")
 
 
@@ -141,8 +144,14 @@ def iter_logits(
             yield block, _finished(_widened(raw_nV), head)
 
 
-def cut_head(head: Head, vocab: int) -> Head:
-    """The head of the first `vocab` tokens (views): models of one tokenizer are often padded to different sizes."""
+def cut_head(head: Head, vocab: int | Vocab) -> Head:
+    """The head of the first `vocab` tokens (views): models of one tokenizer are often padded to different sizes. Of a
+    `Vocab` with chosen rows, those rows (a copy; gradients flow back to them)."""
+    if isinstance(vocab, Vocab):
+        if vocab.rows_V is not None:
+            bias_V = None if head.bias_V is None else head.bias_V.index_select(0, vocab.rows_V)
+            return replace(head, weight_VD=head.weight_VD.index_select(0, vocab.rows_V), bias_V=bias_V)
+        vocab = vocab.size
     if vocab == head.weight_VD.shape[0]:
         return head
     bias_V = None if head.bias_V is None else head.bias_V[:vocab]
@@ -232,10 +241,6 @@ class _Job(NamedTuple):
     scratch_bytes: int
     compile: bool
 
-    @property
-    def live(self) -> LiveTarget | None:
-        return self.target if isinstance(self.target, LiveTarget) else None
-
 
 class _Fused(torch.autograd.Function):
     @staticmethod
@@ -316,27 +321,36 @@ def _run(
     hidden_ND: Tensor, head: Head, job: _Job, needs: tuple[bool, bool, bool]
 ) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor | None, Tensor | None, Tensor | None]]:
     totals_3 = torch.zeros(3, dtype=torch.float64, device=hidden_ND.device)
-    block_rows = _block_rows(hidden_ND, head.weight_VD.shape[0], 1 if job.live is None else 2)
-    own, theirs = _Products(hidden_ND, head, job.scratch_bytes, block_rows), None
-    if job.live is not None:
-        teacher_ND = job.live.hidden_ND.detach()
-        teacher_head = _detached(job.live.head, teacher_ND.dtype)
-        theirs = _Products(teacher_ND, teacher_head, job.scratch_bytes, block_rows)
-        own.rows = theirs.rows = min(own.rows, theirs.rows)
+    full = None if job.target is None else job.target.full
+    parts = () if full is None else full.parts
+    block_rows = _block_rows(hidden_ND, head.weight_VD.shape[0], 1 + len(parts))
+    own = _Products(hidden_ND, head, job.scratch_bytes, block_rows)
+    theirs = [
+        _Products(part.hidden_ND.detach(), _detached(part.head, part.hidden_ND.dtype), job.scratch_bytes, block_rows)
+        for part in parts
+    ]
+    rows = min(each.rows for each in (own, *theirs))
+    for each in (own, *theirs):
+        each.rows = rows
+    heads = tuple(each.head for each in theirs)
+    log_weights_NM = None if full is None else full.log_weights_NM
+    cells = None if job.target is None else job.target.cells
     grads = _Grads(hidden_ND, head, needs, _sum_dtype(own, job.head.weight_VD.dtype))
     on_block = _compiled_block() if job.compile else _block
     for part in own.chunks():
         z_cV = own.logits(part)
-        u_cV = None if theirs is None else theirs.logits(part)
-        for rows, z_nV in own.blocks(part, z_cV):
+        u_McV = [each.logits(part) for each in theirs]
+        for rows_n, z_nV in own.blocks(part, z_cV):
+            inside = slice(rows_n.start - part.start, rows_n.stop - part.start)
             block = _Block(
                 z_nV,
-                None if u_cV is None else u_cV[rows.start - part.start : rows.stop - part.start],
-                None if job.target is None or theirs is not None else job.target[rows],
-                None if job.labels_N is None else job.labels_N[rows],
-                None if job.weights_N is None else job.weights_N[rows],
+                tuple(u_cV[inside] for u_cV in u_McV),
+                None if log_weights_NM is None else log_weights_NM[rows_n],
+                None if cells is None else cells[rows_n],
+                None if job.labels_N is None else job.labels_N[rows_n],
+                None if job.weights_N is None else job.weights_N[rows_n],
             )
-            out = on_block(block, head, None if theirs is None else theirs.head, job.terms)
+            out = on_block(block, head, heads, job.terms)
             totals_3 += torch.stack([each_n.sum() for each_n in out[:3]]).double()
             if grads.dbias_V is not None:
                 grads.dbias_V += _widened(z_nV).sum(0)
@@ -347,11 +361,12 @@ def _run(
 
 
 class _Block(NamedTuple):
-    """Some rows of a chunk: student's and teacher's products (views), and what belongs to these rows."""
+    """Some rows of a chunk: the student's and the teachers' products (views), and what belongs to these rows."""
 
     z_nV: Tensor
-    u_nV: Tensor | None
-    target: Target | None
+    u_MnV: tuple[Tensor, ...]
+    log_weights_nM: Tensor | None
+    cells: Dist | None
     labels_n: Tensor | None
     weights_n: Tensor | None
 
@@ -362,12 +377,13 @@ def _compiled_block() -> Callable[..., RowLoss]:
     return torch.compile(_block, options={"cpp.max_horizontal_fusion_size": 1})
 
 
-def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -> RowLoss:
+def _block(block: _Block, head: Head, teacher_heads: tuple[Head, ...], terms: Terms) -> RowLoss:
     """Turn the student's products into the loss's gradient on them, in place; returns the rows' losses, weighted."""
     z_nV = _finished(_widened(block.z_nV), head)
     u_nV = None
-    if block.u_nV is not None and teacher_head is not None:
-        u_nV = _finished(_widened(block.u_nV), teacher_head)
+    if block.u_MnV:
+        each = [_finished(_widened(u_nV), own) for u_nV, own in zip(block.u_MnV, teacher_heads, strict=True)]
+        u_nV = each[0] if block.log_weights_nM is None else mixture_logits(each, block.log_weights_nM)
     slope_nV = None
     if head.softcap is not None:  # d softcap(x) / dx = 1 - (z / c)^2
         slope_nV = (z_nV / head.softcap).square_().neg_().add_(1.0)
@@ -391,8 +407,7 @@ def _block(block: _Block, head: Head, teacher_head: Head | None, terms: Terms) -
 def _rows(z_nV: Tensor, u_nV: Tensor | None, block: _Block, terms: Terms) -> RowLoss:
     if u_nV is not None:
         return live_rows(z_nV, u_nV, terms, block.labels_n)
-    if block.target is None:
+    if block.cells is None:
         assert block.labels_n is not None
         return ce_rows(z_nV, block.labels_n, terms)
-    assert isinstance(block.target, Dist)
-    return sparse_rows(z_nV, block.target, terms, block.labels_n)
+    return sparse_rows(z_nV, block.cells, terms, block.labels_n)

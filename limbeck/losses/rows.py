@@ -114,7 +114,7 @@ def sparse_rows(z_nV: Tensor, target: Dist, terms: Terms, labels_n: Tensor | Non
     ce = _CrossEntropy.begin(z_nV, labels_n, terms, shared=temperature == 1.0)
     if temperature != 1.0:
         z_nV.div_(temperature)
-    rows_of = _open_rows if target.is_open else _closed_rows
+    rows_of = _sampled_rows if target.offers == "sample" else _cell_rows
     scale = (1.0 - terms.ce_weight) * temperature
     normaliser_n, kl_n = rows_of(z_nV, target, terms, (scale, ce.shared_weight if ce else 0.0))
     ce_n = torch.zeros_like(kl_n) if ce is None else ce.finish_(z_nV, normaliser_n)
@@ -122,7 +122,7 @@ def sparse_rows(z_nV: Tensor, target: Dist, terms: Terms, labels_n: Tensor | Non
     return RowLoss(loss_n, ce_n, kl_n, _weights_of(target, terms))
 
 
-def _open_rows(z_nV: Tensor, target: Dist, terms: Terms, factors: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def _sampled_rows(z_nV: Tensor, target: Dist, terms: Terms, factors: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Forward KL to a sample (tokens outside have unknown mass, not zero), or to a tail that is spread evenly. The
     gradient is `q - p` with p zero almost everywhere: no pass beyond the softmax."""
     scale, ce_weight = factors
@@ -167,7 +167,7 @@ class _Spread(NamedTuple):
         return cls(tail_n.exp(), tail_n.clamp_min(-1e30) - outside_n.log(), sum_n / outside_n)
 
 
-def _closed_rows(z_nV: Tensor, target: Dist, terms: Terms, factors: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def _cell_rows(z_nV: Tensor, target: Dist, terms: Terms, factors: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Any divergence on K + 1 cells, the last one the tail."""
     scale, ce_weight = factors
     wide = z_nV.dtype

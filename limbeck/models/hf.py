@@ -27,7 +27,7 @@ from limbeck.models.weights import adapter_only, format_of
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.text.packing import pack
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
-from limbeck.types import Batch, Head, Reply, Row, Sampling
+from limbeck.types import Batch, Head, Reply, Row, Sampling, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,6 +152,11 @@ class HfLM:
     def vocab(self) -> int:
         """Real tokens: heads are often padded beyond the tokenizer (Qwen2.5: 151,936 or 152,064 rows for 151,665)."""
         return min(head_layer(self.model).weight.shape[0], len(self.tokenizer))
+
+    @property
+    def columns(self) -> Vocab:
+        """What the columns of the head are: the tokenizer's tokens."""
+        return Vocab(self.vocab, self.tokenizer_hash)
 
     @property
     def head(self) -> Head:

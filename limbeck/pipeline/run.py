@@ -61,8 +61,9 @@ from limbeck.system.rundir import RunDir, StageRecord
 from limbeck.system.signals import stop_requests
 from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.loop import TrainContext
-from limbeck.train.parallel import Ranks, barrier, join_ranks
-from limbeck.train.run import needs_teacher, run_train, stores_targets, trusts_remote_code
+from limbeck.train.parallel import barrier, join_ranks
+from limbeck.train.run import Supervision, needs_teacher, stores_targets, train_student, trusts_remote_code
+from limbeck.types import Ranks, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -342,24 +343,24 @@ class _Run:
                 self._set_aside(out, marker.read_text())
             atomic_write(marker, key)
         barrier(ranks)
-        twin, live = role == "twin", needs_teacher(self.recipe)
+        twin = role == "twin"
         job = TrainContext(
             stage, out, self.recipe.seed, ranks, self._first_only, self.stages.on_message, self.stages.stop_asked
         )
         recipe = self._twin_recipe() if twin else self.recipe
-        trained = run_train(
-            recipe,
-            self.items("train"),
-            self.path / "student",
-            job,
-            vocab=self.vocab,
-            teacher=self.teacher if live and not twin else None,
-            store=self.store if stores_targets(self.recipe) and not twin else None,
-        )
+        trained = train_student(recipe, self.items("train"), self.path / "student", self._supervision(twin), job)
         if ranks.is_first:
             save_artifact(
                 out / "artifact", trained.model, self.tokenizer, self._card(role), dtype=self._artifact_dtype()
             )
+
+    def _supervision(self, twin: bool) -> Supervision:
+        vocab = Vocab(self.vocab, tokenizer_hash(self.tokenizer))
+        if needs_teacher(self.recipe) and not twin:
+            return Supervision("live", vocab, teacher=self.teacher)
+        if stores_targets(self.recipe) and not twin:
+            return Supervision("stored", vocab, store=self.store)
+        return Supervision("text", vocab)
 
     def _first_only(self, progress: Progress) -> None:
         if self.stages.is_first:

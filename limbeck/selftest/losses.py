@@ -17,7 +17,7 @@ from limbeck.losses.terms import Terms
 from limbeck.selftest.measure import Measure, worst
 from limbeck.selftest.oracles import Side, fused, plain
 from limbeck.selftest.pair import Pair
-from limbeck.train import batches
+from limbeck.train import sources
 from limbeck.types import Dist, Head, LiveTarget
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def self_distillation(pair: Pair) -> Iterator[Measure]:
         grads[name] = float(found.hidden_ND.abs().max()) / size
     yield worst("loss per position", values, ZERO)
     yield worst("gradient, cross-entropy's being 1", grads, 10 * ZERO)
-    batch = batches.live(pair.rows, pair.student, pair.vocab)(range(len(pair.rows)))
+    batch = sources.live(pair.student, pair.columns)(pair.rows)
     out = pair.forward(batch, replace(pair.terms, ce_weight=0.0))
     yield Measure("loss per position, whole model", abs(float(out.loss.detach())) / max(out.num, 1), ZERO)
 
@@ -94,7 +94,7 @@ def fused_is_plain_stored(pair: Pair) -> Iterator[Measure]:
 
 def fitting(pair: Pair, dist: Dist) -> list[str]:
     """The divergences under test that this target has enough for."""
-    offered = ("sample",) if dist.is_open else ("sample", "cells")
+    offered = ("sample",) if dist.offers == "sample" else ("sample", "cells")
     return [name for name in pair.names if DIVERGENCES[name].needs in offered]
 
 
@@ -196,9 +196,8 @@ def precision(pair: Pair) -> Iterator[Measure]:
         with torch.no_grad():
             target = LiveTarget.of(live.hidden_ND[part], live.head)
             out = chunked.fused_terms(side.hidden_ND[part], side.head, target, Terms(ce_weight=0.5), labels_N=label_N)
-        assert out.kl is not None
-        ce[f"row {row}"] = abs(float(out.ce) + float(logq_NV[0, label_N]))
-        kl[f"row {row}"] = abs(float(out.kl) - float((logp_NV.exp() * (logp_NV - logq_NV)).sum()))
+        ce[f"row {row}"] = abs(float(out.terms["ce"]) + float(logq_NV[0, label_N]))
+        kl[f"row {row}"] = abs(float(out.terms["kl"]) - float((logp_NV.exp() * (logp_NV - logq_NV)).sum()))
     yield worst("cross-entropy, nats", ce, PRECISION)
     yield worst("forward KL, nats", kl, PRECISION)
     yield Measure("gradients that are not finite, padded support", _padded(pair), 0)

@@ -27,11 +27,9 @@ from limbeck.selftest.oracles import (
 from limbeck.selftest.pair import Pair
 from limbeck.text.packing import pack
 from limbeck.text.tokenizer import compare_tokenizers
-from limbeck.train import batches, loop
-from limbeck.train.checkpoint import FitState
-from limbeck.train.loop import TrainContext
-from limbeck.train.parallel import Ranks
-from limbeck.types import Batch, LiveTarget, Row
+from limbeck.train import sources
+from limbeck.train.step import train_step
+from limbeck.types import Batch, Cursor, LiveTarget, Ranks, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,7 +73,7 @@ def teacher_untouched(pair: Pair) -> Iterator[Measure]:
         target = LiveTarget.of(hidden_ND, replace(pair.live.head, weight_VD=weight_VD))
         fused(pair.side, target, Terms(), pair.labels)
         reached = [hidden_ND.grad is not None, weight_VD.grad is not None]
-        out = pair.forward(batches.live(pair.rows, pair.teacher, pair.vocab)(range(len(pair.rows))), pair.terms)
+        out = pair.forward(sources.live(pair.teacher, pair.columns)(pair.rows), pair.terms)
         out.loss.backward()
         reached += [parameter.grad is not None for parameter in pair.teacher.model.parameters()]
         yield Measure("tensors of the teacher with a gradient", sum(reached), 0)
@@ -118,8 +116,9 @@ def _hidden_gradient(pair: Pair) -> Tensor:
 
 def _counted(pair: Pair) -> int:
     """The number that the loop divides by."""
-    order = batches.BatchPlan(pair.rows, sum(len(row.ids) for row in pair.rows), 0)
-    return sum(order.positions(batch) for batch in order.plan(0))
+    plan = sources.EpochPlan(pair.rows, sum(len(row.ids) for row in pair.rows), 0)
+    source = sources.RowSource(pair.rows, plan, sources.plain(pair.teacher.device))
+    return source.draw(Cursor(), source.epoch_batches(0), Ranks()).num_supervised
 
 
 def _with_edited_ends(pair: Pair) -> Batch:
@@ -205,20 +204,13 @@ def _loop_step(pair: Pair, rows: Sequence[Row], batch_tokens: int) -> StepResult
     """The mean loss and the gradient of one step of the training loop, from stored targets; no weight moves."""
     by_row = {trace.row_id: trace for trace in pair.top_k.traces()}
     traces = [by_row[row.id] for row in rows]
-    order = batches.BatchPlan(traces, batch_tokens, 0)
-    settings = Train(
-        budget=StepsBudget(steps=1),
-        batch_tokens=batch_tokens,
-        accumulate=len(order.plan(0)),
-        clip=None,
-        precision="float32",
-    )
-    quiet = lambda *_: None  # noqa: E731
-    job = TrainContext("selftest", pair.folder, 0, Ranks(), quiet, quiet, lambda: False)
-    fetch = batches.stored(traces, pair.top_k, pair.teacher.device)
+    plan = sources.EpochPlan(traces, batch_tokens, 0)
+    source = sources.RowSource(traces, plan, sources.stored(pair.top_k, pair.teacher.device))
+    settings = Train(budget=StepsBudget(steps=1), batch_tokens=batch_tokens, clip=None, precision="float32")
     pair.distiller.terms = pair.stored_terms
     still = torch.optim.SGD(pair.distiller.parameters(), lr=0.0)
-    _, values = loop._step(pair.distiller, still, order, fetch, FitState(), settings, job)
+    step = source.draw(Cursor(), source.epoch_batches(0), Ranks())
+    values = train_step(pair.distiller, still, step, settings, Ranks())
     return StepResult(values["loss"], snapshot(pair.distiller.student))
 
 
@@ -226,7 +218,7 @@ def _mean_by_hand(pair: Pair) -> float:
     """The sum over single rows through the module, divided by the number of tokens in all spans."""
     total, num = 0.0, 0
     for trace in pair.top_k.traces():
-        batch = batches.stored([trace], pair.top_k, pair.teacher.device)([0])
+        batch = sources.stored(pair.top_k, pair.teacher.device)([trace])
         with torch.no_grad():
             total += float(pair.forward(batch, pair.stored_terms).loss)
         num += sum(end - start for start, end in trace.spans)

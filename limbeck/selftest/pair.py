@@ -22,9 +22,9 @@ from limbeck.recipe import FileSource, Recipe
 from limbeck.selftest.oracles import Side, StepResult, alone, logits_alone, plain_loss, snapshot
 from limbeck.text.encode import Encoder, Example
 from limbeck.text.packing import pack
-from limbeck.train import batches
+from limbeck.train import sources
 from limbeck.train.distiller import Distiller
-from limbeck.types import LiveTarget, Row
+from limbeck.types import LiveTarget, Row, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -106,6 +106,10 @@ class Pair:
         return self.teacher.vocab
 
     @property
+    def columns(self) -> Vocab:
+        return self.teacher.columns
+
+    @property
     def exact(self) -> bool:
         """Whether the teacher runs in float32: else its packed and single passes differ by rounding."""
         return self.teacher.dtype == torch.float32
@@ -128,7 +132,7 @@ class Pair:
     @cached_property
     def distiller(self) -> Distiller:
         """As in training, but for dropout: a comparison needs the same function twice."""
-        made = Distiller(self.student.model, self.terms, vocab=self.vocab)
+        made = Distiller(self.student.model.requires_grad_(True), self.terms, vocab=self.columns)
         made.student.eval()
         return made
 
@@ -136,7 +140,7 @@ class Pair:
 
     @cached_property
     def live_batch(self) -> Batch:
-        return batches.live(self.rows, self.teacher, self.vocab)(range(len(self.rows)))
+        return sources.live(self.teacher, self.columns)(self.rows)
 
     @cached_property
     def few(self) -> Tensor:

@@ -15,7 +15,7 @@ from limbeck.losses.terms import Terms
 from limbeck.selftest.measure import CannotRun, Measure
 from limbeck.selftest.oracles import logits_alone, predicting
 from limbeck.selftest.pair import Pair
-from limbeck.train import batches
+from limbeck.train import sources
 from limbeck.types import Dist, LiveTarget
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def alignment(pair: Pair) -> Iterator[Measure]:
         "stored against the teacher on each document alone", _gap(store.dists(_in_order(pair, traces)), pair), 0.1
     )
     order = [*range(1, len(traces)), 0]
-    target = batches.stored(traces, store, pair.teacher.device)(order).target
-    assert target is not None and not isinstance(target, LiveTarget)
+    target = sources.stored(store, pair.teacher.device)([traces[index] for index in order]).target
+    assert isinstance(target, Dist)
     single = torch.cat([store.dist(traces[index]).logp_NK for index in order]).to(target.logp_NK.device)
     yield Measure("rows in another order: difference", float((target.logp_NK.exp() - single.exp()).abs().max()), 0)
 
@@ -175,8 +175,10 @@ def _student_shift(pair: Pair, wanted: list[int]) -> Iterator[Measure]:
     with torch.no_grad():
         out = pair.forward(replace(pair.live_batch, target=certain), Terms())
     truth = float(-torch.log_softmax(pair.student_alone.double(), 1).gather(1, labels_N[:, None]).mean())
-    yield Measure("nats between the student's cross-entropy and shift 0", abs(float(out.ce) / out.num - truth), 1e-3)
-    yield Measure("nats between KL to the labels and it", abs(float(out.loss - out.ce)) / out.num, 1e-3)
+    yield Measure(
+        "nats between the student's cross-entropy and shift 0", abs(float(out.terms["ce"]) / out.num - truth), 1e-3
+    )
+    yield Measure("nats between KL to the labels and it", abs(float(out.loss - out.terms["ce"])) / out.num, 1e-3)
 
 
 def _nothing(labels_N: Tensor) -> Tensor:

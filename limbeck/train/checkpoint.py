@@ -1,6 +1,6 @@
 """Checkpoints: whole or absent, verified before use, of one format whatever the number of processes.
 
-CHECKPOINTS/step-00000120/model.safetensors      parameters and buffers, full tensors
+CHECKPOINTS/step-00000120/model.safetensors      trainable parameters and buffers, full tensors
                           optimizer.safetensors  both moments and the step of every parameter
                           state.json             where the run was
                           MANIFEST.json          sizes and SHA-256, written last
@@ -11,21 +11,23 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.errors import StoreError
 from limbeck.system.atomic import atomic_dir, sweep, verify_dir
-from limbeck.train.batches import Cursor
-from limbeck.train.parallel import Ranks, assign, barrier, full
+from limbeck.train.parallel import assign, barrier, full
+from limbeck.types import Cursor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor, nn
+
+    from limbeck.types import Ranks
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,22 @@ class FitState:
     seconds: float = 0.0
     cursor: Cursor = field(default_factory=Cursor)
 
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"cursor": _cursor_json(self.cursor)}
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> FitState:
+        return cls(**{**raw, "cursor": _cursor(raw["cursor"])})
+
+
+def _cursor_json(cursor: Cursor) -> dict[str, Any]:
+    own: dict[str, Any] = {"epoch": cursor.epoch, "index": cursor.index}
+    return own | {"parts": [_cursor_json(part) for part in cursor.parts]} if cursor.parts else own
+
+
+def _cursor(raw: dict[str, Any]) -> Cursor:
+    return Cursor(raw["epoch"], raw["index"], tuple(_cursor(part) for part in raw.get("parts", ())))
+
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters (tied ones once) and persistent buffers as full CPU tensors. A collective under FSDP2."""
@@ -46,10 +64,25 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: full(tensor.detach()).cpu().contiguous() for name, tensor in named}
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: FitState, ranks: Ranks) -> None:
-    """Write one checkpoint (rank 0) while the other ranks help to gather it."""
-    weights = model_tensors(model)
-    names = {id(param): name for name, param in model.named_parameters()}
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    """What changes while the module learns, by the name it has in a checkpoint: trainable parameters, and persistent
+    buffers. A student's tensors have the names that they have in the student alone."""
+    persistent = set(module.state_dict())
+    named = [(name, param) for name, param in module.named_parameters() if param.requires_grad]
+    named += [(name, buffer) for name, buffer in module.named_buffers() if name in persistent]
+    tensors = {name.removeprefix("student."): tensor for name, tensor in named}
+    if len(tensors) < len(named):
+        raise StoreError(
+            "a part of the student and one beside it share a name in checkpoints; rename the part beside it."
+        )
+    return tensors
+
+
+def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: FitState, ranks: Ranks) -> None:
+    """Write one checkpoint of all that is trained in `module` (rank 0) while the other ranks help to gather it."""
+    tensors = _trained(module)
+    weights = {name: full(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+    names = {id(tensor): name for name, tensor in tensors.items()}
     moments: dict[str, Tensor] = {}
     for param, values in optimizer.state.items():
         for key, value in values.items():
@@ -58,7 +91,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state
         with atomic_dir(folder / f"step-{state.step:08d}") as tmp:
             save_file(weights, tmp / "model.safetensors")
             save_file(moments, tmp / "optimizer.safetensors")
-            (tmp / "state.json").write_text(json.dumps(asdict(state)))
+            (tmp / "state.json").write_text(json.dumps(state.as_json()))
     barrier(ranks)
 
 
@@ -69,11 +102,11 @@ def keep_newest(folder: Path, count: int) -> None:
 
 def load_newest(
     folder: Path,
-    model: nn.Module,
+    module: nn.Module,
     optimizer: torch.optim.Optimizer,
     on_message: Callable[[str], None],
 ) -> FitState:
-    """Restore the newest sound checkpoint into model and optimizer; a fresh state when there is none.
+    """Restore the newest sound checkpoint into module and optimizer; a fresh state when there is none.
 
     A damaged checkpoint is named and skipped for the one before. Raises StoreError when all there are is damaged.
     """
@@ -83,7 +116,7 @@ def load_newest(
         sweep(folder, path.name)
         wrong = verify_dir(path)
         if wrong is None:
-            return _restore(path, model, optimizer)
+            return _restore(path, module, optimizer)
         on_message(f"checkpoint {path.name} is skipped: {wrong}; falling back to the one before")
     if found:
         raise StoreError(
@@ -94,25 +127,23 @@ def load_newest(
 
 
 @torch.no_grad()
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> FitState:
+def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> FitState:
     weights = load_file(path / "model.safetensors")
     moments = load_file(path / "optimizer.safetensors")
-    targets = dict(model.named_parameters()) | {n: b for n, b in model.named_buffers() if n in weights}
-    if set(targets) - set(weights):
-        missing = ", ".join(sorted(set(targets) - set(weights))[:3])
+    tensors = _trained(module)
+    if set(tensors) - set(weights):
+        missing = ", ".join(sorted(set(tensors) - set(weights))[:3])
         raise StoreError(
             f"{path} is of another model: it lacks {missing}. Delete the checkpoints folder to start over."
         )
-    for name, tensor in targets.items():
+    for name, tensor in tensors.items():
         assign(tensor, weights[name])
-    for name, param in model.named_parameters():
-        state = optimizer.state[param]
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            value = moments[f"{name}/{key}"]
-            if key == "step":
-                state[key] = value.to(param.device)
-            else:
-                state[key] = torch.zeros_like(param)
-                assign(state[key], value)
-    raw = json.loads((path / "state.json").read_text())
-    return FitState(**{**raw, "cursor": Cursor(**raw["cursor"])})
+    for full_name, value in moments.items():
+        name, key = full_name.rsplit("/", 1)
+        param = tensors[name]
+        if value.ndim == 0:
+            optimizer.state[param][key] = value.to(param.device)
+        else:
+            optimizer.state[param][key] = torch.zeros_like(param)
+            assign(optimizer.state[param][key], value)
+    return FitState.from_json(json.loads((path / "state.json").read_text()))

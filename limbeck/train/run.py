@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.errors import DataError, RecipeError, StoreError
-from limbeck.models.hf import HfLM, head_layer
+from limbeck.models.hf import head_layer
 from limbeck.recipe import PretrainedStudent, Recipe
 from limbeck.store import TraceStore
 from limbeck.system.atomic import atomic_write
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.text.tokenizer import load_tokenizer
-from limbeck.train import batches
+from limbeck.train import sources
 from limbeck.train.checkpoint import FitState, model_tensors
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import TrainContext, fit
 from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.position_weights import trace_weigher, weigher
 from limbeck.train.qad import bake, stored_weights
+from limbeck.train.sources import RowSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.types import Row, Trace
+    from limbeck.types import Backbone, Row, Trace, Vocab
 
 
 class Trained(NamedTuple):
@@ -38,24 +39,27 @@ class Trained(NamedTuple):
     model: PreTrainedModel
 
 
-def run_train(
-    recipe: Recipe,
-    items: Sequence[Row | Trace],
-    student_path: Path,
-    job: TrainContext,
-    *,
-    vocab: int,
-    teacher: HfLM | None = None,
-    store: TraceStore | None = None,
+@dataclass(frozen=True)
+class Supervision:
+    """What a student learns from beside its rows: stored targets, a live teacher, or the text alone ("text": what has
+    no teacher's distribution, and the twin)."""
+
+    kind: Literal["stored", "live", "text"]
+    vocab: Vocab
+    store: TraceStore | None = None
+    teacher: Backbone | None = None
+
+
+def train_student(
+    recipe: Recipe, items: Sequence[Row | Trace], student_path: Path, by: Supervision, context: TrainContext
 ) -> Trained:
-    """Train the student at `student_path` on `items`. With neither teacher nor store: CE only, with label smoothing and
-    weights by token and place: the twin, and whatever learns from text alone. `vocab` is the number of real tokens.
-    """
+    """Train the student at `student_path` on `items`. From text alone the objective is cross-entropy, with label
+    smoothing and weights by token and place. Raises as `fit` does, and RecipeError where the student does not fit."""
     train = recipe.train
-    if train.accumulate % job.ranks.world:
+    if train.accumulate % context.ranks.world:
         raise RecipeError(
-            f"train.accumulate is {train.accumulate} but there are {job.ranks.world} processes; it counts "
-            f"micro-batches over all of them, so it must be a multiple of {job.ranks.world}."
+            f"train.accumulate is {train.accumulate} but there are {context.ranks.world} processes; it counts "
+            f"micro-batches over all of them, so it must be a multiple of {context.ranks.world}."
         )
     if not items:
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
@@ -63,44 +67,54 @@ def run_train(
     device = pick_device()
     student = open_student(recipe, student_path, device)
     own = head_layer(student).weight.shape[0]
-    if own < vocab:
+    if own < by.vocab.size:
         raise RecipeError(
-            f"the student's head has {own} tokens but the teacher's tokenizer has {vocab}; they must share one "
+            f"the student's head has {own} tokens but the teacher's tokenizer has {by.vocab.size}; they must share one "
             "tokenizer. Choose a student of the same family."
         )
-    twin = store is None and teacher is None
-    terms = twin_terms(recipe.objective) if twin else terms_at(recipe.objective, 0.0)
-    if store is not None:
-        check_store(store, recipe)
-        fetch = batches.stored(items, store, device)  # type: ignore[arg-type]
-    elif teacher is not None:
-        fetch = batches.live(items, teacher, vocab)
-    else:
-        fetch = batches.plain(items, device)
-    by_place = weigher(recipe.objective.position_weights, lambda: load_tokenizer(str(student_path)))
-    for weigh in (by_place, trace_weigher(items)):
-        if weigh is not None:
-            fetch = batches.weighted(fetch, items, weigh)
+    source = _source(recipe, items, by, student_path, device)
     if train.qad is not None:
         stored_weights(student, train.qad.quant)  # told before the first step, whenever it begins
-    precision = resolve_dtype(train.precision, device)
-    distiller = Distiller(student, terms, precision=precision, vocab=vocab)
+    taught = by.kind != "text"
+    terms = terms_at(recipe.objective, 0.0) if taught else twin_terms(recipe.objective)
+    distiller = Distiller(student, terms, precision=resolve_dtype(train.precision, device), vocab=by.vocab)
+    distiller.follow(recipe.objective if taught else None, train.qad)
     if train.activation_checkpointing:
         recompute_activations(student)
     if train.compile:
         student.get_decoder().compile(dynamic=True)
-    order = batches.BatchPlan(items, train.batch_tokens, recipe.seed)
-    state = fit(distiller, order, fetch, train, job, None if twin else recipe.objective)
-    if job.ranks.is_first:
-        atomic_write(job.out / "state.json", json.dumps(asdict(state)))
-    if job.ranks.kind == "fsdp2":
+    state = fit(distiller, source, train, context)
+    if context.ranks.is_first:
+        atomic_write(context.out / "state.json", json.dumps(state.as_json()))
+    if context.ranks.kind == "fsdp2":
         weights = model_tensors(student)  # a collective: every rank takes part
-        if job.ranks.is_first:
+        if context.ranks.is_first:
             student = open_student(recipe, student_path, torch.device("cpu"))
             student.load_state_dict(weights, strict=False)  # tied weights are there once
-    if train.qad is not None and (job.ranks.is_first or job.ranks.kind != "fsdp2"):
+    if train.qad is not None and (context.ranks.is_first or context.ranks.kind != "fsdp2"):
         bake(student, train.qad)
     return Trained(state, student)
+
+
+def _source(
+    recipe: Recipe, items: Sequence[Row | Trace], by: Supervision, student_path: Path, device: torch.device
+) -> RowSource:
+    if by.kind == "stored":
+        assert by.store is not None
+        check_store(by.store, recipe)
+        pack = sources.stored(by.store, device)
+    elif by.kind == "live":
+        assert by.teacher is not None
+        pack = sources.live(by.teacher, by.vocab)
+    else:
+        pack = sources.plain(device)
+    by_place = weigher(recipe.objective.position_weights, lambda: load_tokenizer(str(student_path)))
+    for weigh in (by_place, trace_weigher(items)):
+        if weigh is not None:
+            pack = sources.weighted(pack, weigh)
+    plan = sources.EpochPlan(items, recipe.train.batch_tokens, recipe.seed)
+    # Decoding beside a GPU is hidden behind its work; on a CPU it takes a thousandth of a step.
+    return RowSource(items, plan, pack, ahead=by.kind == "stored" and device.type == "cuda")
 
 
 def open_student(recipe: Recipe, path: Path, device: torch.device) -> PreTrainedModel:

@@ -26,7 +26,7 @@ from limbeck.selftest.measure import Measure
 from limbeck.selftest.run import STATEMENTS, CheckOutcome, SelfTest, SelfTestChoice, run_selftest
 from limbeck.store import TraceStore, reader
 from limbeck.text import packing
-from limbeck.train import batches, distiller
+from limbeck.train import distiller, sources
 from tests import tiny
 
 QUICK = SelfTestChoice(divergence="forward_kl")
@@ -121,7 +121,7 @@ def renormalised_top_k(patch):
 
 
 def padded_positions_counted(patch):
-    patch.setattr(batches.BatchPlan, "positions", lambda self, batch: sum(self.lengths[index] for index in batch))
+    patch.setattr(sources.EpochPlan, "positions", lambda self, batch: sum(self.lengths[index] for index in batch))
 
 
 def padded_positions_trained(patch):
@@ -136,7 +136,7 @@ def mean_of_means(patch):
         return out._replace(loss=out.loss / out.num)
 
     patch.setattr(distiller.Distiller, "forward", mean)
-    patch.setattr(batches.BatchPlan, "positions", lambda _self, _batch: 1)
+    patch.setattr(sources.EpochPlan, "positions", lambda _self, _batch: 1)
 
 
 def swapped_kl(patch):

@@ -86,7 +86,7 @@ def test_readings_of_a_top_k(rest):
     got = torch.zeros_like(p)
     got.scatter_add_(1, dist.ids_NK.clamp_min(0), dist.logp_NK.double().exp())
     torch.testing.assert_close(got, kept, rtol=0, atol=0.03)
-    assert dist.spread == dist.is_open == (rest == "spread")
+    assert dist.spread == (dist.offers == "sample") == (rest == "spread")
     want = left if rest in ("tail", "spread") else torch.zeros(40).double()
     torch.testing.assert_close(dist.tail_N.double().exp(), want, rtol=0, atol=0.03)
     torch.testing.assert_close(got.sum(1) + dist.tail_N.double().exp(), torch.ones(40).double())

@@ -16,7 +16,7 @@ from limbeck.models.hf import HfLM
 from limbeck.text.packing import pack
 from limbeck.train.distiller import Distiller
 from limbeck.train.objective import terms_at
-from limbeck.types import Dist, LiveTarget
+from limbeck.types import Dist, LiveTarget, Vocab
 from tests.train import two_ranks
 
 FAMILIES = ("llama", "gpt2", "qwen2", "gemma2", "granite")
@@ -48,7 +48,7 @@ def family(request):
 @pytest.fixture
 def distiller(family, tiny_model):
     torch.manual_seed(1)
-    made = Distiller(tiny_model(family), Terms(ce_weight=0.3, temperature=2.0), vocab=384)
+    made = Distiller(tiny_model(family), Terms(ce_weight=0.3, temperature=2.0), vocab=Vocab(384))
     made.student.eval()  # no dropout (GPT-2 has some): a comparison needs the same function twice
     return made
 
@@ -82,15 +82,15 @@ def test_weighted_terms_do_not_depend_on_the_cut(tiny_model):
     """Several terms at two temperatures, weights by teacher, token and place: one batch is many, and so are its sums.
     The divisor is the number of positions, so a weight of 2 everywhere doubles loss and gradients."""
     torch.manual_seed(1)
-    made = Distiller(tiny_model("llama"), terms_at(two_ranks.OBJECTIVE, 0.5), vocab=384)
+    made = Distiller(tiny_model("llama"), terms_at(two_ranks.OBJECTIVE, 0.5), vocab=Vocab(384))
     rows = two_ranks.rows(6)
-    fetch = two_ranks.fetch_weighted(rows)
-    whole = fetch(range(6))
+    packed = two_ranks.packed_weighted()
+    whole = packed(rows)
     assert whole.weights_N is not None and whole.weights_N.unique().numel() > 2
     one = loss_and_grads(made, [whole])
-    same(one, loss_and_grads(made, [fetch([0]), fetch([1, 2, 3]), fetch([4, 5])]))
-    order = [3, 0, 5, 1, 4, 2]
-    same(one, loss_and_grads(made, [fetch(order[:4]), fetch(order[4:])]))
+    same(one, loss_and_grads(made, [packed(rows[:1]), packed(rows[1:4]), packed(rows[4:])]))
+    other = [rows[index] for index in (3, 0, 5, 1, 4, 2)]
+    same(one, loss_and_grads(made, [packed(other[:4]), packed(other[4:])]))
     twice = loss_and_grads(made, [replace(whole, weights_N=2 * whole.weights_N)])
     same((2 * one[0], {name: 2 * grad for name, grad in one[1].items()}), twice)
 

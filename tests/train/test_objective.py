@@ -12,7 +12,8 @@ from limbeck.recipe import Objective
 from limbeck.train.loop import TrainContext
 from limbeck.train.objective import scheduled, scheduled_values, terms_at, twin_terms
 from limbeck.train.parallel import Ranks
-from limbeck.train.run import run_train
+from limbeck.train.run import Supervision, train_student
+from limbeck.types import Vocab
 from tests import tiny
 from tests.recipes import tiny_recipe
 from tests.train import two_ranks
@@ -106,8 +107,8 @@ def train(recipe, folder, out, teacher=None, stop_after=None):
     job = TrainContext("train", out, 0, Ranks(), quiet, quiet, ask)
     if stop_after:
         with pytest.raises(Stopped):
-            run_train(recipe, two_ranks.rows(), folder, job, vocab=384, teacher=teacher)
-    return run_train(recipe, two_ranks.rows(), folder, job, vocab=384, teacher=teacher).model.state_dict()
+            train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job)
+    return train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job).model.state_dict()
 
 
 def metrics(out):

@@ -6,8 +6,8 @@ import torch
 
 from limbeck.recipe import FirstTokens, PlaceRamp, PositionWeights, TokenWeights
 from limbeck.text.token_bytes import BYTES
-from limbeck.train.batches import plain, weighted
 from limbeck.train.position_weights import CLASSES, class_of, place_weights, token_classes, token_text, weigher
+from limbeck.train.sources import plain, weighted
 from limbeck.types import Row
 
 
@@ -80,7 +80,7 @@ def test_weights_follow_the_supervised_positions(tiny_tokenizer):
                 want.append(own * (10.0 if place == 0 else 1.0))
     assert {0.5, 4.0, 10.0} <= set(want)
     assert weigh(items).tolist() == want
-    batch = weighted(plain(items, torch.device("cpu")), items, weigh)([1, 0])
+    batch = weighted(plain(torch.device("cpu")), weigh)([items[1], items[0]])
     assert batch.weights_N is not None and batch.weights_N.tolist() == weigh([items[1], items[0]]).tolist()
     assert len(batch.weights_N) == batch.num_supervised
 

@@ -35,8 +35,8 @@ from limbeck.train.qad import (
     round_to_grid,
     stored_weights,
 )
-from limbeck.train.run import recompute_activations, run_train
-from limbeck.types import LiveTarget
+from limbeck.train.run import Supervision, recompute_activations, train_student
+from limbeck.types import LiveTarget, Vocab
 from tests import tiny
 from tests.export import gguf_models as small
 from tests.recipes import tiny_recipe
@@ -161,12 +161,12 @@ def test_it_computes_with_the_exports_weights(family, quant, teacher):
     through means. The master weights and all names stay as they are."""
     terms = Terms(ce_weight=0.3, temperature=2.0)
     batch = rows_and_target(teacher)
-    distiller = Distiller(tiny.build_model(family), terms, vocab=384)
+    distiller = Distiller(tiny.build_model(family), terms, vocab=Vocab(384))
     before = {name: param.clone() for name, param in distiller.student.named_parameters()}
     plain, _ = loss_and_grads(distiller, batch)
     distiller.quantize(Qad(quant=quant))
     loss, grads = loss_and_grads(distiller, batch)
-    expected, oracle = loss_and_grads(Distiller(on_the_grid(family, quant), terms, vocab=384), batch)
+    expected, oracle = loss_and_grads(Distiller(on_the_grid(family, quant), terms, vocab=Vocab(384)), batch)
     assert loss == expected != plain
     assert grads.keys() == oracle.keys() == before.keys()
     for name, grad in grads.items():
@@ -186,7 +186,7 @@ def test_straight_through_against_double_precision():
 
 def test_a_tied_head_is_one_weight(teacher):
     """What loss and embedding use is one grid, and both gradients reach the one master weight."""
-    distiller = Distiller(tiny.build_model("llama"), Terms(), vocab=384)
+    distiller = Distiller(tiny.build_model("llama"), Terms(), vocab=Vocab(384))
     distiller.quantize(Q4)
     batch = rows_and_target(teacher)
     _, grads = loss_and_grads(distiller, batch)
@@ -200,7 +200,7 @@ def test_a_tied_head_is_one_weight(teacher):
 def test_a_student_on_the_grid_is_left_alone(teacher):
     """The plain loss of an already quantized student is its loss under quantization."""
     batch = rows_and_target(teacher)
-    distiller = Distiller(on_the_grid("llama", "q4_0"), Terms(), vocab=384)
+    distiller = Distiller(on_the_grid("llama", "q4_0"), Terms(), vocab=Vocab(384))
     plain = loss_and_grads(distiller, batch)
     distiller.quantize(Q4)
     under = loss_and_grads(distiller, batch)
@@ -211,8 +211,8 @@ def test_a_student_on_the_grid_is_left_alone(teacher):
 def test_recomputed_activations_see_the_grid_too(teacher):
     """The backward pass computes the blocks again, after the forward is over."""
     batch = rows_and_target(teacher)
-    once = Distiller(tiny.build_model("llama"), Terms(), vocab=384)
-    again = Distiller(tiny.build_model("llama"), Terms(), vocab=384)
+    once = Distiller(tiny.build_model("llama"), Terms(), vocab=Vocab(384))
+    again = Distiller(tiny.build_model("llama"), Terms(), vocab=Vocab(384))
     recompute_activations(again.student)
     for distiller in (once, again):
         distiller.quantize(Q4)
@@ -291,8 +291,8 @@ def train(recipe, folder, out, teacher=None, stop_after=None):
     job = TrainContext("train", out, 0, Ranks(), quiet, quiet, ask)
     if stop_after:
         with pytest.raises(Stopped):
-            run_train(recipe, two_ranks.rows(), folder, job, vocab=384, teacher=teacher)
-    return run_train(recipe, two_ranks.rows(), folder, job, vocab=384, teacher=teacher).model
+            train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job)
+    return train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job).model
 
 
 def equal(one, other):

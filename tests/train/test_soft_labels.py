@@ -11,7 +11,7 @@ from limbeck.losses.votes import tally
 from limbeck.models.hf import head_of, packed_attention, packed_hidden
 from limbeck.store import Codec
 from limbeck.text.packing import labels_of, pack
-from limbeck.train import batches
+from limbeck.train import sources
 from limbeck.train.position_weights import trace_weigher
 from limbeck.types import Trace
 
@@ -68,7 +68,7 @@ def test_distinct_replies_with_shares_are_all_replies(tiny_model, sampled, famil
 
     items = [item for _, item in ballots]
     dist = through_codec(ballots)
-    batch = batches.weighted(lambda _: pack(items, dist), items, trace_weigher(items))(range(len(items)))
+    batch = sources.weighted(lambda _: pack(items, dist), trace_weigher(items))(items)
     soft, soft_num, soft_grads = gradients(model, batch, Terms(ce_weight=0.0))
     shares = dist.logp_NK.double().exp()
     entropy = -torch.special.xlogy(shares, shares).sum(1)  # of the votes: what KL leaves out of cross-entropy
@@ -84,8 +84,8 @@ def test_labels_with_shares_are_all_replies(tiny_model, sampled, family):
     items = [trace([*p, *b.ids], p, b.share) for p, replies in sampled for b in tally(replies)]
     model = tiny_model(family).double()
     value, num, grads = gradients(model, pack(everything), Terms(ce_weight=1.0))
-    fetch = batches.weighted(lambda _: pack(items), items, trace_weigher(items))
-    hard, hard_num, hard_grads = gradients(model, fetch(range(len(items))), Terms(ce_weight=1.0))
+    packed = sources.weighted(pack, trace_weigher(items))
+    hard, hard_num, hard_grads = gradients(model, packed(items), Terms(ce_weight=1.0))
     assert hard / hard_num == pytest.approx(value / num, rel=2e-6)
     same(hard_grads, hard_num, grads, num)
 
@@ -103,5 +103,5 @@ def test_weights_have_mean_one_and_multiply():
     assert weigh(items) == pytest.approx([1.2, 1.2, 1.2, 0.4])
     assert trace_weigher(items[:1]) is None
     assert trace_weigher([replace(item, meta={}) for item in items]) is None
-    twice = batches.weighted(batches.weighted(lambda _: pack(items), items, weigh), items, lambda _: 2 * weigh(items))
-    assert twice([0, 1]).weights_N.tolist() == pytest.approx([2.88, 2.88, 2.88, 0.32])
+    twice = sources.weighted(sources.weighted(pack, weigh), lambda _: 2 * weigh(items))
+    assert twice(items).weights_N.tolist() == pytest.approx([2.88, 2.88, 2.88, 0.32])

@@ -17,16 +17,16 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.models.hf import HfLM
 from limbeck.recipe import Constant, Objective, Optimizer, Qad, StepsBudget, Train
-from limbeck.train import loop
-from limbeck.train.batches import BatchPlan, live, weighted
-from limbeck.train.checkpoint import FitState, model_tensors
+from limbeck.train.checkpoint import model_tensors
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import TrainContext, fit
 from limbeck.train.objective import terms_at
 from limbeck.train.optim import build_optimizer
 from limbeck.train.parallel import full, join_ranks, wrap
 from limbeck.train.position_weights import weigher
-from limbeck.types import Row
+from limbeck.train.sources import EpochPlan, RowSource, live, weighted
+from limbeck.train.step import train_step
+from limbeck.types import Cursor, Row, Vocab
 from tests import tiny
 
 OBJECTIVE = Objective.model_validate(
@@ -54,13 +54,13 @@ def rows(num=12):
     return made
 
 
-def fetch_weighted(items):
+def packed_weighted():
     """Batches with a live teacher and weights."""
     tokenizer = tiny.build_tokenizer()
     teacher = HfLM.wrap(tiny.build_model("llama", seed=7), tokenizer, name="teacher")
     weigh = weigher(OBJECTIVE.position_weights, lambda: tokenizer)
     assert weigh is not None
-    return weighted(live(items, teacher, 384), items, weigh)
+    return weighted(live(teacher, Vocab(384)), weigh)
 
 
 def main(kind, model, out):
@@ -79,19 +79,20 @@ def main(kind, model, out):
     quiet = lambda *_: None  # noqa: E731
     with join_ranks(kind) as ranks:
         build = lambda: Distiller(  # noqa: E731
-            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), terms_at(OBJECTIVE, 0.5), vocab=384
+            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), terms_at(OBJECTIVE, 0.5), vocab=Vocab(384)
         )
-        order, fetch = BatchPlan(items, settings.batch_tokens, 0), fetch_weighted(items)
+        source = RowSource(items, EpochPlan(items, settings.batch_tokens, 0), packed_weighted())
         job = TrainContext("train", Path(out), 0, ranks, quiet, quiet, lambda: False)
         distiller = build()
         module = wrap(distiller, ranks)
         distiller.quantize(settings.qad)
         optimizer = build_optimizer(module, settings.optimizer)
         optimizer.step = quiet
-        _, values = loop._step(module, optimizer, order, fetch, FitState(), settings, job)
+        values = train_step(module, optimizer, source.draw(Cursor(), settings.accumulate, ranks), settings, ranks)
         grads = {name: full(p.grad).clone() for name, p in distiller.student.named_parameters()}
         trained = build()
-        fit(trained, order, fetch, settings, job, OBJECTIVE)
+        trained.follow(OBJECTIVE, settings.qad)
+        fit(trained, source, settings, job)
         weights = model_tensors(trained.student)
         if ranks.is_first:
             save_file(grads, Path(out) / "grads.safetensors")
