@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
 from limbeck.models.licences import HUB_LICENCES, TERMS
-from limbeck.recipe import is_local, name_of
+from limbeck.recipe import name_of
 from limbeck.recipe.io import dump_recipe
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def make_card(
     The licence is the recipe's, or else `licence`, or else that which the teacher's own card states (a folder's
     README.md, or the hub's).
     """
-    local, teacher = is_local(recipe.teacher), name_of(recipe.teacher)
+    local, teacher = recipe.teacher.is_local, name_of(recipe.teacher)
     return Card(
         name=recipe.name if role == "student" else f"{recipe.name}-{role}",
         scope=recipe.scope,

@@ -10,7 +10,6 @@ from limbeck.check.findings import Fact
 from limbeck.check.recipe import check_recipe
 from limbeck.config.problems import problem
 from limbeck.errors import TeacherError
-from limbeck.recipe import is_local
 from tests.check.checking import problems
 
 
@@ -54,7 +53,7 @@ def test_each_check_is_made(recipe, monkeypatch, made):
     monkeypatch.setattr(opened, "estimate_stages", lambda *_: {})
     monkeypatch.setattr(check, "CHECKS", [])
     monkeypatch.setattr(check, "MEASUREMENTS", [made])
-    assert is_local(recipe.teacher) and check_recipe(recipe).problems == []
+    assert recipe.teacher.is_local and check_recipe(recipe).problems == []
 
 
 def test_what_was_found_before_a_model_is_missing_counts(recipe, tmp_path):
