@@ -116,9 +116,8 @@ class _BatchRunner:
         return chosen
 
     def _worst(self, ask: ApiRequest) -> float:
-        return cost_of(
-            self.session.settings.prices, most_prompt_tokens(self.session.settings, ask), most_reply_tokens(ask)
-        )
+        settings = self.session.settings
+        return cost_of(settings.prices, most_prompt_tokens(settings, ask), most_reply_tokens(ask))
 
     def _groups(self, lines: list[BatchLine]) -> list[list[BatchLine]]:
         """Files of at most `batch_requests` lines and MOST_BYTES."""
