@@ -21,7 +21,7 @@ from limbeck.label.replies import keep_text
 from limbeck.models.gguf_import import resolve_model
 from limbeck.text.tokenizer import load_tokenizer
 
-NEVER = {"verifier": {"kind": "regex", "pattern": "no bird says this"}, "right": 1}
+NEVER = {"verifier": {"kind": "regex", "pattern": "no bird says this"}, "num_correct": 1}
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
     port = ours.recv()
     for draws in (args.draws[0], *args.draws):  # the first is a warm-up
         rows = prompts(tokenizer, args.replies // draws)
-        mode = {"kind": "generate", "max_tokens": 64, "n": draws, "enough": NEVER if draws > 1 else None}
+        mode = {"kind": "generate", "max_tokens": 64, "n": draws, "rejection": NEVER if draws > 1 else None}
         recipe = recipe_of(port, 16, mode)
         with tempfile.TemporaryDirectory() as folder:
             cpu = time.process_time()
