@@ -163,6 +163,8 @@ def _describe_type(part: Any) -> str:
             kinds = _by_kind(items)
             what = f"whose kind is one of {', '.join(kinds)}" if kinds else f"with {', '.join(items[0].model_fields)}"
             return f"a list of maps {what}"
+        if get_origin(inner[0]) is Literal:
+            return f"a list of {' and '.join(map(str, get_args(inner[0])))}"
         limits = [text for item in _inner_metadata(inner[0]) for text in _limits(item)]
         name = " ".join([_PLURALS[parts_of(inner[0])[0]], " and ".join(limits)]).strip()
         return f"a list of {name}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {name}"

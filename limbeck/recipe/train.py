@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from limbeck.config.schema import Fraction, Positive, Section
 
@@ -93,6 +93,21 @@ class Train(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="interval between checkpoints")
     keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, description="number of newest checkpoints to keep")
     tensorboard: bool = Field(default=False, description="also write TensorBoard events (extra `tensorboard`)")
+    trackers: tuple[Literal["trackio", "wandb"], ...] = Field(
+        default=(), description="also send metrics there (extras `trackio`, `wandb`); one that fails ends no run"
+    )
     twin: bool = Field(
         default=False, description="also train the hard-label twin: same student, rows and steps, CE only"
     )
+
+    @property
+    def all_trackers(self) -> tuple[str, ...]:
+        return (*(("tensorboard",) if self.tensorboard else ()), *dict.fromkeys(self.trackers))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fingerprints from before there were `trackers` hold."""
+        found = handler(self)
+        if not self.trackers:
+            found.pop("trackers", None)
+        return found

@@ -100,7 +100,7 @@ def fit(
         return time.monotonic()
 
     saved_at = begun = time.monotonic()
-    with MetricsWriter(job.out, state.step, tensorboard=settings.tensorboard, write=job.ranks.is_first) as metrics:
+    with MetricsWriter(job.out, state.step, settings, write=job.ranks.is_first) as metrics:
         while budget.share(state) < 1.0:
             progress = budget.share(state, ahead=0.5)
             set_rate(optimizer, settings, progress)
