@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from limbeck.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 QUALITY = {
     "kl": "KL to the teacher, nats per token",
@@ -144,7 +147,8 @@ def licence_of(path: str) -> str | None:
         if hub_id(path):
             readme = Path(hf_hub_download(path, "README.md"))
         licence = ModelCard.load(readme, ignore_metadata_errors=True).data.get("license") if readme.is_file() else None
-    except (OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError):  # offline, no card, a malformed one
+    except (OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError) as error:  # offline, a malformed card
+        logger.info("the licence of %s is not known: %s", path, error)
         return None
     return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
 
