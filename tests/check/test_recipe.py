@@ -36,6 +36,14 @@ def test_the_harness_needs_its_package(recipe, monkeypatch):
     assert "evaluate.harness" not in problems(recipe)
 
 
+def test_trackers_need_their_packages(recipe, monkeypatch):
+    asked = recipe.override("train.trackers=[wandb]", "train.tensorboard=true")
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    found = problems(asked)
+    assert "limbeck[wandb]" in found["train.trackers"] and "limbeck[tensorboard]" in found["train.tensorboard"]
+    assert problems(recipe) == {}
+
+
 def test_another_check_is_another_entry(recipe, monkeypatch):
     def name_is_long(recipe, opened):
         yield Fact(f"{len(opened.examples)} examples")
