@@ -378,6 +378,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
@@ -392,3 +393,4 @@ def _options(
     if log_level not in LOG_LEVELS:
         raise typer.BadParameter(f"--log-level is {log_level!r}; it must be {', '.join(LOG_LEVELS)}")
     show_log(log_level)
+    context.call_on_close(lambda: show_log("off"))

@@ -59,6 +59,7 @@ def show_log(level: str) -> None:
     logger = logging.getLogger("limbeck")
     for handler in [each for each in logger.handlers if isinstance(each, RecordLines)]:
         logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
     if level != "off":
         handler = RecordLines()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))

@@ -270,7 +270,7 @@ def test_a_recorder_that_is_killed_is_started_again(running, caplog):
 
     asyncio.run(main())
     said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert ("WARNING", "the recorder ended; what it had not written is lost (2)") in said
+    assert any(level == "WARNING" and text.startswith("the recorder ended") for level, text in said)
     assert ("INFO", "the recorder was started again") in said
 
 

@@ -20,7 +20,6 @@ runner = CliRunner()
 def quiet_afterwards():
     yield
     terminal.show_log("off")
-    logging.getLogger("limbeck").setLevel(logging.NOTSET)
 
 
 def record(level=logging.INFO, text="tried again in %.1f s", *values):
@@ -75,7 +74,7 @@ def test_the_option(how, monkeypatch):
     words = ["--log-level", "debug"] if how == "option" else []
     env = {"LIMBECK_LOG_LEVEL": "debug"} if how == "environment" else {}
     assert runner.invoke(app.app, [*words, "schema"], env=env).exit_code == 0
-    assert asked == ["warning" if how == "default" else "debug"]
+    assert asked == ["warning" if how == "default" else "debug", "off"], "nothing is left when the command ends"
 
 
 def test_a_level_that_is_none():
