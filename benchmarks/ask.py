@@ -17,7 +17,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.data import row_id
 from limbeck.label.remote import run_ask
@@ -31,6 +31,8 @@ from limbeck.types import Progress, Row
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
+
+    from transformers import PreTrainedTokenizerBase
 
 REPLY = (
     b'{"id":"x","object":"chat.completion","created":0,"model":"stub","system_fingerprint":"fp","choices":[{"index":0,'
@@ -72,19 +74,29 @@ def run_stub(latency: float, told: Connection) -> None:
     asyncio.run(serve(latency, told))
 
 
-def recipe_of(port: int, concurrency: int) -> Recipe:
+def recipe_of(port: int, concurrency: int, mode: dict[str, Any] | None = None) -> Recipe:
     endpoint = {"kind": "openai", "base_url": f"http://127.0.0.1:{port}/v1", "model": "stub", "api_key_env": None}
     return Recipe.model_validate(
         {
             "name": "ask",
             "teacher": {**endpoint, "concurrency": concurrency},
             "data": {"source": {"kind": "files", "path": "unused.jsonl"}},
-            "trace": {"mode": {"kind": "generate", "max_tokens": 64}, "target": {"kind": "text"}},
+            "trace": {"mode": mode or {"kind": "generate", "max_tokens": 64}, "target": {"kind": "text"}},
             "objective": {"ce_weight": 1.0},
             "student": {"kind": "pretrained", "path": "unused"},
             "train": {"budget": {"kind": "steps", "steps": 1}},
         }
     )
+
+
+def prompts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[Row]:
+    encoder = Encoder(tokenizer, max_length=512, need_reply=False)
+    rows = []
+    for number in range(count):
+        example = Example(prompt=f"Tell me something about bird number {number} of the list.", source=f"birds:{number}")
+        made = encoder.encode(example)
+        rows.append(Row(row_id(made.text), "train", "", made.text, made.ids, (), "", encoder.asked(example)))
+    return rows
 
 
 def main() -> None:
@@ -94,12 +106,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=64)
     args = parser.parse_args()
     tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
-    encoder = Encoder(tokenizer, max_length=512, need_reply=False)
-    rows = []
-    for number in range(args.requests):
-        example = Example(prompt=f"Tell me something about bird number {number} of the list.", source=f"birds:{number}")
-        made = encoder.encode(example)
-        rows.append(Row(row_id(made.text), "train", "", made.text, made.ids, (), "", encoder.asked(example)))
+    rows = prompts(tokenizer, args.requests)
     ours, theirs = multiprocessing.Pipe()
     stub = multiprocessing.get_context("spawn").Process(target=run_stub, args=(args.latency, theirs), daemon=True)
     stub.start()

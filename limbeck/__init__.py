@@ -7,6 +7,7 @@ name is that of a room (`check`, `serve`), which would hide it.
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from limbeck.version import __version__
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from limbeck.recipe import Recipe
     from limbeck.types import Dist, LiveTarget
 
+logging.getLogger("limbeck").addHandler(logging.NullHandler())  # silent, until whoever imports it wants to know
 
 __all__ = ["Dist", "LimbeckError", "LiveTarget", "Recipe", "__version__", "check_recipe", "open_lm", "run_recipe"]
 __all__ += ["data", "evaluate", "export", "losses", "store", "students", "train"]

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     import h11
 
     from limbeck.capture.settings import CaptureSettings
+
+logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 20.0
 """How long the recorder may take to write what waits, when the proxy ends."""
@@ -148,6 +151,7 @@ class RecorderLink:
         while True:
             while self._process is not None and (told := await self._hear()) is not None:
                 self._count(told)
+            logger.warning("the recorder ended; what it had not written is lost (%d)", self._offered - self._decided)
             self._forget()
             await self._end()
             self.trouble = self.trouble or "the recorder died and is started again."
@@ -156,6 +160,7 @@ class RecorderLink:
                 self.trouble = (await self._spawn()).get("refused", "")
             except OSError as error:
                 self.trouble = f"the recorder cannot be started: {error.strerror}."
+            logger.info("the recorder was started again%s", f": {self.trouble}" if self.trouble else "")
             if self.trouble:
                 await self._end()
 

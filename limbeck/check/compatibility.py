@@ -9,7 +9,7 @@ import torch
 from limbeck.check.findings import Doubt, Fact, Finding
 from limbeck.config.problems import Problem, problem
 from limbeck.errors import RecipeError
-from limbeck.recipe import GenerateMode, PruneStudent, ScratchStudent, is_local
+from limbeck.recipe import GenerateMode, PruneStudent, ScratchStudent
 from limbeck.text.chat_template import ChatTemplate, compare_templates
 from limbeck.text.tokenizer import compare_tokenizers, template_hash
 from limbeck.train.qad import stored_weights
@@ -50,7 +50,7 @@ def _fits(recipe: Recipe, model: ModelOutline) -> Iterator[Finding]:
 def layers_exist(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
     """The layers to keep are the teacher's, and something is removed."""
     student = recipe.student
-    if not isinstance(student, PruneStudent) or not is_local(recipe.teacher) or opened.reader.layers is None:
+    if not isinstance(student, PruneStudent) or not recipe.teacher.is_local or opened.reader.layers is None:
         return
     layers = opened.reader.layers
     if student.layers is not None and student.layers >= layers:
@@ -68,7 +68,7 @@ def layers_exist(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
 def tokenizers_agree(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
     """Same tokens in the same order; heads padded to other sizes are cut, other tokenizers are refused."""
     student = opened.student
-    if student is None or not is_local(recipe.teacher):
+    if student is None or not recipe.teacher.is_local:
         return
     teacher = opened.reader
     if differences := compare_tokenizers(teacher.tokenizer, student.tokenizer):

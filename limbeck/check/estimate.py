@@ -35,7 +35,7 @@ from limbeck.train.loop import Budget
 from limbeck.train.objective import terms_at, twin_terms
 from limbeck.train.optim import build_optimizer
 from limbeck.train.qad import remove_fake_quant
-from limbeck.train.run import needs_teacher, recompute_activations, stores_targets
+from limbeck.train.run import recompute_activations
 from limbeck.train.sources import EpochPlan, RowSource, live, plain
 from limbeck.train.step import train_step
 from limbeck.types import Batch, Cursor, Dist, Ranks, Row, Sampling, Step
@@ -100,7 +100,7 @@ class _StepProbe:
 
     @property
     def labels(self) -> bool:
-        return self.generates or stores_targets(self.recipe)
+        return self.generates or self.recipe.trace.target.is_stored
 
     @property
     def generates(self) -> bool:
@@ -115,7 +115,7 @@ class _StepProbe:
         if isinstance(mode, GenerateMode):
             reply_seconds = self._reply_seconds(mode, len(todo))
         scoring = self.recipe.model_copy(update={"trace": self.recipe.trace.model_copy(update={"mode": ScoreMode()})})
-        if not stores_targets(self.recipe):
+        if not self.recipe.trace.target.is_stored:
             return _costs(reply_seconds, float(_resident()), 0.0)
         header = store_header(self.recipe, self.teacher)
         self.records = label_rows(scoring, header, self.teacher, self.batch_rows, 0)[1]
@@ -161,7 +161,7 @@ class _StepProbe:
         stages, seconds = [], []
         kinds = [terms_at(objective, 0.5), *([twin_terms(objective)] if settings.twin else [])]
         for number, each in enumerate(kinds):
-            step, peak = self._time_step(batch, each, is_live=needs_teacher(self.recipe) and number == 0)
+            step, peak = self._time_step(batch, each, is_live=self.recipe.trace.target.is_live and number == 0)
             work = step * (micro_tokens / len(batch.ids_T)) * micro_batches
             if budget.unit == "seconds" and number == 0:
                 work, micro_batches = budget.total, budget.total / step
@@ -251,7 +251,7 @@ class _StepProbe:
         return load_pretrained(student.path, trust_remote_code=student.trust_remote_code)
 
     def _stored_target(self) -> Dist | None:
-        if not stores_targets(self.recipe):
+        if not self.recipe.trace.target.is_stored:
             return None
         header = store_header(self.recipe, self.teacher)
         buffers = [np.frombuffer(record, np.uint8) for record in self.records]

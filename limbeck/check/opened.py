@@ -20,7 +20,7 @@ from limbeck.data.build import run_data
 from limbeck.errors import DataError, LimbeckError, TeacherError
 from limbeck.models.gguf_import import resolve_model
 from limbeck.models.open import open_hf
-from limbeck.recipe import HfTeacher, PretrainedStudent, ScratchStudent, is_local
+from limbeck.recipe import HfTeacher, PretrainedStudent, ScratchStudent
 from limbeck.system.cost import disk_bytes, measure
 from limbeck.system.rundir import RunDir
 from limbeck.text.tokenizer import load_tokenizer
@@ -118,7 +118,7 @@ class Opened:
     @once
     def reader(self) -> ModelOutline:
         """The model whose tokenizer makes rows tokens."""
-        (path, trust), local = self.recipe.reader, is_local(self.recipe.teacher)
+        (path, trust), local = self.recipe.reader, self.recipe.teacher.is_local
         if not path:  # a contradiction of the recipe
             raise CannotOpen(None)
         model = "student.like" if isinstance(self.recipe.student, ScratchStudent) else "student.path"
@@ -131,7 +131,7 @@ class Opened:
         student = self.recipe.student
         if not isinstance(student, PretrainedStudent):
             return None
-        if not is_local(self.recipe.teacher):
+        if not self.recipe.teacher.is_local:
             return self.reader
         return _outline(student.path, student.trust_remote_code, "student.path", "student")
 
@@ -181,7 +181,7 @@ class Opened:
     def costs(self) -> dict[str, StageEstimate]:
         """The estimate of each stage; of the first alone where the teacher is behind an endpoint."""
         rows, data = self.all_rows
-        if not is_local(self.recipe.teacher):
+        if not self.recipe.teacher.is_local:
             return {"data": data}
         with problem_of("data.source", DataError), problem_of("teacher.path", TeacherError):
             return {"data": data, **estimate_stages(self.recipe, self.teacher, rows)}  # type: ignore[dict-item]

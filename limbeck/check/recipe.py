@@ -42,9 +42,18 @@ def harness_is_installed(recipe: Recipe, _opened: Opened) -> Iterator[Finding]:
         yield problem("evaluate.harness", message)
 
 
+def trackers_are_installed(recipe: Recipe, _opened: Opened) -> Iterator[Finding]:
+    """Training comes after labelling: too late to find out."""
+    for name in recipe.train.all_trackers:
+        if find_spec(name) is None:
+            where = "train.tensorboard" if name == "tensorboard" else "train.trackers"
+            yield problem(where, f"needs the package {name!r}; install it with: pip install 'limbeck[{name}]'.")
+
+
 CHECKS: list[Check] = [
     contradictions,
     harness_is_installed,
+    trackers_are_installed,
     rows_fit_context,
     layers_exist,
     tokenizers_agree,

@@ -11,7 +11,7 @@ from limbeck.check.findings import Doubt
 from limbeck.config.problems import Problem, problem
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import top_ids
-from limbeck.recipe import GenerateMode, Recipe, TopK, is_local
+from limbeck.recipe import GenerateMode, Recipe, TopK
 from limbeck.text.packing import pack, plan_batches
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def doubt_of(logits_NV: Tensor, k: int) -> TeacherStats:
 
 def teacher_doubts(recipe: Recipe, opened: Opened) -> Iterator[Doubt]:
     """Where the teacher runs in this process."""
-    if is_local(recipe.teacher):
+    if recipe.teacher.is_local:
         yield from map(Doubt, warn_of_teacher(recipe, opened.teacher, opened.all_rows.rows))
 
 

@@ -18,7 +18,7 @@ import typer
 from limbeck.cli import experts, export, route, serve
 from limbeck.cli import options as opt
 from limbeck.cli.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
-from limbeck.cli.terminal import error_text, print_error, print_result, watched
+from limbeck.cli.terminal import error_text, print_error, print_result, show_log, watched
 from limbeck.errors import LimbeckError, RecipeError
 from limbeck.version import __version__
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from limbeck.recipe import Recipe
 
 FAILED = 1
+LOG_LEVELS = ("debug", "info", "warning", "error", "off")
 NOISY = ("torchao", "torch.utils._pytree")
 """Loggers of libraries that warn on import, where transformers finds torchao, of kernels that this machine has not."""
 
@@ -377,8 +378,19 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
+    log_level: Annotated[
+        str,
+        typer.Option(
+            envvar="LIMBECK_LOG_LEVEL",
+            help="what is logged on stderr: debug, info (retries, skips, fallbacks, what is slow), warning, error, off",
+        ),
+    ] = "warning",
 ) -> None:
-    pass
+    if log_level not in LOG_LEVELS:
+        raise typer.BadParameter(f"--log-level is {log_level!r}; it must be {', '.join(LOG_LEVELS)}")
+    show_log(log_level)
+    context.call_on_close(lambda: show_log("off"))

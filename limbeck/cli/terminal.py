@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,26 @@ def print_result(result: Any, *, as_json: bool = False) -> None:
         from rich.console import Console
 
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(result)
+
+
+class RecordLines(logging.Handler):
+    """Log records as lines on stderr, wherever that is at the moment: while bars are drawn, above them."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print_error(self.format(record))
+
+
+def show_log(level: str) -> None:
+    """Print what Limbeck's own loggers record from this level on; those of libraries are left as they are."""
+    logger = logging.getLogger("limbeck")
+    for handler in [each for each in logger.handlers if isinstance(each, RecordLines)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    if level != "off":
+        handler = RecordLines()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+        logger.setLevel(level.upper())
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from limbeck.config.overrides import apply_overrides
 from limbeck.config.renamed import new_words, translate
 from limbeck.config.schema import (
     SectionPath,
+    brief,
     called_now,
     closest,
     default_kind,
@@ -27,7 +28,6 @@ from limbeck.config.schema import (
     options_of,
     parts_of,
     sections_of,
-    show,
     unknown_key,
     wrong_kind,
 )
@@ -77,7 +77,7 @@ def origin_of(root: Node, where: str) -> str:
 def validate(model: type[Tree], root: Node) -> Tree:
     """Raises one RecipeError that names everything that is wrong, each with its origin."""
     if not isinstance(root.value, dict):
-        raise RecipeError(f"{root.origin}: a recipe is a map of sections, found {show(root.value)}. See: limbeck init")
+        raise RecipeError(f"{root.origin}: a recipe is a map of sections, found {brief(root.value)}. See: limbeck init")
     root = _fill_kinds(model, root)
     try:
         return model.model_validate(root.plain(), strict=True)
@@ -205,8 +205,8 @@ def _explain(place: _KeyPlace, error: ErrorDetails) -> str:
         return wrong_kind(name, kinds, found.get("kind"), [str(key) for key in found])
     if kinds:
         allowed = f"a map whose kind is one of {', '.join(kinds)}" if place.item is not None else describe(place.info)
-        return f"{name} is {show(found)}; it must be {allowed}."
+        return f"{name} is {brief(found)}; it must be {allowed}."
     hint = called_now(found, new_words(place.info)) or did_you_mean(found, options_of(place.info))
     if str in parts_of(place.info.annotation) and isinstance(found, (bool, int, float)):
-        hint = f' Put it in quotes: "{show(found)}".'
-    return f"{name} is {show(found)}; it must be {describe(place.info)}.{hint}"
+        hint = f' Put it in quotes: "{brief(found)}".'
+    return f"{name} is {brief(found)}; it must be {describe(place.info)}.{hint}"

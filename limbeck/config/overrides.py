@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from limbeck.config.schema import SectionPath, default_kind, kinds_of, sections_of, show, unknown_key, wrong_kind
+from limbeck.config.schema import SectionPath, brief, default_kind, kinds_of, sections_of, unknown_key, wrong_kind
 from limbeck.config.yaml import Node, dump_yaml, node_of, parse_yaml
 from limbeck.errors import RecipeError
 
@@ -47,7 +47,7 @@ def _set(site: SectionPath, section: Node, path: tuple[str, ...], node: Node) ->
     """`section`, found at `site`, with `path` inside it set to `node`."""
     key, rest = path[0], path[1:]
     if not isinstance(section.value, dict):
-        raise RecipeError(f"{section.origin}: {site.name} must be a map, found {show(section.value)}.")
+        raise RecipeError(f"{section.origin}: {site.name} must be a map, found {brief(section.value)}.")
     if key not in site.model.model_fields:
         raise RecipeError(f"{node.origin}: {unknown_key(site, key)}")
     if not rest:

@@ -1,4 +1,4 @@
-"""The shape of a typed tree (sections are pydantic models, choices are unions by `kind`), and the sentences that say
+"""The schema of a typed tree (sections are pydantic models, choices are unions by `kind`), and the sentences that say
 what it allows. Nothing here knows the recipe itself."""
 
 from __future__ import annotations
@@ -163,6 +163,8 @@ def _describe_type(part: Any) -> str:
             kinds = _by_kind(items)
             what = f"whose kind is one of {', '.join(kinds)}" if kinds else f"with {', '.join(items[0].model_fields)}"
             return f"a list of maps {what}"
+        if get_origin(inner[0]) is Literal:
+            return f"a list of {' and '.join(map(str, get_args(inner[0])))}"
         limits = [text for item in _inner_metadata(inner[0]) for text in _limits(item)]
         name = " ".join([_PLURALS[parts_of(inner[0])[0]], " and ".join(limits)]).strip()
         return f"a list of {name}" if inner[-1] is Ellipsis else f"a list of {len(inner)} {name}"
@@ -234,13 +236,13 @@ def unknown_key(site: SectionPath, key: str) -> str:
 def wrong_kind(name: str, kinds: Kinds, kind: object, keys: Sequence[str]) -> str:
     """The section `name` has no kind, or none that exists. `keys` are what else was written in it."""
     if kind is not None:
-        return f"{name}.kind is {show(kind)}; it must be one of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
+        return f"{name}.kind is {brief(kind)}; it must be one of {', '.join(kinds)}.{did_you_mean(kind, kinds)}"
     fitting = [option for option, section in kinds.items() if keys and all(key in section.model_fields for key in keys)]
     hint = f" With {keys[0]!r} it is {fitting[0]}." if len(fitting) == 1 else ""
     return f"{name} has no kind; {name}.kind must be one of {', '.join(kinds)}.{hint}"
 
 
-def show(value: object) -> str:
+def brief(value: object) -> str:
     """A found value in an error message, short."""
     if value is None:
         return "empty"

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     Ask = Callable[[Judge, list[list[dict[str, str]]]], list[str]]
     Pair = tuple[str, str]
 
+logger = logging.getLogger(__name__)
+
 NUMBER = re.compile(r"[-+]?\$?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?:\s*/\s*\d+)?\s*%?")
 CODE = re.compile(r"```[ \t]*(\w*)[ \t]*\n(.*?)```", re.DOTALL)
 MATHS_ERRORS = (ValueError, TypeError, RecursionError, ArithmeticError, AttributeError, NotImplementedError)
@@ -271,7 +273,8 @@ def _compare_maths(verifier: Math, pairs: Iterable[Pair]) -> Iterator[Verdict]:
             try:
                 same = pool.submit(_same_maths, without_thinking(reply), reference).result(verifier.timeout_seconds)
                 yield Verdict(same, "")
-            except (LateError, BrokenProcessPool):
+            except (LateError, BrokenProcessPool) as error:
+                logger.info("the process that compares formulas is started again (%s)", type(error).__name__)
                 _end(pool)
                 pool = _maths_worker()
                 yield Verdict(None, f"the comparison took longer than {verifier.timeout_seconds:g} s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import time
 from collections import Counter
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from limbeck.system.rundir import RunDir
     from limbeck.text.encode import Example
     from limbeck.types import OnProgress
+
+logger = logging.getLogger(__name__)
 
 COMPLAINTS = 20
 """Messages about unusable rows that are kept."""
@@ -58,6 +61,7 @@ class DataSummary:
     complaints: list[str] = field(default_factory=list)
 
     def complain(self, message: str) -> None:
+        logger.debug("a row is left out: %s", message)
         if len(self.complaints) < COMPLAINTS:
             self.complaints.append(message)
 
@@ -130,6 +134,7 @@ def run_data(
         )
     rows = samples["train"].rows() + samples["heldout"].rows()
     _count(summary, rows, samples)
+    logger.info("%d rows read: %d unusable, %d duplicates", summary.read, summary.bad, summary.duplicates)
     _refuse_empty_splits(summary, data.holdout)
     write_rows(run.path / "data" / "rows.parquet", rows)
     atomic_write(run.path / "data" / "summary.json", json.dumps(asdict(summary), indent=1, ensure_ascii=False))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from limbeck.endpoint.client import Endpoint
     from limbeck.endpoint.messages import ApiRequest
+
+logger = logging.getLogger(__name__)
 
 WINDOW = "24h"
 ENDED = ("completed", "failed", "expired", "cancelled")
@@ -166,6 +169,7 @@ async def call(endpoint: Endpoint, work: Callable[[], Awaitable[Any]]) -> Any:
                 f"the batches of {endpoint.where} cannot be reached: {found.reason}. What was submitted goes on there; "
                 "run the same command again to collect it."
             )
+        logger.info("batches of %s: %s; tried again in %.1f s", endpoint.where, found.reason, pause)
         await asyncio.sleep(pause)
         wait = min(2 * wait, MOST_WAIT)
 

@@ -9,12 +9,15 @@ clock.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import random
+
+logger = logging.getLogger(__name__)
 
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 60.0
@@ -82,6 +85,7 @@ class Throttle:
                 if rate is not None
             ]
             if (wait := max(waits, default=0.0)) > 0.0:
+                logger.debug("waiting %.2f s for the limits per minute", wait)
                 await asyncio.sleep(wait)
             while (pause := self._paused_until - loop.time()) > 0.0:
                 await asyncio.sleep(pause)
@@ -109,8 +113,10 @@ class Throttle:
         if sent_at >= self._cut_at:
             self.limit, self._cut_at = max(self.limit / 2.0, 1.0), now
             self.num_cuts += 1
+            logger.info("the endpoint is overloaded: at most %d requests in flight", self.limit)
         if retry_after is not None:
             self._paused_until = max(self._paused_until, now + retry_after)
+            logger.info("nothing is sent for %.1f s, as the endpoint wishes", retry_after)
 
     async def _place(self) -> None:
         if self.in_flight < int(self.limit) and not self._queue:

@@ -7,6 +7,7 @@ an answer too: what an endpoint does not understand is what a probe is after.
 from __future__ import annotations
 
 import asyncio
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ from limbeck.errors import TeacherError
 
 if TYPE_CHECKING:
     from limbeck.endpoint.client import Endpoint
+
+logger = logging.getLogger(__name__)
 
 TRIES = 6
 FIRST_WAIT, MOST_WAIT = 1.0, 60.0  # seconds between tries, doubling
@@ -48,7 +51,9 @@ async def post(endpoint: Endpoint, path: str, body: dict[str, Any], *, tries: in
             return outcome
         reason = outcome.reason
         if left > 1:
-            await asyncio.sleep(min(max(outcome.after or 0.0, wait), MOST_WAIT))
+            pause = min(max(outcome.after or 0.0, wait), MOST_WAIT)
+            logger.info("%s%s: %s; tried again in %.1f s", endpoint.where, path, reason, pause)
+            await asyncio.sleep(pause)
             wait *= 2
     raise TeacherError(
         endpoint.redact(f"{endpoint.where} gives no answer to {path} after {tries} tries: {reason}. ")

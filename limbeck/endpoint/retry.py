@@ -8,6 +8,7 @@ was answered is kept, and the rest is asked when it runs again.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from limbeck.endpoint.client import Endpoint
     from limbeck.endpoint.messages import ApiRequest
     from limbeck.recipe import OpenAITeacher
+
+logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
@@ -86,7 +89,9 @@ class RetryingClient:
                 self.throttle.overloaded(sent, found.after)
             wait = max(backoff(attempt - 1, self.rng), found.after or 0.0)
             if self._is_hopeless(found, begun, wait):
+                logger.info("a request is given up after %d attempts: %s", attempt, found.reason)
                 return RequestOutcome(RequestRejected(found.trouble, found.reason), cost, attempt)
+            logger.info("attempt %d, the next in %.1f s: %s: %s", attempt, wait, found.trouble, found.reason)
             await asyncio.sleep(wait)
 
     async def _send(
@@ -133,6 +138,7 @@ class RetryingClient:
                     "is kept. Raise teacher.max_cost, or lower trace.mode.max_tokens, trace.mode.n or data.limit, and "
                     "run the same command again."
                 )
+            logger.debug("%.4f more may exceed max_cost: waiting for requests under way", worst)
             self._settled.clear()
             await self._settled.wait()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from limbeck.models.hf import HfLM
+
+logger = logging.getLogger(__name__)
 
 LENGTHS, TURN = (7, 12), 5
 
@@ -39,6 +42,7 @@ def prove(lm: HfLM) -> int:
             ids_T = torch.from_numpy(row).to(lm.device)
             theirs_TV = lm.model(ids_T[None], use_cache=False).logits[0, :, : lm.vocab].float()
         error = float((ours_TV - theirs_TV).abs().mean() / theirs_TV.std().clamp_min(1e-6))
+        logger.debug("%s: logits in slots differ by %.3g of their spread", lm.name, error)
         if not error < (2e-3 if lm.dtype == torch.float32 else 0.1):
             raise TeacherError(_unsupported(lm, f"its logits differ by {error:.3g} of their spread"))
     return memory.bytes // (len(rows) * memory.room)

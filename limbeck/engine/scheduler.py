@@ -7,6 +7,7 @@ hands out what each turn brought. Everything shared is behind one lock. When the
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections import deque
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from limbeck.types import LocalLM
+
+logger = logging.getLogger(__name__)
 
 EngineEvent = GeneratedToken | Scored | Exception
 MEMORY = 2 * 2**30  # bytes of keys and values
@@ -223,6 +226,7 @@ class EngineThread:
         except Exception as error:  # whatever a model raises: those who wait for it must not wait for ever
             why = EngineError(f"the model failed, and its engine writes no more: {type(error).__name__}: {error}")
             why.__cause__ = error
+            logger.error("the model failed, and its engine writes no more: %s", type(error).__name__)
         self._end(why)
 
     def _news(self) -> bool:
@@ -257,6 +261,7 @@ class EngineThread:
             try:
                 loop.call_soon_threadsafe(_deliver, items)
             except RuntimeError:  # a loop that was closed under its requests
+                logger.debug("a loop was closed under %d requests; they are let go", len(items))
                 self._forget([inbox for inbox, _ in items])
 
     def _forget(self, inboxes: list[Inbox]) -> None:

@@ -6,6 +6,7 @@ batching gives is missing here: eight replies take eight times as long as one.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from limbeck.errors import EngineError, LimbeckError
 if TYPE_CHECKING:
     from limbeck.models.sampling import TokenDecoder
     from limbeck.types import LocalLM, Session
+
+logger = logging.getLogger(__name__)
 
 PIECE = 128  # tokens of a prompt that are read in one turn
 
@@ -90,6 +93,7 @@ class SerialWorker:
         try:
             event = self._feed(turn, turn.job.writer) if turn.job.writer else self._score(turn.job)
         except LimbeckError as error:  # no memory for one more session, say
+            logger.info("a request is ended: %s", error)
             event = EngineError(str(error))
         if event is None:
             return []

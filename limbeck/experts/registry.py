@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ from limbeck.system.lock import is_held, locked, wait_lock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+
+logger = logging.getLogger(__name__)
 
 CARD, PAGE, PROMPTS, MODEL = "expert.json", "README.md", "prompts.jsonl", "model"
 
@@ -96,6 +99,7 @@ class Registry:
             try:
                 return self._read(name, newest)
             except ExpertError as error:
+                logger.info("%s %s is skipped for the version before: %s", name, newest, error)
                 broken[newest] = str(error)
         if broken:
             raise ExpertError("; ".join(broken.values()))
@@ -123,6 +127,7 @@ class Registry:
                 try:
                     expert = self._read(name, version)
                 except ExpertError as error:
+                    logger.info("%s/%s is skipped: %s", name, version, error)
                     damaged[f"{name}/{version}"] = str(error)
                     continue
                 if every or not found or found[-1].name != name:
@@ -298,6 +303,7 @@ def _sweep(home: Path) -> None:
     for lock in home.glob(".*.lock"):
         if is_held(lock):
             continue
+        logger.info("%s was left by an ended writer; removed", lock.with_suffix(".tmp"))
         shutil.rmtree(lock.with_suffix(".tmp"), ignore_errors=True)
         lock.unlink(missing_ok=True)
     for path in [*home.glob(".*.tmp"), *home.glob(".*.old")]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import time
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from limbeck.models.hf import HfLM
     from limbeck.recipe import Export
     from limbeck.types import Artifact, OnProgress, Row, Trace
+
+logger = logging.getLogger(__name__)
 
 WRITERS = {
     "safetensors": ("limbeck.export.safetensors", "write_safetensors"),
@@ -97,7 +101,10 @@ def export_lm(
         if lm.model.generation_config is not None:
             lm.model.generation_config.to_json_file(tmp / "generation_config.json")
         write_card(tmp, card)
+        begun = time.monotonic()
         measured = _judge(lm, tmp, settings, judged, on_progress)
+        seconds = time.monotonic() - begun
+        logger.info("%s: KL to its source %.3g (bound %g), judged in %.1f s", named, measured.kl, bound, seconds)
         if not measured.kl <= bound:
             raise ExportError(_too_far(settings, measured, bound))
         card = replace(card, parity={**asdict(measured), "kl_bound": bound, "source": lm.fingerprint})

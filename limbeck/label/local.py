@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from limbeck.errors import DataError, Stopped
-from limbeck.label.plan import plan_shards, store_header, support_spec
-from limbeck.label.rejection import enough_right
+from limbeck.label.committer import BuiltShard, Committer, fill_store
+from limbeck.label.plan import store_header, support_spec
+from limbeck.label.rejection import rejection_sampler
+from limbeck.label.traces import bare_record, make_trace
 from limbeck.label.votes import vote
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
 from limbeck.recipe import GenerateMode, Recipe, Votes
-from limbeck.store import StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.system.atomic import fingerprint
+from limbeck.system.meter import Meter
 from limbeck.text.packing import labels_of, pack, plan_batches
-from limbeck.types import Progress, Reply, Row, Sampling, Trace
+from limbeck.types import Reply, Row, Sampling, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from limbeck.label.rejection import RejectionSampler
+    from limbeck.label.worklist import WorkList
     from limbeck.models.hf import HfLM
+    from limbeck.store import StoreHeader, TraceStore
     from limbeck.types import OnProgress
-
-
-@dataclass
-class _Meter:
-    """Progress over tokens, with the rate of this process only."""
-
-    total: int
-    done: int
-    on_progress: OnProgress
-    begun: float
-    fresh: int = 0
-
-    def add(self, tokens: int, estimate: int) -> None:
-        """`tokens` really processed, for `estimate` of the planned total."""
-        self.done += estimate
-        self.fresh += tokens
-        rate = self.fresh / max(time.monotonic() - self.begun, 1e-9)
-        left = (self.total - self.done) * (self.fresh / max(self.fresh, 1))
-        self.on_progress(Progress("label", self.done, self.total, "tokens", rate, left / max(rate, 1e-9)))
 
 
 def run_label(
@@ -59,29 +43,23 @@ def run_label(
     on_message: Callable[[str], None],
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> TraceStore:
-    """Fill the store at `path` with the traces of `rows`; what is there already is verified and kept.
+    """Fill the store at `path` with the traces of `rows`, shard by shard in this process: see `fill_store`.
 
-    Damaged shards are named and labelled anew, alone. Raises Stopped when a stop was asked for (finished shards are
-    kept), StoreError when `path` holds another teacher's traces.
+    Raises Stopped when a stop was asked for (finished shards are kept).
     """
-    writer = StoreWriter.open(path, store_header(recipe, teacher), plan_shards(recipe, rows))
-    for shard, why in writer.drop_damaged().items():
-        on_message(f"shard {shard} of {path.name} is labelled again: {why}")
-    by_id = {row.id: row for row in rows}
-    cost = {row.id: _cost(recipe, row) for row in rows}
-    pending = [(shard, [by_id[i] for i in ids if i in by_id]) for shard, ids in writer.pending()]
-    total = sum(cost.values())
-    left = sum(cost[row.id] for _, shard_rows in pending for row in shard_rows)
-    meter = _Meter(total, total - left, on_progress, time.monotonic())
-    for shard, shard_rows in pending:
-        if not shard_rows:
-            continue
-        seed = int(fingerprint(recipe.seed, [row.id for row in shard_rows])[:15], 16)
-        traces, records = label_rows(
-            recipe, writer.header, teacher, shard_rows, seed, meter=meter, stop_asked=stop_asked
-        )
-        writer.commit(shard, traces, records)
-    return TraceStore.open(path, verify=False)
+    header = store_header(recipe, teacher)
+
+    def runner(work: WorkList, committer: Committer) -> None:
+        left = sum(_cost(recipe, row) for shard in work.shards for row in shard.rows)
+        total = sum(_cost(recipe, row) for row in work.rows)
+        meter = Meter("label", "tokens", total, on_progress, done=total - left)
+        for shard in work.shards:
+            seed = int(fingerprint(recipe.seed, [row.id for row in shard.rows])[:15], 16)
+            built = label_rows(recipe, header, teacher, shard.rows, seed, meter=meter, stop_asked=stop_asked)
+            committer.add(shard, lambda built=built: BuiltShard(*built))
+            committer.commit_ready()
+
+    return fill_store(recipe, path, header=header, rows=rows, runner=runner, on_message=on_message)
 
 
 def _cost(recipe: Recipe, row: Row) -> int:
@@ -96,7 +74,7 @@ def label_rows(
     rows: Sequence[Row],
     seed: int,
     *,
-    meter: _Meter | None = None,
+    meter: Meter | None = None,
     stop_asked: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Trace], list[bytes]]:
     """Traces and encoded records of one shard's rows: a pure function of teacher, rows and seed."""
@@ -106,13 +84,13 @@ def label_rows(
     traces: list[Trace] = []
     records: list[bytes] = []
     lengths = [_cost(recipe, row) for row in rows]
-    with enough_right(recipe) as enough:
+    with rejection_sampler(recipe) as rejection:
         for number, indices in enumerate(plan_batches(lengths, recipe.trace.batch_tokens)):
             if stop_asked():
                 raise Stopped("stopped while labelling; finished shards are kept. Run the same command again to go on.")
             batch_rows = [rows[index] for index in indices]
-            fresh = _speak(recipe, header, teacher, batch_rows, seed + number, enough)
-            told = sum(len(trace.ids) for trace in fresh)
+            fresh = _speak(recipe, header, teacher, batch_rows, seed + number, rejection)
+            processed = sum(len(trace.ids) for trace in fresh)
             if votes or spec.head or spec.draws:
                 if votes:
                     fresh, supports = zip(*vote(fresh), strict=True)
@@ -125,7 +103,7 @@ def label_rows(
                 records += [bare_record(trace) for trace in fresh]
             traces += fresh
             if meter is not None:
-                meter.add(told, sum(lengths[index] for index in indices))
+                meter.add(sum(lengths[index] for index in indices), processed)
     return traces, records
 
 
@@ -140,17 +118,22 @@ def score(
 
 
 def _speak(
-    recipe: Recipe, header: StoreHeader, teacher: HfLM, rows: Sequence[Row], seed: int, enough: RejectionSampler | None
+    recipe: Recipe,
+    header: StoreHeader,
+    teacher: HfLM,
+    rows: Sequence[Row],
+    seed: int,
+    rejection: RejectionSampler | None,
 ) -> list[Trace]:
     """Traces without distributions: the rows themselves, or the teacher's replies to them."""
     mode = recipe.trace.mode
     if not isinstance(mode, GenerateMode):
         return [make_trace(row, header, row.ids, row.spans, row.text, 0, {}) for row in rows]
     sampling = Sampling(mode.temperature, mode.top_p, mode.n, mode.max_tokens, mode.stop, seed)
-    if enough is None:
+    if rejection is None:
         said = teacher.generate([row.ids for row in rows], sampling)
     else:
-        said = _until_right(teacher, rows, sampling, enough)
+        said = _until_right(teacher, rows, sampling, rejection)
     traces = []
     for row, replies in zip(rows, said, strict=True):
         for draw, reply in enumerate(replies):
@@ -162,7 +145,9 @@ def _speak(
     return traces
 
 
-def _until_right(teacher: HfLM, rows: Sequence[Row], sampling: Sampling, enough: RejectionSampler) -> list[list[Reply]]:
+def _until_right(
+    teacher: HfLM, rows: Sequence[Row], sampling: Sampling, rejection: RejectionSampler
+) -> list[list[Reply]]:
     """One reply to each row, then another one to each that has not enough right ones yet, at most `sampling.n`."""
     said: list[list[Reply]] = [[] for _ in rows]
     open_rows = list(range(len(rows)))
@@ -171,29 +156,9 @@ def _until_right(teacher: HfLM, rows: Sequence[Row], sampling: Sampling, enough:
         fresh = teacher.generate([rows[i].ids for i in open_rows], replace(sampling, n=1, seed=seed))
         for i, replies in zip(open_rows, fresh, strict=True):
             said[i] += replies
-        open_rows = [i for i in open_rows if enough.needed(rows[i], [reply.text for reply in said[i]]) is None]
+        open_rows = [i for i in open_rows if not rejection.add(rows[i], said[i][-1].text)]
         if not open_rows:
             break
+    for row in rows:
+        rejection.forget(row)
     return said
-
-
-def bare_record(trace: Trace) -> bytes:
-    """The record of a trace of which nothing but text is kept."""
-    return bytes.fromhex(trace.context_hash)
-
-
-def make_trace(row: Row, header: StoreHeader, ids: np.ndarray, spans: tuple, text: str, draw: int, meta: dict) -> Trace:
-    """What an LM said to a row: `ids` are prompt and reply, `spans` the reply, `text` both."""
-    return Trace(
-        id=trace_id(row.id, header, draw),
-        row_id=row.id,
-        split=row.split,
-        topic=row.topic,
-        text=text,
-        ids=ids,
-        spans=spans,
-        lm=header.lm,
-        tokenizer=header.tokenizer_hash,
-        context_hash=context_hash(ids, spans),
-        meta={"source": row.source, **meta},
-    )

@@ -12,7 +12,6 @@ from limbeck.endpoint.align import Ends, align, check_text
 from limbeck.endpoint.messages import ApiRequest
 from limbeck.endpoint.probe import IDS, Reader
 from limbeck.errors import DataError, UnalignedTokens
-from limbeck.label.local import make_trace
 from limbeck.label.replies import (
     UNCUT,
     BuiltTraces,
@@ -23,6 +22,7 @@ from limbeck.label.replies import (
     reply_text,
     reply_trace,
 )
+from limbeck.label.traces import make_trace
 from limbeck.label.votes import vote
 from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
 from limbeck.system.atomic import fingerprint

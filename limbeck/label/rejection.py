@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class RejectionSampler:
-    """Rejection sampling (`trace.mode.rejection`). Each reply is judged once. What is needed of a row depends on its
-    replies in the order of their draws alone, so that it does not matter when they came."""
+    """Rejection sampling (`trace.mode.rejection`). Each reply is judged once, whenever it comes.
+
+    Whether to go on is decided by a count, at the cost of the newest reply alone. What is kept of a row in the end
+    depends on its replies in the order of their draws, so that it does not matter when they came.
+    """
 
     checker: Checker
     right: int
-    _known: dict[tuple[str, bytes], bool] = field(default_factory=dict)
+    _known: dict[str, dict[bytes, bool]] = field(default_factory=lambda: defaultdict(dict))  # by row and reply
+    _right: Counter[str] = field(default_factory=Counter)  # replies by row
+
+    def add(self, row: Row, reply: str) -> bool:
+        """Count one more reply to a row; whether the row has enough right ones now. Raises what verification raises."""
+        self._right[row.id] += self._is_right(row, reply)
+        return self._right[row.id] >= self.right
 
     def needed(self, row: Row, replies: Iterable[str | None]) -> int | None:
         """How many of the replies (None: there is none for this draw), from the first on, hold as many right ones as
@@ -36,15 +46,20 @@ class RejectionSampler:
                 return number
         return None
 
+    def forget(self, row: Row) -> None:
+        self._known.pop(row.id, None)
+        self._right.pop(row.id, None)
+
     def _is_right(self, row: Row, reply: str) -> bool:
-        key = (row.id, hashlib.sha256(reply.encode(errors="surrogatepass")).digest())
-        if key not in self._known:
-            self._known[key] = self.checker.verdict(reply, row.reference).ok is True
-        return self._known[key]
+        known = self._known[row.id]
+        digest = hashlib.sha256(reply.encode(errors="surrogatepass")).digest()
+        if digest not in known:
+            known[digest] = self.checker.verdict(reply, row.reference).ok is True
+        return known[digest]
 
 
 @contextlib.contextmanager
-def enough_right(recipe: Recipe) -> Iterator[RejectionSampler | None]:
+def rejection_sampler(recipe: Recipe) -> Iterator[RejectionSampler | None]:
     """None where every prompt gets `trace.mode.n` replies."""
     mode = recipe.trace.mode
     if not isinstance(mode, GenerateMode) or mode.rejection is None:

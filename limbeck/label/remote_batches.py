@@ -1,18 +1,15 @@
 """Asking through a provider's batches: files of requests that are answered within a day, often at half the price.
 
-    RUN/traces/batches.jsonl  what was submitted: the draws of each batch, its file, its id, and whether it is done
-
-Every step is durable before the next one is taken: which requests a batch has before its file is uploaded, the file's
-name before the batch is created, its id before it is waited for. A killed job finds its batches again (one that was
-created in the very moment of the kill by its file) and submits nothing twice.
+What was submitted is in the batch log. A killed job finds its batches again (one that was created in the very moment of
+the kill by its file) and submits nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+import contextlib
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from limbeck.endpoint import batch_api
 from limbeck.endpoint.budget import answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
@@ -20,16 +17,16 @@ from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.retry import RequestOutcome
 from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, Stopped, TeacherError
-from limbeck.store.reply_log import ReplyLog
+from limbeck.label.batch_log import BatchLog, SentBatch
+from limbeck.label.draws import Request
 from limbeck.system.atomic import fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterable
 
     from limbeck.endpoint.client import Endpoint
     from limbeck.endpoint.messages import ApiRequest
-    from limbeck.recipe import OpenAITeacher
+    from limbeck.label.session import AskSession
 
 MOST_BYTES = 90 * 2**20
 """Of one file: providers take 100 to 200 MB."""
@@ -42,193 +39,118 @@ TICK = 0.2
 
 
 @dataclass(frozen=True)
-class Request:
-    """Some draws of a row: `name` is the trace id of the first one, `draws` their numbers."""
+class BatchLine:
+    """A request as a line of a batch's file: `name` is the trace id of its first draw."""
 
     name: str
-    row: str
-    draws: tuple[int, ...]
+    request: Request
     ask: ApiRequest
 
 
-class Sink(Protocol):
-    """Where answers go: the job that keeps the journal of replies."""
-
-    def request(self, row: str, draws: Sequence[int]) -> Request | None:
-        """None for a row whose shard is whole already."""
-        ...
-
-    def todo(self) -> list[Request]:
-        """What has neither an answer nor a final failure."""
-        ...
-
-    def take(self, request: Request, outcome: RequestOutcome) -> None: ...
-
-    async def sync(self) -> None: ...
-
-    def tell(self, waiting: int) -> None:
-        """Progress: how many replies are known to be ready at the provider."""
-        ...
-
-    @property
-    def spent(self) -> float: ...
-
-
-@dataclass
-class _SentBatch:
-    """One batch: `name` is ours, `id` the provider's once it is known."""
-
-    name: str
-    requests: list[tuple[str, tuple[int, ...]]]  # row and draws of each
-    file: str = ""
-    id: str = ""
-    done: bool = False
-
-
-@dataclass
-class _BatchLog:
-    """What was submitted, over all sittings."""
-
-    journal: ReplyLog
-    sent: dict[str, _SentBatch] = field(default_factory=dict)
-    tries: Counter[str] = field(default_factory=Counter)  # batches that a request was in, by its name
-
-    @classmethod
-    def open(cls, path: Path) -> _BatchLog:
-        entries: list[dict[str, Any]] = []
-
-        def on_entry(entry: dict[str, Any]) -> bool:
-            entries.append(entry)
-            return False
-
-        book = cls(ReplyLog.open(path, on_entry))
-        for entry in entries:
-            book._apply(entry)
-        return book
-
-    def write(self, **entry: Any) -> None:
-        """Durable when it returns."""
-        self.journal.append({"keys": [], **entry})
-        self.journal.sync()
-        self._apply(entry)
-
-    def _apply(self, entry: dict[str, Any]) -> None:
-        name = entry["batch"]
-        if "requests" in entry:
-            requests = [(row, tuple(draws)) for row, draws in entry["requests"]]
-            self.sent[name] = _SentBatch(name, requests)
-            self.tries.update(entry["names"])
-        sent = self.sent[name]
-        sent.file, sent.id = entry.get("file", sent.file), entry.get("id", sent.id)
-        sent.done = sent.done or "done" in entry
-
-    @property
-    def open_batches(self) -> list[_SentBatch]:
-        return [sent for sent in self.sent.values() if not sent.done]
-
-
-async def ask_in_batches(
-    endpoint: Endpoint,
-    sink: Sink,
-    folder: Path,
-    *,
-    on_message: Callable[[str], None],
-    stop_asked: Callable[[], bool],
-) -> None:
-    """Submit what is still to be asked, wait, and hand the answers to `sink`, until there is nothing left to ask.
+async def ask_in_batches(endpoint: Endpoint, session: AskSession, stop_asked: Callable[[], bool]) -> None:
+    """Submit what is still to be asked, wait, and hand the answers to the session, until there is nothing left to ask.
 
     Raises Stopped when a stop was asked for (submitted batches go on at the provider), BudgetError before `max_cost`
     could be exceeded, TeacherError for what no batch will be spared.
     """
-    book = _BatchLog.open(folder / "batches.jsonl")
-    clerk = _BatchRunner(endpoint, endpoint.settings, sink, book, on_message)
-    try:
+    homes = {row.id: Request(shard, row, ()) for shard in session.draws.work.shards for row in shard.rows}
+    with contextlib.closing(BatchLog.open(session.folder / "batches.jsonl")) as log:
+        runner = _BatchRunner(endpoint, session, log, homes)
         while True:
-            await clerk.submit()
-            if not book.open_batches:
+            await runner.submit()
+            if not log.open_batches:
                 return
-            await clerk.collect(stop_asked)
-    finally:
-        book.journal.close()
+            await runner.collect(stop_asked)
 
 
 @dataclass
 class _BatchRunner:
     endpoint: Endpoint
-    settings: OpenAITeacher
-    sink: Sink
-    book: _BatchLog
-    on_message: Callable[[str], None]
+    session: AskSession
+    log: BatchLog
+    homes: dict[str, Request]  # of rows, without draws
     held: bool = False  # the account takes no more before one that is there has ended
 
     # ---- submitting ----
 
     async def submit(self) -> None:
         """Everything that is neither answered nor in a batch; and batches that a kill left half submitted."""
-        for sent in self.book.open_batches:
+        for sent in self.log.open_batches:
             if not sent.id:
                 await self._send(sent)
         if self.held:
             return
-        under_way = {(row, draws) for sent in self.book.open_batches for row, draws in sent.requests}
-        taken = {(row, draw) for row, draws in under_way for draw in draws}
-        fresh = [each for each in self.sink.todo() if not any((each.row, draw) in taken for draw in each.draws)]
-        for group in self._groups(self._within_budget(fresh)):
-            name = fingerprint([request.name for request in group], self.book.journal.file.size)
-            requests = [[request.row, list(request.draws)] for request in group]
-            self.book.write(batch=name, requests=requests, names=[request.name for request in group])
-            await self._send(self.book.sent[name])
+        under_way = {(row, draw) for sent in self.log.open_batches for row, draws in sent.requests for draw in draws}
+        fresh = [
+            request
+            for request in self.session.requests()
+            if not any((request.row.id, draw) in under_way for draw in request.draws)
+        ]
+        for group in self._groups(self._within_budget(self._lines(fresh))):
+            name = fingerprint([line.name for line in group], self.log.lines.file.size)
+            requests = [[line.request.row.id, list(line.request.draws)] for line in group]
+            self.log.write(batch=name, requests=requests, names=[line.name for line in group])
+            await self._send(self.log.sent[name])
             if self.held:
                 return
 
-    def _within_budget(self, requests: list[Request]) -> list[Request]:
+    def _within_budget(self, lines: list[BatchLine]) -> list[BatchLine]:
         """As many as the budget allows in the worst case, what is under way included."""
-        if self.settings.max_cost is None:
-            return requests
-        waiting = [request for sent in self.book.open_batches for request in self._requests(sent)]
-        left = self.settings.max_cost - self.sink.spent - sum(self._worst(each.ask) for each in waiting)
+        most, spent = self.session.settings.max_cost, self.session.tally.cost
+        if most is None:
+            return lines
+        waiting = [line for sent in self.log.open_batches for line in self._lines_of(sent)]
+        left = most - spent - sum(self._worst(line.ask) for line in waiting)
         chosen = []
-        for request in requests:
-            left -= self._worst(request.ask)
+        for line in lines:
+            left -= self._worst(line.ask)
             if left < 0:
                 break
-            chosen.append(request)
-        if requests and not chosen and not waiting:
+            chosen.append(line)
+        if lines and not chosen and not waiting:
             raise BudgetError(
-                f"teacher.max_cost is {self.settings.max_cost:g}: {self.sink.spent:.4f} is spent, and the next request "
-                f"may cost {self._worst(requests[0].ask):.4f}. What was answered is kept. Raise teacher.max_cost, or "
-                "lower trace.mode.max_tokens, trace.mode.n or data.limit, and run the same command again."
+                f"teacher.max_cost is {most:g}: {spent:.4f} is spent, and the next request may cost "
+                f"{self._worst(lines[0].ask):.4f}. What was answered is kept. Raise teacher.max_cost, or lower "
+                "trace.mode.max_tokens, trace.mode.n or data.limit, and run the same command again."
             )
         return chosen
 
     def _worst(self, ask: ApiRequest) -> float:
-        return cost_of(self.settings.prices, most_prompt_tokens(self.settings, ask), most_reply_tokens(ask))
+        settings = self.session.settings
+        return cost_of(settings.prices, most_prompt_tokens(settings, ask), most_reply_tokens(ask))
 
-    def _groups(self, requests: list[Request]) -> list[list[Request]]:
+    def _groups(self, lines: list[BatchLine]) -> list[list[BatchLine]]:
         """Files of at most `batch_requests` lines and MOST_BYTES."""
-        groups: list[list[Request]] = []
+        groups: list[list[BatchLine]] = []
         room = 0
-        for request in requests:
-            size = len(batch_api.line_of(self.endpoint, request.name, request.ask))
-            if not groups or size > room or len(groups[-1]) >= self.settings.batch_requests:
+        for line in lines:
+            size = len(batch_api.line_of(self.endpoint, line.name, line.ask))
+            if not groups or size > room or len(groups[-1]) >= self.session.settings.batch_requests:
                 groups.append([])
                 room = MOST_BYTES
-            groups[-1].append(request)
+            groups[-1].append(line)
             room -= size
         return groups
 
-    def _requests(self, sent: _SentBatch) -> list[Request]:
-        found = (self.sink.request(row, draws) for row, draws in sent.requests)
-        return [request for request in found if request is not None]
+    def _lines(self, requests: Iterable[Request]) -> list[BatchLine]:
+        return [BatchLine(self._name(one), one, self.session.ask_of(one)) for one in requests]
 
-    async def _send(self, sent: _SentBatch) -> None:
-        requests = self._requests(sent)
+    def _name(self, request: Request) -> str:
+        return self.session.draws.key(request.row, request.draws[0])
+
+    def _lines_of(self, sent: SentBatch) -> list[BatchLine]:
+        """Without those of rows whose shards are there already."""
+        homes = self.homes
+        return self._lines(replace(homes[row], draws=draws) for row, draws in sent.requests if row in homes)
+
+    async def _send(self, sent: SentBatch) -> None:
+        lines = self._lines_of(sent)
         if not sent.file:
-            lines = b"".join(batch_api.line_of(self.endpoint, each.name, each.ask) for each in requests)
-            self.book.write(batch=sent.name, file=await batch_api.upload(self.endpoint, sent.name, lines))
-        made = await batch_api.submit(self.endpoint, sent.name, sent.file, batch_api.url_of(requests[0].ask))
-        self.book.write(batch=sent.name, id=made.id)
-        self.on_message(f"batch {made.id} of {len(requests)} requests is at {self.endpoint.where}")
+            content = b"".join(batch_api.line_of(self.endpoint, line.name, line.ask) for line in lines)
+            self.log.write(batch=sent.name, file=await batch_api.upload(self.endpoint, sent.name, content))
+        made = await batch_api.submit(self.endpoint, sent.name, sent.file, batch_api.url_of(lines[0].ask))
+        self.log.write(batch=sent.name, id=made.id)
+        self.session.on_message(f"batch {made.id} of {len(lines)} requests is at {self.endpoint.where}")
 
     # ---- collecting ----
 
@@ -236,17 +158,17 @@ class _BatchRunner:
         """Wait until a batch has ended, and take its answers."""
         while True:
             ready = 0
-            for sent in self.book.open_batches:
+            for sent in self.log.open_batches:
                 found = await batch_api.look(self.endpoint, sent.id)
                 if found.ended:
                     await self._take(sent, found)
                     return
                 ready += found.done
-            self.sink.tell(ready)
+            self.session.report(ready=float(ready))
             await self._pause(stop_asked)
 
     async def _pause(self, stop_asked: Callable[[], bool]) -> None:
-        left = self.settings.batch_poll_seconds
+        left = self.session.settings.batch_poll_seconds
         while True:
             if stop_asked():
                 raise Stopped(
@@ -258,15 +180,15 @@ class _BatchRunner:
             await asyncio.sleep(min(left, TICK))
             left -= TICK
 
-    async def _take(self, sent: _SentBatch, found: batch_api.ApiBatch) -> None:
+    async def _take(self, sent: SentBatch, found: batch_api.ApiBatch) -> None:
         if found.status == "failed" and found.code != batch_api.FULL:
             raise TeacherError(
                 f"batch {found.id} at {self.endpoint.where} failed as a whole: {found.problem or 'no reason is told'}. "
-                f"Cure the cause, delete its lines (batch {sent.name}) from {self.book.journal.path}, and run the same "
+                f"Cure the cause, delete its lines (batch {sent.name}) from {self.log.lines.path}, and run the same "
                 "command again; what was answered is kept."
             )
-        asked = {request.name: request for request in self._requests(sent)}
-        left = {request.name for request in self.sink.todo()} & asked.keys()  # not those of an earlier sitting
+        asked = {line.name: line for line in self._lines_of(sent)}
+        left = {self._name(one) for one in self.session.requests()} & asked.keys()  # not those of an earlier sitting
         asks = {name: asked[name].ask for name in left}
         for file in (found.output, found.errors):
             if not file:
@@ -275,36 +197,38 @@ class _BatchRunner:
             for name, outcome in batch_api.results(self.endpoint, lines, asks):
                 if name in left and self._settle(asked[name], outcome):
                     left.discard(name)
-        await self.sink.sync()
-        self.book.write(batch=sent.name, done=found.status)
+        await self.session.sync()
+        self.log.write(batch=sent.name, done=found.status)
         self.held = False
         if left:
             self._again(found, left)
 
-    def _settle(self, request: Request, outcome: ApiReply | RetryLater | RequestRejected) -> bool:
+    def _settle(self, line: BatchLine, outcome: ApiReply | RetryLater | RequestRejected) -> bool:
         """Whether that is the end of the request; the provider bills answers only."""
         if isinstance(outcome, RetryLater):
-            if self.book.tries[request.name] < self.settings.malformed_tries:
+            if self.log.tries[line.name] < self.session.settings.malformed_tries:
                 return False
             outcome = RequestRejected(outcome.trouble, outcome.reason)
-        worst = self._worst(request.ask)
-        cost = answer_cost(self.settings.prices, outcome, worst) if isinstance(outcome, ApiReply) else 0.0
-        self.sink.take(request, RequestOutcome(outcome, cost, self.book.tries[request.name]))
+        worst = self._worst(line.ask)
+        cost = answer_cost(self.session.settings.prices, outcome, worst) if isinstance(outcome, ApiReply) else 0.0
+        self.session.take(line.request, RequestOutcome(outcome, cost, self.log.tries[line.name]))
         return True
 
     def _again(self, found: batch_api.ApiBatch, left: set[str]) -> None:
         """What came back without a result goes into the next batch."""
         if found.code == batch_api.FULL:
-            if not self.book.open_batches:
+            if not self.log.open_batches:
                 raise TeacherError(
                     f"{self.endpoint.where} takes no batch: {found.problem}. Lower teacher.batch_requests."
                 )
             self.held = True
         else:
-            worn = [name for name in left if self.book.tries[name] >= MOST_TRIES]
+            worn = [name for name in left if self.log.tries[name] >= MOST_TRIES]
             if worn:
                 raise TeacherError(
                     f"{len(worn)} requests came back without a result from {MOST_TRIES} batches at "
                     f"{self.endpoint.where} (the last one: {found.status}). What was answered is kept."
                 )
-        self.on_message(f"batch {found.id} is {found.status}: {len(left)} requests have no result and are asked again")
+        self.session.on_message(
+            f"batch {found.id} is {found.status}: {len(left)} requests have no result and are asked again"
+        )

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from limbeck.endpoint.messages import ApiChoice, ApiRequest
+from limbeck.endpoint.messages import ApiChoice, ApiRequest, answer_from_json
 from limbeck.errors import DataError
-from limbeck.label.local import bare_record, make_trace
 from limbeck.label.plan import header_of
+from limbeck.label.traces import bare_record, make_trace
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, TextTarget, name_of
 from limbeck.system.atomic import fingerprint
 from limbeck.text.encode import Encoder
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.store import StoreHeader
+    from limbeck.store.reply_log import Entry, ReplyLog
     from limbeck.types import Row, Trace
 
 UNCUT = 2**31 - 1
@@ -36,6 +37,14 @@ class EndpointReply:
     choice: ApiChoice
     model: str
     system_fingerprint: str
+
+
+class FailedDraw(NamedTuple):
+    """A draw that has no reply, with the reason."""
+
+    draw: int
+    kind: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,23 @@ def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuilde
         return made
 
     return TraceBuilder(header, make)
+
+
+def failures_and_replies(log: ReplyLog, keys: Mapping[int, str]) -> tuple[list[FailedDraw], list[EndpointReply]]:
+    """What the log holds of the draws of a row, whose names are `keys`. Draws of one request share an entry, which is
+    read once."""
+    failed, replies = [], []
+    entry: Entry = {"keys": []}
+    for draw, key in keys.items():
+        if key not in entry["keys"]:
+            entry = log.read(key)
+            answer = answer_from_json(entry["answer"]) if "answer" in entry else None
+        if answer is None:
+            failed.append(FailedDraw(draw, entry["failed"]["kind"], entry["failed"]["reason"]))
+            continue
+        choice = answer.choices[entry["keys"].index(key)]
+        replies.append(EndpointReply(draw, choice, answer.model, answer.system_fingerprint))
+    return failed, replies
 
 
 def reply_trace(row: Row, said: EndpointReply, header: StoreHeader, encoder: Encoder) -> Trace:

@@ -1,4 +1,4 @@
-"""What asking an endpoint has come to so far: counts and costs, from the journal's entries."""
+"""What an endpoint has come to so far: counts and costs from the reply log's entries, and when they end the job."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from limbeck.errors import TeacherError
+
 if TYPE_CHECKING:
-    from limbeck.recipe import Prices
+    from pathlib import Path
+
+    from limbeck.recipe import OpenAITeacher, Prices
+
+FEW = 20
+"""Replies before the share of failed ones is judged."""
 
 
 @dataclass
@@ -65,3 +72,26 @@ class Tally:
     def failed(self) -> Counter[str]:
         """Replies that finally failed, by kind."""
         return Counter(self.failed_keys.values())
+
+
+def refuse_mixture(tally: Tally, settings: OpenAITeacher, folder: Path) -> None:
+    """Raises TeacherError when several teachers answered, unless that is allowed."""
+    if len(tally.answered_by) > 1 and settings.on_change == "stop":
+        who = ", ".join(f"{name} ({count} replies)" for name, count in tally.answered_by.items())
+        raise TeacherError(
+            f"the teacher changed: {who} answered. Replies of several teachers are not mixed silently. Set "
+            f"teacher.on_change=annotate to go on, or move {folder} away to begin anew; nothing is lost."
+        )
+
+
+def refuse_failures(tally: Tally, settings: OpenAITeacher, folder: Path, *, is_last: bool) -> None:
+    """Raises TeacherError when too many replies failed; the share is judged among FEW, or when the last one ended."""
+    failed, ended = len(tally.failed_keys), tally.ended
+    if failed > settings.max_failed * ended and (ended >= FEW or is_last):
+        kinds = ", ".join(f"{count} {kind}" for kind, count in tally.failed.most_common())
+        allowed = f"teacher.max_failed={settings.max_failed:g}"
+        raise TeacherError(
+            f"{failed} of {ended} replies failed ({kinds}), more than {allowed} allows. Their reasons are in "
+            f"{folder / 'journal.jsonl'}. Cure the cause and set teacher.retry_failed=true, or raise "
+            "teacher.max_failed; what was answered is kept."
+        )

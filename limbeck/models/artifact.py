@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 VERSION = 1
@@ -116,7 +119,8 @@ def update_card(path: Path, card: Card) -> Artifact:
 def _link(source: str, destination: str) -> None:
     try:
         os.link(source, destination)
-    except OSError:  # a file system without links
+    except OSError as error:  # a file system without links
+        logger.debug("%s cannot be linked (%s); copied", source, error)
         shutil.copy2(source, destination)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
 from limbeck.models.licences import HUB_LICENCES, TERMS
-from limbeck.recipe import is_local, name_of
+from limbeck.recipe import name_of
 from limbeck.recipe.io import dump_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from limbeck.recipe import Recipe
+
+logger = logging.getLogger(__name__)
 
 QUALITY = {
     "kl": "KL to the teacher, nats per token",
@@ -110,7 +113,7 @@ def make_card(
     The licence is the recipe's, or else `licence`, or else that which the teacher's own card states (a folder's
     README.md, or the hub's).
     """
-    local, teacher = is_local(recipe.teacher), name_of(recipe.teacher)
+    local, teacher = recipe.teacher.is_local, name_of(recipe.teacher)
     return Card(
         name=recipe.name if role == "student" else f"{recipe.name}-{role}",
         scope=recipe.scope,
@@ -144,7 +147,8 @@ def licence_of(path: str) -> str | None:
         if hub_id(path):
             readme = Path(hf_hub_download(path, "README.md"))
         licence = ModelCard.load(readme, ignore_metadata_errors=True).data.get("license") if readme.is_file() else None
-    except (OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError):  # offline, no card, a malformed one
+    except (OSError, ValueError, YAMLError, HfHubHTTPError, HFValidationError) as error:  # offline, a malformed card
+        logger.info("the licence of %s is not known: %s", path, error)
         return None
     return ", ".join(map(str, licence)) if isinstance(licence, list) else licence
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def head_layer(model: PreTrainedModel) -> Any:
@@ -112,6 +116,7 @@ class HfLM:
         Raises TeacherError when there is no such model, when it is stored as pickle only, or when its family computes
         logits in a way that the fused path does not reproduce.
         """
+        begun = time.monotonic()
         prepare_cpu()
         device = device or pick_device()
         folder = resolve_model(str(path))
@@ -131,7 +136,10 @@ class HfLM:
                 "Allowed are a hub id, a folder with safetensors weights, a .gguf file, or smollm2-135m."
             ) from error
         model.to(device)  # type: ignore[arg-type]
-        return cls.wrap(model, tokenizer, name=str(path))
+        lm = cls.wrap(model, tokenizer, name=str(path))
+        seconds = time.monotonic() - begun
+        logger.info("opened %s in %.1f s: %s in %s on %s", path, seconds, model.config.model_type, lm.dtype, device)
+        return lm
 
     @classmethod
     def wrap(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> HfLM:
@@ -326,6 +334,7 @@ def refuse_unsupported(model: PreTrainedModel) -> None:
         theirs = [model(torch.from_numpy(row.ids.astype(np.int64))[None].to(batch.ids_T.device)) for row in rows]
         theirs_NV = torch.cat([out.logits[0, :-1].float() for out in theirs])
     error = (ours_NV - theirs_NV).abs().mean() / theirs_NV.std().clamp_min(1e-6)
+    logger.debug("%s: packed logits differ by %.3g of their spread", family, error)
     if not error < (2e-3 if model.dtype == torch.float32 else 0.1):
         raise TeacherError(_unsupported(family, f"its logits differ by {error:.3g} of their spread"))
 

@@ -210,6 +210,7 @@ class _Run:
         train = self.recipe.train.stored_form()
         for key in ("twin", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "parallel"):
             train.pop(key)
+        train.pop("trackers", None)
         if train["qad"] is None:  # runs from before there was such a key are what they were
             train.pop("qad")
         # The twin shares what needs no teacher.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.types import OnProgress
+
+logger = logging.getLogger(__name__)
 
 NAMES = ("data", "label", "curate", "student", "train", "twin", "evaluate", "export", "report")
 
@@ -43,8 +46,10 @@ class Stages:
         if not self.is_first and not collective:
             self._await(name, fingerprint)
             return
+        logger.info("stage %s begins", name)
         with measure() as cost:
             work()
+        logger.info("stage %s took %.1f s", name, cost.seconds)
         if self.is_first:
             self.run.finish(StageRecord(name, fingerprint, cost.seconds, cost.peak_bytes, disk_bytes(*outputs)))
         elif collective:

@@ -16,7 +16,7 @@ MISSED = 0.005
 
 
 class _Rule(Section):
-    topics: tuple[str, ...] = Field(default=(), description="only rows of these topics are looked at; empty: all")
+    topics: tuple[str, ...] = Field(default=(), description="topics that the rule applies to; empty: all")
 
 
 class VerifyRule(_Rule):
@@ -24,13 +24,13 @@ class VerifyRule(_Rule):
     `pass_rate`: how hard the prompt is."""
 
     kind: Literal["verify"] = "verify"
-    verifier: Verifier = Field(discriminator="kind", description="what makes a reply right")
+    verifier: Verifier = Field(discriminator="kind", description="verifier that judges a reply")
     pick: Literal["all", "shortest", "random"] = Field(
         default="all", description="which right replies of a prompt are kept, where there are more than `per_prompt`"
     )
-    per_prompt: Positive | None = Field(default=None, description="most right replies kept of one prompt")
-    keep_wrong: bool = Field(default=False, description="leave nothing out, only measure")
-    keep_unknown: bool = Field(default=False, description="keep replies of which nothing could be said")
+    per_prompt: Positive | None = Field(default=None, description="maximum number of correct replies kept per prompt")
+    keep_wrong: bool = Field(default=False, description="keep wrong replies, too: only measure")
+    keep_unknown: bool = Field(default=False, description="keep replies that could not be verified")
 
 
 class PassRateRule(_Rule):
@@ -58,8 +58,8 @@ class LengthRule(_Rule):
         default="reply", description="what is measured: `thinking` stands in <think> tags, `answer` behind them"
     )
     unit: Literal["characters", "tokens"] = Field(default="characters", description="tokens only `of` the reply")
-    min: CountFrom0 = Field(default=0, description="least length")
-    max: Positive | None = Field(default=None, description="largest length")
+    min: CountFrom0 = Field(default=0, description="minimum length")
+    max: Positive | None = Field(default=None, description="maximum length")
 
 
 class ThinkRule(_Rule):
@@ -75,10 +75,10 @@ class CodeRule(_Rule):
 
 
 class ParagraphRule(_Rule):
-    """No paragraph longer than so (as DeepSeek-R1 was filtered, arXiv 2501.12948)."""
+    """No long paragraph (as DeepSeek-R1 was filtered, arXiv 2501.12948)."""
 
     kind: Literal["paragraphs"] = "paragraphs"
-    max: Positive = Field(default=2000, description="most characters of a paragraph")
+    max: Positive = Field(default=2000, description="maximum length of a paragraph in characters")
 
 
 class LanguageRule(_Rule):
@@ -87,7 +87,7 @@ class LanguageRule(_Rule):
 
     kind: Literal["language"] = "language"
     allowed: tuple[str, ...] = Field(min_length=1, description="codes of languages, such as en, zh")
-    min_characters: Positive = Field(default=40, description="the language of shorter paragraphs is not looked at")
+    min_characters: Positive = Field(default=40, description="minimum length of a paragraph whose language is checked")
     min_confidence: Fraction = Field(
         default=0.5, description="less certain languages are not believed: short or odd paragraphs look like many"
     )
@@ -105,7 +105,7 @@ class RepetitionRule(_Rule):
     kind: Literal["repetition"] = "repetition"
     n: Annotated[int, Field(ge=2)] = Field(default=8, description="words of an n-gram")
     max_share: Fraction = Field(default=0.3, description="largest share of n-grams that stood before")
-    max_loops: Annotated[int, Field(ge=2)] = Field(default=4, description="most times that the end repeats itself")
+    max_loops: Annotated[int, Field(ge=2)] = Field(default=4, description="maximum number of repetitions at the end")
 
 
 class DuplicateRule(_Rule):
@@ -148,8 +148,8 @@ class QuotaRule(_Rule):
     """Most replies in total and of each topic; whole prompts are drawn, the same with every run of one seed."""
 
     kind: Literal["quota"] = "quota"
-    total: Positive | None = Field(default=None, description="most replies in all, shared among topics by `weights`")
-    per_topic: Positive | None = Field(default=None, description="most replies of any one topic")
+    total: Positive | None = Field(default=None, description="maximum number of replies; topics share it by `weights`")
+    per_topic: Positive | None = Field(default=None, description="maximum number of replies per topic")
     weights: dict[str, AboveZero] = Field(default={}, description="share of topics in `total`; 1 where none is given")
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from limbeck.config.schema import Positive, Section
-
-if TYPE_CHECKING:
-    pass
 
 
 class StdlibSource(Section):
@@ -29,10 +26,8 @@ class FileSource(Section):
         default=None, description="column of the completion (may be absent in generate mode)"
     )
     messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
-    reference: str | None = Field(
-        default=None, description="column of what a right answer is compared with; else the completion is"
-    )
-    topic: str | None = Field(default=None, description="column by which results are also reported")
+    reference: str | None = Field(default=None, description="column of the reference answer; null takes the completion")
+    topic: str | None = Field(default=None, description="column of the topic; results are reported by topic, too")
 
 
 class DatasetSource(Section):
@@ -46,10 +41,8 @@ class DatasetSource(Section):
     prompt: str | None = Field(default=None, description="column of the prompt (with `completion`)")
     completion: str | None = Field(default=None, description="column of the completion")
     messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
-    reference: str | None = Field(
-        default=None, description="column of what a right answer is compared with; else the completion is"
-    )
-    topic: str | None = Field(default=None, description="column by which results are also reported")
+    reference: str | None = Field(default=None, description="column of the reference answer; null takes the completion")
+    topic: str | None = Field(default=None, description="column of the topic; results are reported by topic, too")
 
 
 class ProblemsSource(Section):
@@ -107,16 +100,14 @@ class Data(Section):
     """The transfer set: what is read, how long a row may be, and how much of it is held out."""
 
     source: DataSource = Field(discriminator="kind")
-    max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="longest row in tokens")
-    long_rows: Literal["stop", "skip", "truncate"] = Field(
-        default="truncate", description="what to do with longer rows"
-    )
-    bad_rows: Literal["stop", "skip"] = Field(default="stop", description="what to do with empty or malformed rows")
+    max_length: Annotated[int, Field(ge=2)] = Field(default=512, description="maximum length of a row in tokens")
+    long_rows: Literal["stop", "skip", "truncate"] = Field(default="truncate", description="action for longer rows")
+    bad_rows: Literal["stop", "skip"] = Field(default="stop", description="action for empty or malformed rows")
     chat_template: bool = Field(
         default=True, description="render prompt/completion pairs as a chat; false joins them as plain text"
     )
     holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
-        default=0.1, description="share of rows held out, by content hash"
+        default=0.1, description="share of rows held out for evaluation, chosen by content hash"
     )
-    limit: Positive | None = Field(default=None, description="use at most this many training rows (a seeded sample)")
-    limit_heldout: Positive | None = Field(default=256, description="use at most this many held-out rows")
+    limit: Positive | None = Field(default=None, description="maximum number of training rows (a seeded sample)")
+    limit_heldout: Positive | None = Field(default=256, description="maximum number of held-out rows")

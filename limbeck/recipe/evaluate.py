@@ -6,16 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from limbeck.config.problems import problem
 from limbeck.config.schema import Positive, Section
 from limbeck.recipe.data import DataSource
-from limbeck.recipe.verifier import Verifier
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from limbeck.config.problems import problem
-from limbeck.recipe.verifier import Exact, Judge
+from limbeck.recipe.verifier import Exact, Judge, Verifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,11 +49,11 @@ class Tasks(Section):
         discriminator="kind",
         description="problems with references; null asks the held-out rows that have a reference",
     )
-    limit: Positive = Field(default=256, description="use at most this many problems (a seeded sample)")
+    limit: Positive = Field(default=256, description="maximum number of problems (a seeded sample)")
     n: Positive = Field(default=1, description="replies to each problem")
     decoding: Decoding = Field(default_factory=GreedyDecoding, discriminator="kind")
-    max_tokens: Positive = Field(default=512, description="longest reply in tokens")
-    verifier: Verifier = Field(default_factory=Exact, discriminator="kind", description="what makes an answer right")
+    max_tokens: Positive = Field(default=512, description="maximum length of a reply in tokens")
+    verifier: Verifier = Field(default_factory=Exact, discriminator="kind", description="judge of an answer")
     ks: tuple[Positive, ...] = Field(default=(1,), description="the k of pass@k, each at most `n`")
     batch_tokens: Positive = Field(default=32768, description="tokens of one batch of prompts and replies")
 
@@ -105,7 +99,7 @@ def temperature_and_top_p(decoding: Decoding) -> tuple[float, float]:
 class Evaluate(Section):
     """Fidelity on held-out rows against the live teacher, calibration, speed, and side-by-side answers."""
 
-    batch_tokens: Positive = Field(default=2048, description="tokens of one forward")
+    batch_tokens: Positive = Field(default=2048, description="tokens of one forward pass")
     bootstrap: Positive = Field(default=2000, description="resamples of the paired bootstrap over held-out rows")
     answers: Annotated[int, Field(ge=0)] = Field(
         default=4, description="held-out prompts answered side by side in the report"

@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-
-# ---- trace: what is kept of what the teacher says --------------------------------------------------------------------
-
-
-# ---- student ---------------------------------------------------------------------------------------------------------
-
-
-# ---- train -----------------------------------------------------------------------------------------------------------
-
-
-# ---- evaluate --------------------------------------------------------------------------------------------------------
-
 
 class Recipe(Section):
     """Everything a run does. `limbeck check RECIPE` proves it before any work is done."""
@@ -49,19 +35,19 @@ class Recipe(Section):
         description="name of the run's folder and model"
     )
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of everything that is random")
-    scope: str = Field(default="", description="what the student is for, in a sentence; goes into its card")
+    scope: str = Field(default="", description="purpose of the student, in a sentence; it goes into the model card")
     teacher: Annotated[Teacher, UsualKind("hf")] = Field(discriminator="kind")
     data: Data
     trace: TraceSection = Field(default_factory=TraceSection)
     curate: tuple[Annotated[CurateRule, Field(discriminator="kind")], ...] = Field(
-        default=(), description="rules, in order: which of the teacher's replies the student learns from"
+        default=(), description="rules that select the replies the student learns from, applied in order"
     )
     student: PretrainedStudent | PruneStudent | ScratchStudent = Field(discriminator="kind")
     objective: Objective = Field(default_factory=Objective)
     train: Train
     evaluate: Evaluate = Field(default_factory=Evaluate)
     export: tuple[Annotated[Export, Field(discriminator="kind")], ...] = Field(
-        default=(), description="formats that the student is also written in; each is reopened, and judged against it"
+        default=(), description="formats to export; each file is reopened and compared with the student"
     )
 
     @field_validator("teacher", mode="before")

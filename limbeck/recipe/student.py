@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from limbeck.config.schema import Positive, Section
 
-if TYPE_CHECKING:
-    pass
-
 
 class PretrainedStudent(Section):
-    """Start from a model that exists."""
+    """A pretrained model."""
 
     kind: Literal["pretrained"] = "pretrained"
     path: str = Field(description="hub id or folder")
@@ -24,10 +21,8 @@ class PruneStudent(Section):
     """The teacher with fewer layers: those of least block influence are removed (ShortGPT, arXiv 2403.03853)."""
 
     kind: Literal["prune"] = "prune"
-    layers: Positive | None = Field(
-        default=None, description="number of layers to keep, chosen by measured block influence"
-    )
-    keep: tuple[int, ...] | None = Field(default=None, description="explicit layers to keep, instead of `layers`")
+    layers: Positive | None = Field(default=None, description="number of layers to keep, chosen by block influence")
+    keep: tuple[int, ...] | None = Field(default=None, description="indices of the layers to keep, instead of `layers`")
     probe_rows: Positive = Field(default=16, description="training rows on which block influence is measured")
 
 
@@ -38,12 +33,12 @@ class ScratchStudent(Section):
     kind: Literal["scratch"] = "scratch"
     like: str | None = Field(
         default=None,
-        description="hub id or folder of its architecture and tokenizer, where the teacher is not in this process",
+        description="hub id or folder whose architecture and tokenizer are used; for teachers that run elsewhere",
     )
-    parameters: str | None = Field(default=None, description="budget such as `17M`: width and depth are chosen")
-    hidden_size: Positive | None = Field(default=None, description="explicit width (with `layers` and `heads`)")
-    layers: Positive | None = Field(default=None, description="explicit depth")
-    heads: Positive | None = Field(default=None, description="explicit number of attention heads")
+    parameters: str | None = Field(default=None, description="size such as `17M`; width and depth follow from it")
+    hidden_size: Positive | None = Field(default=None, description="width (with `layers` and `heads`)")
+    layers: Positive | None = Field(default=None, description="depth")
+    heads: Positive | None = Field(default=None, description="number of attention heads")
     teacher_embeddings: bool = Field(
         default=False,
         description="start from the teacher's embeddings, projected to the student's width where it differs",

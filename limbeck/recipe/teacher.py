@@ -29,91 +29,90 @@ class HfTeacher(Section):
 
 
 class GgufTeacher(HfTeacher):
-    """A .gguf file in this process: its weights are read as they are and computed with in `dtype`. A llama.cpp server
-    is reached through kind openai."""
+    """A .gguf file, run in this process: weights are dequantized to `dtype`. For a llama.cpp server use kind openai."""
 
     kind: Literal["gguf"] = "gguf"  # type: ignore[assignment]
     path: Annotated[str, Field(pattern=r"\.gguf$")] = Field(description="a .gguf file")
 
 
 class TextTeacher(Section):
-    """A teacher that has spoken already: the replies in the data are its words, and nobody is asked. For published
-    traces, captured traffic, or your own worked answers."""
+    """A teacher whose replies are in the data already: no model is run. For published traces, captured traffic, or your
+    own worked answers."""
 
     kind: Literal["text"] = "text"
     is_local: ClassVar[bool] = False
-    name: str = Field(default="the author of the data", description="whose words they are, for the model card")
-    licence: str | None = Field(default=None, description="licence or terms of those words, for the model card")
+    name: str = Field(default="the author of the data", description="author of the replies, for the model card")
+    licence: str | None = Field(default=None, description="licence or terms of the replies, for the model card")
 
 
 class Prices(Section):
     """What the provider charges, from its price list."""
 
-    input: Annotated[float, Field(ge=0.0)] = Field(description="per million tokens of prompts")
-    output: Annotated[float, Field(ge=0.0)] = Field(description="per million tokens of replies, reasoning included")
+    input: Annotated[float, Field(ge=0.0)] = Field(description="price of a million prompt tokens")
+    output: Annotated[float, Field(ge=0.0)] = Field(description="price of a million reply tokens, reasoning included")
     currency: str = Field(default="USD", description="name of the currency, for messages and reports")
 
 
 class OpenAITeacher(Section):
-    """A model behind an OpenAI-compatible endpoint, asked through the official client (extra `api`)."""
+    """A model behind an OpenAI-compatible endpoint, called through the official client (extra `api`)."""
 
     kind: Literal["openai"] = "openai"
     is_local: ClassVar[bool] = False
     base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")] = Field(
-        default="https://api.openai.com/v1", description="where the endpoint is; it usually ends in `/v1`"
+        default="https://api.openai.com/v1", description="URL of the endpoint; it usually ends in `/v1`"
     )
-    model: Annotated[str, Field(min_length=1)] = Field(description="name of the model there")
+    model: Annotated[str, Field(min_length=1)] = Field(description="name of the model at the endpoint")
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default="OPENAI_API_KEY",
-        description="environment variable that holds the key, which itself is never written; null sends none",
+        description="environment variable that holds the API key; the key itself is never written; null sends none",
     )
     endpoint: Literal["chat", "completions"] = Field(
         default="chat", description="`completions` sends the rendered prompt as plain text, for base models"
     )
     system: str | None = Field(
-        default=None, description="instruction before every conversation; the student learns to do without it"
+        default=None, description="system prompt of every request; the student learns without it"
     )
     extra_body: dict[str, Any] = Field(
-        default={}, description="more keys of every request; null takes one away (`{seed: null}`)"
+        default={}, description="extra keys of every request; null removes a key (`{seed: null}`)"
     )
     max_tokens_key: Literal["max_tokens", "max_completion_tokens"] = Field(
-        default="max_tokens", description="what the endpoint calls the longest reply"
+        default="max_tokens", description="name of the request key that limits a reply"
     )
     mode: Literal["live", "batch"] = Field(
         default="live",
         description="`batch` uses the provider's batches (`/files`, `/batches`): answers within a day, often at half "
         "the price (then give that in `prices`)",
     )
-    batch_requests: Positive = Field(default=10000, description="most requests of one batch")
-    batch_poll_seconds: AboveZero = Field(default=30.0, description="time between two looks at a batch")
+    batch_requests: Positive = Field(default=10000, description="maximum requests of one batch")
+    batch_poll_seconds: AboveZero = Field(default=30.0, description="interval between two status requests for a batch")
     samples_per_request: Positive = Field(
-        default=1, description="replies asked for at once, where trace.mode.n is larger (`n`)"
+        default=1, description="replies requested at once (`n` of a request), at most trace.mode.n"
     )
     concurrency: Positive = Field(
-        default=16, description="most requests at once; fewer when the endpoint is overloaded"
+        default=16, description="maximum concurrent requests; lowered automatically while the endpoint is overloaded"
     )
-    requests_per_minute: AboveZero | None = Field(default=None, description="the account's limit")
+    requests_per_minute: AboveZero | None = Field(default=None, description="rate limit of the account in requests")
     tokens_per_minute: AboveZero | None = Field(
-        default=None, description="the account's limit, prompt and reply together"
+        default=None, description="rate limit of the account in tokens, prompt and reply together"
     )
-    connect_seconds: AboveZero = Field(default=10.0, description="longest wait for a connection")
-    timeout_seconds: AboveZero = Field(default=600.0, description="longest wait for a whole reply")
-    retry_minutes: AboveZero = Field(default=30.0, description="a request is tried again for at most so long")
-    malformed_tries: Positive = Field(default=3, description="times that a row is asked when what comes is malformed")
-    max_failed: Fraction = Field(default=0.05, description="the job stops when a larger share of replies failed")
-    retry_failed: bool = Field(default=False, description="ask replies that failed in earlier sittings once more")
+    connect_seconds: AboveZero = Field(default=10.0, description="timeout of a connection")
+    timeout_seconds: AboveZero = Field(default=600.0, description="timeout of a whole reply")
+    retry_minutes: AboveZero = Field(default=30.0, description="time limit for the retries of one request")
+    malformed_tries: Positive = Field(default=3, description="requests of a row whose replies are malformed")
+    max_failed: Fraction = Field(default=0.05, description="share of failed replies above which the job stops")
+    retry_failed: bool = Field(default=False, description="request replies once more that failed in an earlier run")
     on_change: Annotated[Literal["stop", "annotate"], Was((("mark", "annotate"),))] = Field(
         default="stop",
         description="when another model (or system_fingerprint) answers than at first: `annotate` goes on, and every "
         "trace names its model",
     )
-    prices: Prices | None = Field(default=None, description="without them, costs are neither estimated nor limited")
-    max_cost: AboveZero | None = Field(default=None, description="the job ends before it would cost more")
+    prices: Prices | None = Field(default=None, description="prices of tokens; null neither estimates nor limits costs")
+    max_cost: AboveZero | None = Field(default=None, description="limit of the cost; the job ends before it exceeds it")
     terms_accepted: str | None = Field(
         default=None,
-        description="why the provider's terms allow training on its answers, in a sentence; goes into the card",
+        description="reason why the provider's terms allow training on its replies, in a sentence, for the card",
     )
-    licence: str | None = Field(default=None, description="licence or terms of the answers, for the model card")
+    licence: str | None = Field(default=None, description="licence or terms of the replies, for the model card")
 
     @property
     def place(self) -> str:
@@ -128,12 +127,12 @@ class OpenAITeacher(Section):
 
 
 class VllmTeacher(OpenAITeacher):
-    """A vLLM server: as `openai`, and its log-probs name token ids, so that they are exact, also of given text
+    """A vLLM server. It has the keys of `openai`. Its log-probs name token ids, so they are exact, also of given text
     (trace.mode.kind score). Start it with `--max-logprobs` of at least trace.target.k."""
 
     kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
     base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+[^\s?#]*$")] = Field(
-        default="http://127.0.0.1:8000/v1", description="where the server is; it ends in `/v1`"
+        default="http://127.0.0.1:8000/v1", description="URL of the server; it ends in `/v1`"
     )
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default=None, description="environment variable that holds the server's `--api-key`, where it has one"

@@ -27,13 +27,13 @@ class ScoreMode(Section):
 
 
 class Rejection(Section):
-    """When a prompt is asked no further (rejection sampling, as in DeepSeek-R1's data, arXiv 2501.12948)."""
+    """Rejection sampling (DeepSeek-R1, arXiv 2501.12948): a prompt gets replies until enough are correct."""
 
-    verifier: Annotated[Verifier, Field(discriminator="kind")] = Field(description="what makes a reply right")
+    verifier: Annotated[Verifier, Field(discriminator="kind")] = Field(description="verifier that judges a reply")
     num_correct: Positive = Field(
         default=1,
         serialization_alias="right",
-        description="right replies after which a prompt is asked no further",
+        description="correct replies after which a prompt gets no further ones",
     )
 
 
@@ -42,19 +42,19 @@ class GenerateMode(Section):
 
     kind: Literal["generate"] = "generate"
     temperature: Annotated[float, Field(ge=0.0)] = Field(default=1.0, description="sampling temperature; 0 is greedy")
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling")
-    n: Positive = Field(default=1, description="replies per prompt; with `rejection` the most")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(default=1.0, description="nucleus sampling; 1 is off")
+    n: Positive = Field(default=1, description="replies per prompt; with `rejection` the maximum")
     rejection: Rejection | None = Field(
         default=None,
         serialization_alias="enough",
-        description="ask a prompt one reply after the other until enough are right; null asks every prompt `n` times",
+        description="rejection sampling: one reply after the other until enough are correct; null samples all `n`",
     )
-    max_tokens: Positive = Field(default=128, description="longest reply in tokens")
+    max_tokens: Positive = Field(default=128, description="maximum length of a reply in tokens")
     stop: tuple[str, ...] = Field(default=(), description="strings that end a reply")
     think: Literal["keep", "strip"] = Field(
         default="keep",
-        description="whether reasoning in <think> tags is learnt: `strip` learns only what follows it (text targets), "
-        "while the store keeps all. To require reasoning, put the rule `think` into `curate`",
+        description="reasoning in <think> tags: `strip` trains only on what follows it (text targets), while the store "
+        "keeps all. The rule `think` of `curate` requires reasoning",
     )
     generates: ClassVar[bool] = True
 
@@ -83,7 +83,7 @@ class _Target(Section):
 
 
 class TopK(_Target):
-    """The k most probable tokens. Biased; least with the tail as one more cell, which is the default."""
+    """The k most probable tokens. Biased; least with the tail as one more cell (the default)."""
 
     kind: Literal["top_k"] = "top_k"
     k: Annotated[int, Field(ge=1, le=1024)] = Field(default=32, description="tokens kept per position")
@@ -128,7 +128,7 @@ class Hybrid(_Target):
 
 
 class Live(_Target):
-    """Nothing is stored: the teacher runs beside the student and its full distribution is used."""
+    """The full distribution. Nothing is stored: the teacher runs beside the student."""
 
     kind: Literal["full"] = "full"
     is_stored: ClassVar[bool] = False
@@ -137,7 +137,7 @@ class Live(_Target):
 
 
 class TextTarget(_Target):
-    """Nothing but text is kept: the student learns the teacher's words (hard labels, objective.ce_weight 1)."""
+    """Hard labels: the text alone is kept (sequence-level KD, arXiv 1606.07947). Needs objective.ce_weight 1."""
 
     kind: Literal["text"] = "text"
     offers: ClassVar[Needs] = "sample"
@@ -160,5 +160,5 @@ class TraceSection(Section):
 
     mode: ScoreMode | GenerateMode = Field(default_factory=ScoreMode, discriminator="kind")
     target: TargetSettings = Field(default_factory=Sampled, discriminator="kind")
-    batch_tokens: Positive = Field(default=4096, description="tokens of one teacher forward")
-    shard_tokens: Positive = Field(default=65536, description="tokens of one shard: what a kill can cost")
+    batch_tokens: Positive = Field(default=4096, description="tokens of one forward pass of the teacher")
+    shard_tokens: Positive = Field(default=65536, description="tokens of one shard; a kill loses at most one")

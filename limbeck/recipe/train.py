@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from limbeck.config.schema import Fraction, Positive, Section
-
-if TYPE_CHECKING:
-    pass
 
 
 class StepsBudget(Section):
@@ -34,22 +31,22 @@ class MinutesBudget(Section):
 
 class Constant(Section):
     kind: Literal["constant"] = "constant"
-    warmup: Fraction = Field(default=0.0, description="share of the budget over which the rate rises from 0")
+    warmup: Fraction = Field(default=0.0, description="share of the budget over which the learning rate rises from 0")
 
 
 class Cosine(Section):
     kind: Literal["cosine"] = "cosine"
-    warmup: Fraction = Field(default=0.03, description="share of the budget over which the rate rises from 0")
-    floor: Fraction = Field(default=0.1, description="share of the rate at the end")
+    warmup: Fraction = Field(default=0.03, description="share of the budget over which the learning rate rises from 0")
+    floor: Fraction = Field(default=0.1, description="final learning rate as a share of the peak")
 
 
 class WSD(Section):
     """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395)."""
 
     kind: Literal["wsd"] = "wsd"
-    warmup: Fraction = Field(default=0.03, description="share of the budget over which the rate rises from 0")
-    decay: Fraction = Field(default=0.2, description="share of the budget over which the rate falls")
-    floor: Fraction = Field(default=0.0, description="share of the rate at the end")
+    warmup: Fraction = Field(default=0.03, description="share of the budget over which the learning rate rises from 0")
+    decay: Fraction = Field(default=0.2, description="share of the budget over which the learning rate falls")
+    floor: Fraction = Field(default=0.0, description="final learning rate as a share of the peak")
 
 
 class Optimizer(Section):
@@ -66,10 +63,10 @@ class Qad(Section):
     the GGUF export of that kind stores them. What is saved, and exported, is what was trained."""
 
     quant: Literal["q4_0", "q8_0"] = Field(
-        description="the export that is trained for (q4_0: four bits in the layers, eight in embedding and head)"
+        description="quantization to train for (q4_0: four bits in the layers, eight in embedding and head)"
     )
     start: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        default=0.0, description="share of the budget after which it begins"
+        default=0.0, description="share of the budget after which quantization begins"
     )
 
 
@@ -79,23 +76,38 @@ class Train(Section):
     budget: StepsBudget | TokensBudget | EpochsBudget | MinutesBudget = Field(discriminator="kind")
     optimizer: Optimizer = Field(default_factory=Optimizer)
     schedule: Constant | Cosine | WSD = Field(default_factory=Cosine, discriminator="kind")
-    batch_tokens: Positive = Field(default=2048, description="most tokens of one packed micro-batch")
-    accumulate: Positive = Field(default=1, description="micro-batches per step, over all ranks together")
+    batch_tokens: Positive = Field(default=2048, description="maximum tokens of one packed micro-batch")
+    accumulate: Positive = Field(default=1, description="gradient accumulation: micro-batches per step, over all ranks")
     clip: Annotated[float, Field(gt=0.0)] | None = Field(
-        default=1.0, description="largest gradient norm; null never clips"
+        default=1.0, description="maximum gradient norm; null does not clip"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the forward and backward pass; weights and moments stay float32"
+        default="auto", description="dtype of the forward and backward pass; weights and moments stay float32"
     )
     qad: Qad | None = Field(default=None, description="train under the quantization of an export; null does not")
-    activation_checkpointing: bool = Field(default=False, description="recompute activations in the backward pass")
+    activation_checkpointing: bool = Field(default=False, description="gradient checkpointing: less memory, more time")
     compile: bool = Field(default=False, description="torch.compile the student's body")
     parallel: Literal["none", "ddp", "fsdp2"] = Field(
-        default="none", description="under torchrun: how ranks share the work"
+        default="none", description="data parallelism under torchrun: replicated (ddp) or sharded (fsdp2)"
     )
-    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="minutes between checkpoints")
-    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, description="newest checkpoints kept")
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = Field(default=5.0, description="interval between checkpoints")
+    keep_checkpoints: Annotated[int, Field(ge=1)] = Field(default=2, description="number of newest checkpoints to keep")
     tensorboard: bool = Field(default=False, description="also write TensorBoard events (extra `tensorboard`)")
+    trackers: tuple[Literal["trackio", "wandb"], ...] = Field(
+        default=(), description="also send metrics there (extras `trackio`, `wandb`); one that fails ends no run"
+    )
     twin: bool = Field(
         default=False, description="also train the hard-label twin: same student, rows and steps, CE only"
     )
+
+    @property
+    def all_trackers(self) -> tuple[str, ...]:
+        return (*(("tensorboard",) if self.tensorboard else ()), *dict.fromkeys(self.trackers))
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fingerprints from before there were `trackers` hold."""
+        found = handler(self)
+        if not self.trackers:
+            found.pop("trackers", None)
+        return found

@@ -26,7 +26,7 @@ class Exact(Section):
     normalize: bool = Field(
         default=False,
         serialization_alias="fold",
-        description="leave case, punctuation and runs of white space aside",
+        description="ignore case, punctuation and runs of white space",
     )
 
 
@@ -46,7 +46,7 @@ class Math(Section):
 
     kind: Literal["math"] = "math"
     timeout_seconds: AboveZero = Field(
-        default=5.0, serialization_alias="seconds", description="time for one comparison"
+        default=5.0, serialization_alias="seconds", description="timeout of one comparison"
     )
 
 
@@ -77,12 +77,12 @@ class UnitTests(Section):
         "read your files",
     )
     timeout_seconds: AboveZero = Field(
-        default=5.0, serialization_alias="seconds", description="time of one program with its tests"
+        default=5.0, serialization_alias="seconds", description="timeout of one program with its tests"
     )
     memory_mib: Annotated[int, Field(ge=64)] = Field(
-        default=512, description="memory of each of its processes, and of all together"
+        default=512, description="memory limit of each process, and of all together"
     )
-    processes: Positive = Field(default=16, description="processes and threads")
+    processes: Positive = Field(default=16, description="limit of processes and threads")
 
 
 class Judge(Section):
@@ -91,11 +91,11 @@ class Judge(Section):
 
     kind: Literal["judge"] = "judge"
     path: str | None = Field(default=None, description="hub id, folder or .gguf file of an instruction model")
-    endpoint: OpenAITeacher | None = Field(default=None, description="the endpoint that is asked instead")
-    max_tokens: Positive = Field(default=64, description="longest reply of the judge")
+    endpoint: OpenAITeacher | None = Field(default=None, description="endpoint of the judge, instead of `path`")
+    max_tokens: Positive = Field(default=64, description="maximum length of the judge's reply in tokens")
     instructions: str = Field(
         default="Decide whether the answer means the same as the reference. Reply with CORRECT or INCORRECT only.",
-        description="what the judge is told; its reply must begin or end with CORRECT or INCORRECT",
+        description="instructions of the judge; its reply must begin or end with CORRECT or INCORRECT",
     )
 
     @model_validator(mode="after")

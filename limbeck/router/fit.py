@@ -103,7 +103,7 @@ def _classifier(
     names: Sequence[str], train: Split, wish: FitSettings, outside: Sequence[str], features: Features
 ) -> Router:
     """Heads that tell each expert's prompts from those of all others, and from the background. (Background prompts that
-    are an expert's own kind do no harm that was measured: leaving them out was worse, see docs/log.md.)"""
+    are an expert's own kind do no harm that was measured: leaving them out was worse, see docs/lab/log.md.)"""
     counted = [features.counts(prompt) for prompt in train.prompts]
     rarity_B = rarity(counted, features.size)
     own = [weighted(one, rarity_B) for one in counted]

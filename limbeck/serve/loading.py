@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from limbeck.serve.settings import Serving
     from limbeck.types import LocalLM
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LoadedExpert:
@@ -38,7 +41,8 @@ class LoadedExpert:
         """What each token is in bytes; None where the tokenizer does not let us know."""
         try:
             return TokenBytes.of_tokenizer(self.lm.tokenizer)
-        except (TeacherError, AttributeError):
+        except (TeacherError, AttributeError) as error:
+            logger.info("%s: the bytes of its tokens are not known: %s", self.lm.name, error)
             return None
 
     def bytes_of(self, token: int) -> bytes | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from limbeck.serve.loading import LoadedExpert
     from limbeck.serve.logs import Log
     from limbeck.serve.prometheus import Metrics
+
+logger = logging.getLogger(__name__)
 
 FAILED_SECONDS = 15.0
 """An expert that could not be opened is not tried again for so long."""
@@ -117,6 +120,7 @@ class ExpertPool:
         except LimbeckError as error:
             self._drop(place)
             shown = str(error).replace(str(place.expert.path), place.name)  # clients need not know where it lies
+            logger.info("%s cannot be opened: %s; tried again after %.0f s", place.name, error, FAILED_SECONDS)
             self._failed[place.name] = (time.monotonic() + FAILED_SECONDS, shown)
             self.metrics.count("limbeck_loads_total", model=place.expert.name, result="failed")
             self.log.event("expert_failed", "error", expert=place.name, reason=str(error))
@@ -127,6 +131,7 @@ class ExpertPool:
         seconds = time.monotonic() - begun
         self.metrics.count("limbeck_loads_total", model=place.expert.name, result="opened")
         self.metrics.observe("limbeck_load_seconds", seconds, model=place.expert.name)
+        logger.info("opened %s in %.1f s: %d bytes", place.name, seconds, place.num_bytes)
         self.log.event("expert_opened", expert=place.name, seconds=round(seconds, 3), bytes=place.num_bytes)
         return opened
 
@@ -183,6 +188,7 @@ class ExpertPool:
         opened = place.opened
         self._drop(place)
         self.metrics.count("limbeck_unloads_total", model=place.expert.name, why=why)
+        logger.info("closed %s: %s", place.name, why)
         self.log.event("expert_closed", expert=place.name, why=why)
         return opened
 

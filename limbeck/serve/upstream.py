@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from limbeck.serve.prometheus import Metrics
     from limbeck.serve.request import RequestContext
     from limbeck.serve.settings import Upstream, UpstreamPrices
+
+logger = logging.getLogger(__name__)
 
 MOST_BYTES = 16 * 2**20
 """Of an answer, and of one event of a stream."""
@@ -111,6 +114,7 @@ class UpstreamModels:
                     raise _refusal(remote, response.status_code, response.headers, await _read(response))
                 yield response
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
+            logger.info("the server of %s did not answer: %s", remote.name, type(error).__name__)
             self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result="unreachable")
             raise ApiError(
                 503,

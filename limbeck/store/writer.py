@@ -12,6 +12,7 @@ A shard exists when its manifest line does. What a kill leaves besides is swept 
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from limbeck.types import Trace
+
+logger = logging.getLogger(__name__)
 
 
 def read_header(path: Path) -> StoreHeader:
@@ -100,9 +103,11 @@ class StoreWriter:
 
     def _sweep(self) -> None:
         for file in self.path.glob(".*.tmp"):
+            logger.info("%s was left by a killed writer; removed", file)
             file.unlink(missing_ok=True)
         for file in self.path.glob("shard-*"):
             if int(file.name[6:11]) not in self.done:
+                logger.info("%s is of a shard that is not finished; removed", file)
                 file.unlink(missing_ok=True)
 
     def drop_damaged(self) -> dict[int, str]:
@@ -115,6 +120,7 @@ class StoreWriter:
         """Forget shards, so that they are made again."""
         gone = set(shards) & self.done
         if gone:
+            logger.info("%s: %d shards are made again", self.path, len(gone))
             kept = [entry for entry in read_manifest(self.path) if entry["shard"] not in gone]
             atomic_write(self.path / "manifest.jsonl", b"".join(map(json_line, kept)))
             self.done -= gone

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,8 @@ from limbeck.errors import BudgetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -119,9 +122,11 @@ def sweep(folder: Path, name: str) -> None:
     """Remove what killed writers left of `name` in `folder`; put back a folder whose replacement was cut short."""
     for old in folder.glob(f".{name}.*.old"):
         if not (folder / name).exists() and (old / "replaced").exists():
+            logger.info("%s: its replacement was cut short; the old one is put back", folder / name)
             os.rename(old / "replaced", folder / name)
         shutil.rmtree(old, ignore_errors=True)
     for tmp in folder.glob(f".{name}.*.tmp"):
+        logger.info("%s was left by a killed writer; removed", tmp)
         shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 
 

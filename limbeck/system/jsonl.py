@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from limbeck.system.atomic import fsync_dir, raise_if_full
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 CHECKED = b'{"crc":"%08x","entry":'
 CHECKED_BYTES = len(CHECKED % 0)
@@ -44,6 +47,7 @@ class LineFile:
                 fsync_dir(path.parent)
             size = _whole_bytes(path)
             if size < os.fstat(fd).st_size:
+                logger.info("%s: half a line at its end is removed", path)
                 os.ftruncate(fd, size)
         except BaseException:
             os.close(fd)
@@ -99,8 +103,12 @@ def whole_lines(path: Path, longest: int = -1) -> Iterator[tuple[int, bytes]]:
 def read_values(path: Path) -> Iterator[Any]:
     """The values of all lines that are JSON; none where there is no file."""
     for _, line in whole_lines(path) if path.exists() else ():
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
+        try:
+            value = json.loads(line)
+        except ValueError:
+            logger.info("%s: a line that is no JSON is skipped", path)
+        else:
+            yield value
 
 
 def json_line(value: Any) -> bytes:

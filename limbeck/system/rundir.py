@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,8 @@ from limbeck.system.lock import holder_of, try_lock
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,8 @@ class RunDir:
             return None
         try:
             return StageRecord(**json.loads(path.read_text()))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError) as error:
+            logger.info("%s cannot be read (%s): the stage counts as not done", path, error)
             return None
 
     def is_current(self, stage: str, fingerprint: str) -> bool:

@@ -9,6 +9,7 @@ CHECKPOINTS/step-00000120/model.safetensors      trainable parameters and buffer
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from limbeck.types import Ranks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,9 @@ def load_newest(
         sweep(folder, path.name)
         wrong = verify_dir(path)
         if wrong is None:
+            logger.info("resumed from %s", path)
             return _restore(path, module, optimizer)
+        logger.info("%s is skipped: %s", path, wrong)
         on_message(f"checkpoint {path.name} is skipped: {wrong}; falling back to the one before")
     if found:
         raise StoreError(

@@ -1,34 +1,37 @@
-"""One writer for training metrics: a JSON line per step, and TensorBoard events where asked for."""
+"""One writer for training metrics: a JSON line per step, and trackers where asked for."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from limbeck.errors import MissingExtra
 from limbeck.system.atomic import atomic_write, raise_if_full
+from limbeck.train.trackers import TrackedJob, Trackers, job_id
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from limbeck.recipe import Train
     from limbeck.train.checkpoint import FitState
 
 
 class MetricsWriter:
     """Appends to OUT/metrics.jsonl. A resumed run first drops the lines of steps that its checkpoint does not hold."""
 
-    def __init__(self, out: Path, step: int, *, tensorboard: bool, write: bool) -> None:
-        self._file, self._board = None, None
+    def __init__(self, out: Path, step: int, settings: Train, *, write: bool) -> None:
+        self._file, self._trackers = None, None
         if not write:
             return
         path = out / "metrics.jsonl"
         out.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
         atomic_write(path, "".join(line + "\n" for line in kept))
+        if settings.all_trackers:
+            name = f"{out.parent.parent.name}-{out.name}"  # RUN/train/student
+            job = TrackedJob(name, out, step, job_id(out, step), settings.model_dump(mode="json"))
+            self._trackers = Trackers(settings.all_trackers, job)
         self._path = path
         self._file = path.open("a")
-        if tensorboard:
-            self._board = _board(out / "tensorboard", step)
 
     def write(self, state: FitState, values: dict[str, float], *, rate: float) -> None:
         if self._file is None:
@@ -47,9 +50,8 @@ class MetricsWriter:
         except OSError as error:
             raise_if_full(error, self._path)
             raise
-        if self._board is not None:
-            for name, value in (*values.items(), ("tokens_per_second", rate)):
-                self._board.add_scalar(f"train/{name}", value, state.step)
+        if self._trackers is not None:
+            self._trackers.log(state.step, {**values, "tokens_per_second": rate})
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -60,8 +62,8 @@ class MetricsWriter:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
-        if self._board is not None:
-            self._board.close()
+        if self._trackers is not None:
+            self._trackers.finish()
 
 
 def _lines(path: Path) -> list[str]:
@@ -70,11 +72,3 @@ def _lines(path: Path) -> list[str]:
         return []
     text = path.read_text()
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _board(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("tensorboard", "tensorboard", "train.tensorboard: true") from error
-    return SummaryWriter(str(folder), purge_step=step + 1)

@@ -99,8 +99,7 @@ def fit(distiller: Distiller, source: Source, settings: Train, context: TrainCon
         return time.monotonic()
 
     saved_at = begun = time.monotonic()
-    writing = context.ranks.is_first
-    with MetricsWriter(context.out, state.step, tensorboard=settings.tensorboard, write=writing) as metrics:
+    with MetricsWriter(context.out, state.step, settings, write=context.ranks.is_first) as metrics:
         while budget.share(state) < 1.0:
             # The middle of the step: of two steps, the first is at a quarter.
             progress = budget.share(state, ahead=0.5)

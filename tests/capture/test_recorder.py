@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import json
+import logging
 import os
 import shutil
 import signal
@@ -249,7 +250,9 @@ def test_a_recorder_that_stands_still(running):
     asyncio.run(main())
 
 
-def test_a_recorder_that_is_killed_is_started_again(running):
+def test_a_recorder_that_is_killed_is_started_again(running, caplog):
+    caplog.set_level(logging.INFO, "limbeck")
+
     async def main():
         async with running() as at:
             await ask(at, 3)
@@ -266,6 +269,9 @@ def test_a_recorder_that_is_killed_is_started_again(running):
         assert len(at.records()) == 7 and len(list(at.store.glob("*.jsonl"))) == 2
 
     asyncio.run(main())
+    said = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert any(level == "WARNING" and text.startswith("the recorder ended") for level, text in said)
+    assert ("INFO", "the recorder was started again") in said
 
 
 def test_a_pattern_that_never_ends(running):

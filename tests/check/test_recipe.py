@@ -10,7 +10,6 @@ from limbeck.check.findings import Fact
 from limbeck.check.recipe import check_recipe
 from limbeck.config.problems import problem
 from limbeck.errors import TeacherError
-from limbeck.recipe import is_local
 from tests.check.checking import problems
 
 
@@ -37,6 +36,14 @@ def test_the_harness_needs_its_package(recipe, monkeypatch):
     assert "evaluate.harness" not in problems(recipe)
 
 
+def test_trackers_need_their_packages(recipe, monkeypatch):
+    asked = recipe.override("train.trackers=[wandb]", "train.tensorboard=true")
+    monkeypatch.setattr(check, "find_spec", lambda name: None)
+    found = problems(asked)
+    assert "limbeck[wandb]" in found["train.trackers"] and "limbeck[tensorboard]" in found["train.tensorboard"]
+    assert problems(recipe) == {}
+
+
 def test_another_check_is_another_entry(recipe, monkeypatch):
     def name_is_long(recipe, opened):
         yield Fact(f"{len(opened.examples)} examples")
@@ -54,7 +61,7 @@ def test_each_check_is_made(recipe, monkeypatch, made):
     monkeypatch.setattr(opened, "estimate_stages", lambda *_: {})
     monkeypatch.setattr(check, "CHECKS", [])
     monkeypatch.setattr(check, "MEASUREMENTS", [made])
-    assert is_local(recipe.teacher) and check_recipe(recipe).problems == []
+    assert recipe.teacher.is_local and check_recipe(recipe).problems == []
 
 
 def test_what_was_found_before_a_model_is_missing_counts(recipe, tmp_path):

@@ -32,7 +32,7 @@ def test_misspelt_key(complaint):
     assert complaint(TEXT + "  optimiser: {lr: 1}\n") == (
         "r.yaml:8: 'optimiser' is not a key of train. Did you mean optimizer? Allowed: budget, optimizer, schedule, "
         "batch_tokens, accumulate, clip, precision, qad, activation_checkpointing, compile, parallel, "
-        "checkpoint_minutes, keep_checkpoints, tensorboard, twin."
+        "checkpoint_minutes, keep_checkpoints, tensorboard, trackers, twin."
     )
 
 

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -282,3 +283,20 @@ def test_redaction_takes_pieces_of_a_key_and_nothing_else():
 ])  # fmt: skip
 def test_how_long_to_wait(headers, seconds):
     assert retry_after(headers) == seconds
+
+
+@pytest.mark.parametrize("fault", ["401", "echo", "500", "429", "reset"])
+def test_the_key_is_in_no_record_of_a_request_that_is_tried_again(server, fault, caplog):
+    """With everything of ours recorded: attempts, waits, the end. What a gateway quotes of the key is not."""
+    caplog.set_level(logging.DEBUG)
+    server.script = in_turn(fault, fault, None)
+    settings = teacher(server, malformed_tries=2)
+    try:
+        [outcome] = ask_all(settings, [replace(ASK, prompt=f"after {fault}", messages=())], lambda text: None)
+        said = str(outcome)
+    except TeacherError as error:
+        said = str(error)
+    ours = [record for record in caplog.records if record.name.startswith("limbeck")]
+    assert ours or fault == "401", "the first trouble is recorded; a wrong key ends the job at once"
+    for text in (said, caplog.text, *(repr(record.args) for record in ours)):
+        assert not [piece for piece in pieces(CANARY) if piece in text]

@@ -226,7 +226,8 @@ def test_corrupt_shard_is_named_and_labelled_alone(finished, tmp_path):
     assert all(shard.stat().st_mtime_ns == times[shard.name] for shard in shards if shard != shards[1])
 
 
-def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_path):
+def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_path, caplog):
+    caplog.set_level("INFO", "limbeck")
     recipe = recipe_of(
         tiny_llama, text_jsonl, train__checkpoint_minutes=1e-6, train__budget={"kind": "steps", "steps": 6}
     )
@@ -240,6 +241,8 @@ def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_
     (tmp_path / "run/stages/train.json").unlink()
     _, messages = train(recipe, tmp_path / "run")
     assert any(newest.name in m and "skipped" in m for m in messages)
+    said = [record.getMessage() for record in caplog.records if record.name == "limbeck.train.checkpoint"]
+    assert said[0].startswith(f"{newest} is skipped: ") and said[1].startswith("resumed from ")
     assert (out / "artifact/model.safetensors").read_bytes() == want
     for step in (out / "checkpoints").glob("step-*"):
         (step / "state.json").unlink()

@@ -3,7 +3,7 @@
 import pytest
 
 from limbeck.errors import RecipeError
-from limbeck.recipe import OpenAITeacher, Recipe, VllmTeacher, is_local
+from limbeck.recipe import OpenAITeacher, Recipe, VllmTeacher
 from limbeck.recipe.rules.check import check_static
 from tests.recipes import tiny_recipe
 
@@ -41,13 +41,13 @@ def test_sound_recipes(kind, overrides):
 
 def test_vllm_is_an_endpoint_without_a_key():
     teacher = at("vllm", TOP_K).teacher
-    assert isinstance(teacher, VllmTeacher) and isinstance(teacher, OpenAITeacher) and not is_local(teacher)
+    assert isinstance(teacher, VllmTeacher) and isinstance(teacher, OpenAITeacher) and not teacher.is_local
     assert teacher.api_key_env is None and teacher.identity[0] == "vllm"
 
 
 def test_gguf_is_a_teacher_in_this_process():
     recipe = tiny_recipe("teacher={kind: gguf, path: some.gguf, dtype: float32}")
-    assert is_local(recipe.teacher) and check_static(recipe) == []
+    assert recipe.teacher.is_local and check_static(recipe) == []
     (found,) = check_static(recipe.override("teacher.trust_remote_code=true"))
     assert found.where == "teacher.trust_remote_code"
     with pytest.raises(RecipeError, match="gguf"):

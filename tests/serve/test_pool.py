@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import re
 import threading
 from typing import TYPE_CHECKING, Any
@@ -58,7 +59,10 @@ def test_concurrent_first_requests_open_once_and_the_loop_stays_free(experts_fol
         assert server.events("expert_opened")[0]["bytes"] >= 2**20
 
 
-def test_room_is_made_by_closing_what_was_idle_longest(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_room_is_made_by_closing_what_was_idle_longest(
+    experts_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "limbeck.serve.pool")
     opened = Opener()
     with running(experts_folder, "memory_budget=1.5M", open_with=opened) as server:
         monkeypatch.setattr(server.built.house.pool, "measure", lambda: 0)
@@ -73,6 +77,8 @@ def test_room_is_made_by_closing_what_was_idle_longest(experts_folder: Path, mon
         taken = 2**20 + engine.stats.most_memory_bytes  # of the card, and what keys and values can come to
         found = re.search(r'limbeck_model_bytes\{model="code@1.0.0"\} (\S+)', text)
         assert found is not None and float(found[1]) == taken
+    said = [record.getMessage() for record in caplog.records]
+    assert "closed code@1.0.0: room" in said and any(text.startswith("opened weather@1.0.0 in") for text in said)
 
 
 def test_keys_and_values_count_and_stay_within_the_budget(

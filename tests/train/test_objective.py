@@ -108,7 +108,9 @@ def train(recipe, folder, out, teacher=None, stop_after=None):
     if stop_after:
         with pytest.raises(Stopped):
             train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job)
-    return train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job).model.state_dict()
+    return train_student(
+        recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job
+    ).model.state_dict()
 
 
 def metrics(out):

@@ -9,6 +9,7 @@ does not work there is no weaker run: a recipe has to accept `isolation: rlimits
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import selectors
@@ -29,6 +30,8 @@ from limbeck.errors import SandboxError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 Isolation = Literal["bwrap", "rlimits"]
 SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
@@ -78,6 +81,8 @@ def run_tests(
 def require(isolation: Isolation) -> None:
     """Raise SandboxError unless programs can be isolated on this machine; tried once per process."""
     why = unavailable(isolation)
+    if isolation == "rlimits":
+        logger.debug("programs run under resource limits alone: files and network are open to them")
     if why:
         raise SandboxError(f"{why} {INSTALL}, {ACCEPT}.")
 
@@ -98,6 +103,7 @@ def unavailable(isolation: Isolation) -> str:
         "assert canary() is None",
     ]
     found = _run({"program": probe, "tests": tests}, SandboxLimits(seconds=20.0), "bwrap")
+    logger.info("programs can%s be isolated by bwrap on this machine", "" if found.ok else "not")
     return "" if found.ok else f"bwrap does not isolate programs here ({found.reason} {found.output.strip()[:300]})."
 
 

@@ -1,0 +1,97 @@
+"""The road of every label stage: a plan becomes a work list, a runner makes its shards, a committer makes them visible.
+
+A runner is one file: `local` labels in this process, `remote` by an endpoint, live or in batches. Another one, such as
+a cluster, is a function that takes a work list and a committer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from limbeck.label.plan import plan_shards
+from limbeck.label.worklist import WorkList
+from limbeck.recipe import OpenAITeacher, Recipe
+from limbeck.store import StoreHeader, StoreWriter, TraceStore
+from limbeck.store.failures import Failures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from limbeck.label.worklist import Shard
+    from limbeck.types import Row, Trace
+
+
+class BuiltShard(NamedTuple):
+    """What a shard holds: traces with their records, and the lines of `failed.jsonl` about what it lacks."""
+
+    traces: Sequence[Trace]
+    records: Sequence[bytes]
+    failed: Sequence[dict[str, Any]] = ()
+
+
+class ShardRunner(Protocol):
+    """Who makes shards."""
+
+    def __call__(self, work: WorkList, committer: Committer) -> None:
+        """Make the shards of `work` in any order, `add` each to the committer, and `commit_ready` ones now and then.
+
+        What a shard holds may depend on its rows, the recipe and the teacher alone. Raises Stopped when a stop was
+        asked for; what was committed by then is kept.
+        """
+        ...
+
+
+@dataclass
+class Committer:
+    """Shards become visible in the order of the plan, whatever the order in which they are made: a killed job and one
+    that was not killed write the same files. A shard is built when its turn comes, so that few are in memory."""
+
+    writer: StoreWriter
+    failures: Failures
+    waiting: deque[Shard]  # those that are not there, in the order of the plan
+    ready: dict[int, Callable[[], BuiltShard]] = field(default_factory=dict)  # by number
+
+    def add(self, shard: Shard, build: Callable[[], BuiltShard]) -> None:
+        """Say that all is there to build a shard. May be called while another thread commits."""
+        self.ready[shard.number] = build
+
+    def commit_ready(self) -> list[Shard]:
+        """Commit every shard whose turn it is; returns them. Raises BudgetError when the disk is full."""
+        committed = []
+        while self.waiting and self.waiting[0].number in self.ready:
+            number = self.waiting[0].number
+            built = self.ready[number]()
+            self.failures.add(built.failed)  # before the shard: `Failures.keep` clears up after a kill between the two
+            self.writer.commit(number, built.traces, built.records)
+            del self.ready[number]
+            committed.append(self.waiting.popleft())
+        return committed
+
+
+def fill_store(
+    recipe: Recipe,
+    path: Path,
+    *,
+    header: StoreHeader,
+    rows: Sequence[Row],
+    runner: ShardRunner,
+    on_message: Callable[[str], None],
+) -> TraceStore:
+    """Fill the store at `path` with the traces of `rows`; what is there already is verified and kept.
+
+    Damaged shards are named and made anew, alone; with `teacher.retry_failed` also those that lack a reply. Raises what
+    the runner raises, and StoreError when `path` holds another teacher's traces.
+    """
+    writer = StoreWriter.open(path, header, plan_shards(recipe, rows))
+    for shard, why in writer.drop_damaged().items():
+        on_message(f"shard {shard} of {path.name} is made again: {why}")
+    failures = Failures.open(path / "failed.jsonl")
+    if isinstance(recipe.teacher, OpenAITeacher) and recipe.teacher.retry_failed:
+        writer.drop(failures.shards())
+    failures.keep(writer.done)
+    work = WorkList.of(writer, rows)
+    runner(work, Committer(writer, failures, deque(work.shards)))
+    return TraceStore.open(path, verify=False)

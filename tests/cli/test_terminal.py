@@ -1,0 +1,96 @@
+"""Log records on stderr, where they are asked for and in a form that breaks nothing."""
+
+import json
+import logging
+import re
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from limbeck.cli import app, terminal
+from limbeck.cli.progress import bars
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def quiet_afterwards():
+    yield
+    terminal.show_log("off")
+
+
+def record(level=logging.INFO, text="tried again in %.1f s", *values):
+    logging.getLogger("limbeck.endpoint.retry").log(level, text, *(values or (2.5,)))
+
+
+def test_a_line_has_time_level_and_logger(capsys):
+    terminal.show_log("info")
+    record()
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert re.fullmatch(r"\d\d:\d\d:\d\d INFO    limbeck\.endpoint\.retry: tried again in 2\.5 s\n", out.err)
+
+
+@pytest.mark.parametrize(("level", "shown"), [("debug", 3), ("info", 2), ("warning", 1), ("error", 0), ("off", 0)])
+def test_levels(level, shown, capsys):
+    terminal.show_log("debug")
+    terminal.show_log(level)
+    for each in (logging.DEBUG, logging.INFO, logging.WARNING):
+        record(each)
+    assert len(capsys.readouterr().err.splitlines()) == shown
+
+
+def test_nothing_steers_the_terminal(capsys):
+    terminal.show_log("info")
+    record(logging.INFO, "%s", "\x1b[2Jgone")
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_other_libraries_are_left_alone(capsys):
+    root, other = logging.getLogger(), logging.getLogger("openai")
+    before = (root.level, other.level, list(root.handlers))
+    terminal.show_log("debug")
+    other.debug("Authorization: Bearer sk-canary")
+    assert (root.level, other.level, list(root.handlers)) == before and capsys.readouterr().err == ""
+
+
+def test_records_go_above_the_bars(capsys):
+    console = Console(file=sys.stderr, force_terminal=True, width=80)
+    terminal.show_log("info")
+    with bars(console):
+        record()
+    shown = capsys.readouterr().err
+    assert re.search(r"\r\x1b\[2K\d\d:\d\d:\d\d INFO .*2\.5 s\n", shown), "the bar's line is cleared before it"
+
+
+@pytest.mark.parametrize("how", ["option", "environment", "default"])
+def test_the_option(how, monkeypatch):
+    asked = []
+    monkeypatch.setattr(app, "show_log", asked.append)
+    monkeypatch.delenv("LIMBECK_LOG_LEVEL", raising=False)
+    words = ["--log-level", "debug"] if how == "option" else []
+    env = {"LIMBECK_LOG_LEVEL": "debug"} if how == "environment" else {}
+    assert runner.invoke(app.app, [*words, "schema"], env=env).exit_code == 0
+    assert asked == ["warning" if how == "default" else "debug", "off"], "nothing is left when the command ends"
+
+
+def test_a_level_that_is_none():
+    out = runner.invoke(app.app, ["--log-level", "loud", "schema"])
+    assert out.exit_code == 2 and "--log-level is 'loud'" in out.stderr
+
+
+def test_the_library_is_silent_by_default():
+    code = "import limbeck, logging, sys; logging.getLogger('limbeck.x').error('loud'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_results_are_whole_at_debug():
+    """Records and results do not share a stream."""
+    code = "from limbeck.cli import main; main()"
+    command = [sys.executable, "-c", code, "--log-level", "debug", "schema"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert json.loads(done.stdout)["title"] == "Recipe"
