@@ -519,5 +519,13 @@ class Progress:
     values: dict[str, float] = field(default_factory=dict)
 
 
+class Callbacks(NamedTuple):
+    """How a job reports, and how it learns that it should stop."""
+
+    on_progress: OnProgress
+    on_message: Callable[[str], None]
+    stop_asked: Callable[[], bool]
+
+
 if TYPE_CHECKING:
     OnProgress = Callable[[Progress], None]

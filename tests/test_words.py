@@ -13,7 +13,9 @@ REPEATED = {
     "a key of the recipe, in every room that has a part of it": (
         *("curate", "data", "export", "objective", "student", "teacher", "trace", "train", "votes"),
     ),
-    "one role in its room": ("app", "build", "encode", "errors", "page", "recipe", "run", "settings", "stage"),
+    "one role in its room": (
+        *("app", "build", "context", "encode", "errors", "page", "recipe", "run", "settings", "stage"),
+    ),
     "two ends of one format": ("card", "onnx"),
 }
 

@@ -5,13 +5,15 @@ Modules that load torch are imported inside the commands that need them: `limbec
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +25,8 @@ from limbeck.errors import LimbeckError, RecipeError
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from limbeck.config.problems import Problem
     from limbeck.config.yaml import Node
     from limbeck.recipe import Recipe
@@ -84,20 +88,28 @@ def _sound(path: Path, overrides: list[str] | None) -> Recipe:
     return recipe
 
 
-def _job(path: Path, overrides: list[str] | None, run_dir: Path | None, as_json: bool, until: str) -> None:
+@contextlib.contextmanager
+def _opened(
+    path: Path, overrides: list[str] | None, run_dir: Path | None
+) -> Iterator[tuple[Path, Callable[..., dict[str, Any]]]]:
+    """A recipe's run folder, and `run_recipe` for both with its progress shown. The command calls it: from there to the
+    loss are few frames."""
     recipe = _sound(path, overrides)
     folder = run_dir or Path("runs") / recipe.name
     with watched() as (on_progress, on_message):
         from limbeck.pipeline.run import run_recipe
 
-        summary = run_recipe(recipe, folder, until=until, on_progress=on_progress, on_message=on_message)
+        yield folder, partial(run_recipe, recipe, folder, on_progress=on_progress, on_message=on_message)
+
+
+def _print_summary(summary: dict[str, Any], folder: Path, as_json: bool, last: str = "") -> None:
     if as_json:
         print_result({"run": str(folder), **summary}, as_json=True)
         return
     from limbeck.cli.tables import result
 
     print_result(result(summary))
-    print_result(f"\nreport: {folder / 'report.html'}" if until == "report" else f"\nrun folder: {folder}")
+    print_result(f"\n{last or f'run folder: {folder}'}")
 
 
 @app.command(rich_help_panel="Start")
@@ -216,7 +228,9 @@ def label(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption
 
     Example: limbeck label my.yaml trace.target.kind=top_k
     """
-    _job(recipe, overrides, run_dir, as_json, "label")
+    with _opened(recipe, overrides, run_dir) as (folder, run_until):
+        summary = run_until(until="label")
+    _print_summary(summary, folder, as_json)
 
 
 @app.command(rich_help_panel="Work")
@@ -225,7 +239,9 @@ def train(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption
 
     Example: limbeck train my.yaml train.twin=true
     """
-    _job(recipe, overrides, run_dir, as_json, "twin")
+    with _opened(recipe, overrides, run_dir) as (folder, run_until):
+        summary = run_until(until="twin")
+    _print_summary(summary, folder, as_json)
 
 
 @app.command(rich_help_panel="Work")
@@ -236,7 +252,9 @@ def evaluate(
 
     Example: limbeck evaluate my.yaml
     """
-    _job(recipe, overrides, run_dir, as_json, "evaluate")
+    with _opened(recipe, overrides, run_dir) as (folder, run_until):
+        summary = run_until(until="evaluate")
+    _print_summary(summary, folder, as_json)
 
 
 @app.command(rich_help_panel="Work")
@@ -245,7 +263,9 @@ def run(recipe: RecipeFile, overrides: Overrides = None, run_dir: RunDirOption =
 
     Example: limbeck run my.yaml
     """
-    _job(recipe, overrides, run_dir, as_json, "report")
+    with _opened(recipe, overrides, run_dir) as (folder, run_until):
+        summary = run_until(until="report")
+    _print_summary(summary, folder, as_json, last=f"report: {folder / 'report.html'}")
 
 
 @app.command(rich_help_panel="Look")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -22,15 +23,14 @@ from limbeck.curate.chain import Curated, RuleOutcome, curate
 from limbeck.curate.context import Context
 from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
-from limbeck.recipe import Judge
-from limbeck.system.atomic import atomic_path, atomic_write, fingerprint
+from limbeck.recipe import DecontaminateRule, Judge, VerdictRule
+from limbeck.system.atomic import atomic_path, atomic_write, fingerprint, sha256_file
 from limbeck.system.jsonl import append_durably, read_values
 from limbeck.system.meter import Meter
 from limbeck.types import Candidate, Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
 
@@ -114,6 +114,13 @@ def run_curate(
         )
     atomic_write(folder / "kept.json", json.dumps([one.id for one in found.kept]))
     return summary
+
+
+def rule_files(recipe: Recipe) -> list[str]:
+    """Content hash of every file that a rule reads, "" where it is missing: what a human said, and test sets."""
+    files = [rule.path for rule in recipe.curate if isinstance(rule, VerdictRule)]
+    files += [path for rule in recipe.curate if isinstance(rule, DecontaminateRule) for path in rule.paths]
+    return [sha256_file(Path(file)) if Path(file).is_file() else "" for file in files]
 
 
 def kept_ids(folder: Path) -> set[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.evaluate.compare import TEACHER, Evaluation, evaluate_models
@@ -19,10 +20,12 @@ from limbeck.evaluate.samples import choose_prompts, write_answers
 from limbeck.evaluate.speed import measure_speed
 from limbeck.metrics.calibration import ece
 from limbeck.metrics.intervals import Bootstrap, judge, judge_words, paired_bootstrap
+from limbeck.models.artifact import read_card, update_card
 from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from limbeck.evaluate.speed import Speed
     from limbeck.models.hf import HfLM
@@ -72,6 +75,15 @@ def run_evaluate(
         "verdict": {**asdict(verdict), "kl": intervals_json(kl), "agreement": intervals_json(agreement)},
         "warnings": warnings,
     }
+
+
+def keep_scores(folder: Path, result: dict[str, Any], tasks: dict[str, Any], artifacts: Mapping[str, Path]) -> None:
+    """Write FOLDER/scores.json, and the scores of the teacher and of each role in `artifacts` into their cards."""
+    result = {**result, "tasks": tasks} if tasks else result
+    atomic_write(folder / "scores.json", json.dumps(result, indent=1))
+    scores = {who: result[who] for who in (TEACHER, *artifacts) if who in result}
+    for artifact in artifacts.values():
+        update_card(artifact, replace(read_card(artifact), scores=scores))
 
 
 def _bootstrap(found: Evaluation, metric: str, resamples: int, seed: int) -> Bootstrap:

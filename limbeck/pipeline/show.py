@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from limbeck.data import read_rows
 from limbeck.errors import DataError, RunDirError, StoreError
 from limbeck.models.gguf_import import resolve_model
-from limbeck.pipeline.stage import NAMES
+from limbeck.pipeline.stages import NAMES
 from limbeck.recipe import Recipe, name_of
 from limbeck.recipe.io import load_run_recipe
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
+from limbeck.types import Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.system.rundir import StageRecord
-    from limbeck.types import Dist, Row, Trace
+    from limbeck.types import Dist, Row
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def show_trace(run: Path, *, row: int = 0, id: str | None = None, top: int = 5) 
         )
     dist = store.dist(item) if store else None  # type: ignore[arg-type]
     tokens = _tokens(item, dist, tokenizer, top)
-    source = getattr(item, "source", None) or getattr(item, "meta", {}).get("source", "")
+    source = item.meta.get("source", "") if isinstance(item, Trace) else item.source
     return TraceView(number, len(items), item.id, item.split, item.topic, source, store is not None, tokens)
 
 
@@ -114,7 +115,7 @@ def _find(items: Sequence[Row | Trace], row: int, id: str | None) -> int:
             raise DataError(f"there is no row {row}; the run has {len(items)} rows, numbered from 0.")
         return row
     for number, item in enumerate(items):
-        if item.id.startswith(id) or getattr(item, "row_id", "").startswith(id):
+        if item.id.startswith(id) or (isinstance(item, Trace) and item.row_id.startswith(id)):
             return number
     raise DataError(f"no row has an id that begins with {id!r}; ids are shown by `limbeck show traces RUN --row N`.")
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from limbeck.pipeline.stage import NAMES
 from limbeck.system.atomic import atomic_write
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from limbeck.recipe import Recipe
     from limbeck.system.rundir import RunDir
 
@@ -36,11 +37,11 @@ def write_estimate(run: RunDir, key: str, stages: dict[str, Any]) -> None:
     atomic_write(run.path / "estimate.json", json.dumps({"key": key, "stages": stages}, indent=1))
 
 
-def write_summary(recipe: Recipe, run: RunDir) -> dict[str, Any]:
-    """Gather the summary from what the stages left, write it, and return it."""
+def write_summary(recipe: Recipe, run: RunDir, names: Sequence[str]) -> dict[str, Any]:
+    """Gather the summary from what the stages of these names left, write it, and return it."""
     estimated = _read(run.path / "estimate.json").get("stages", {})
     stages: dict[str, Any] = {}
-    for name in NAMES:
+    for name in names:
         record = run.record(name)
         if record is not None:
             took = {"seconds": record.seconds, "peak_bytes": record.peak_bytes, "disk_bytes": record.disk_bytes}

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ from limbeck.system.atomic import atomic_write
 from limbeck.system.lock import holder_of, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -91,3 +92,11 @@ class RunDir:
     def forget(self, stage: str) -> None:
         """Make a finished stage unfinished."""
         (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
+
+
+def set_aside(folder: Path, name: str, on_message: Callable[[str], None]) -> None:
+    """Rename results of other settings to FOLDER-NAME: they are expensive, and never deleted."""
+    aside = folder.with_name(f"{folder.name}-{name}")
+    on_message(f"{folder} was made with other settings; it is kept as {aside.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)

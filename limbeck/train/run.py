@@ -136,16 +136,6 @@ def check_store(store: TraceStore, recipe: Recipe) -> None:
         )
 
 
-def needs_teacher(recipe: Recipe) -> bool:
-    """Whether training runs the teacher beside the student."""
-    return recipe.trace.target.is_live
-
-
-def stores_targets(recipe: Recipe) -> bool:
-    """Whether the teacher's distributions come from a store."""
-    return recipe.trace.target.is_stored
-
-
 def trusts_remote_code(recipe: Recipe) -> bool:
     """Whether the student's own code may run: it is the teacher's, or that of the model it starts from."""
     student = recipe.student

@@ -5,7 +5,7 @@ import pytest
 import limbeck
 from limbeck.errors import DataError
 from limbeck.label.strip_reasoning import answer_of, without_thinking
-from limbeck.pipeline import run as run_module
+from limbeck.pipeline import stages
 from limbeck.recipe.rules.check import check_static
 from limbeck.store import TraceStore, context_hash
 from limbeck.text.encode import Encoder, Example
@@ -82,13 +82,13 @@ def test_distributions_do_not_fit_a_text_without_its_reasoning():
 def test_the_store_keeps_all_of_it(tiny_llama, birds, tmp_path, monkeypatch):  # noqa: F811
     """Learning less of the same replies trains anew, and asks for nothing."""
     monkeypatch.setattr(fake_answers, "reply_of", lambda key, index=0: f"<think>hm {key[:3]}</think>heron {key[:2]}")
-    learnt, train = [], run_module.run_train
+    learnt, train = [], stages.train_student
 
     def watched(recipe, items, *rest, **settings):
         learnt.append(items)
         return train(recipe, items, *rest, **settings)
 
-    monkeypatch.setattr(run_module, "run_train", watched)
+    monkeypatch.setattr(stages, "train_student", watched)
     run = tmp_path / "run"
     with FakeServer() as server:
         recipe = recipe_of(server.url, tiny_llama, birds).override("curate=[{kind: think}]")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from limbeck.pipeline import run as job
 from limbeck.recipe import Recipe
+from limbeck.train import stage
 
 CONTEXT = multiprocessing.get_context("forkserver")  # torch's thread pools do not survive a plain fork
 CONTEXT.set_forkserver_preload(["tests.pipeline.killed"])
@@ -38,9 +39,9 @@ def _work(recipe: Recipe, run: Path, at: str, count: int, delay: float, until: s
                 os.kill(os.getpid(), signal.SIGKILL)
             threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
-    fsync, save = os.fsync, job.save_artifact
+    fsync, save = os.fsync, stage.save_artifact
     os.fsync = lambda fd: (event("fsync"), fsync(fd))[1]
-    job.save_artifact = lambda *args, **kwargs: (event("artifact"), save(*args, **kwargs))[1]
+    stage.save_artifact = lambda *args, **kwargs: (event("artifact"), save(*args, **kwargs))[1]
     event("start")
     job.run_recipe(recipe, run, until=until, estimate=False, on_progress=lambda p: event(p.stage))
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The export stage."""
+"""The export stage: the student in every format that the recipe names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.errors import Stopped, StoreError
+from limbeck.export.verified import ParityRows, card_of, export_lm, open_source, told_of
 from limbeck.models.artifact import is_artifact, read_card
 from limbeck.recipe import bound_of, name_of_export
 from limbeck.system.atomic import atomic_write, sweep
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from limbeck.models.hf import HfLM
-    from limbeck.pipeline.stage import Stages
     from limbeck.recipe import Export
-from limbeck.export.verified import ParityRows, card_of, export_lm, open_source, told_of
+    from limbeck.types import Callbacks
 
 
-def run_exports(exports: Sequence[Export], artifact: Path, judged: ParityRows, stages: Stages, *, folder: Path) -> None:
+def run_exports(
+    exports: Sequence[Export], artifact: Path, judged: ParityRows, *, folder: Path, callbacks: Callbacks
+) -> None:
     """Write every export of a run that is not in `folder` yet, and parity.json for all of them.
 
     An export is there when its folder is whole, was made of these weights, and meets its bound. Raises what
@@ -30,12 +32,12 @@ def run_exports(exports: Sequence[Export], artifact: Path, judged: ParityRows, s
     source, card = open_source(artifact), card_of(artifact)
     told = []
     for settings in exports:
-        if stages.stop_asked():
+        if callbacks.stop_asked():
             raise Stopped("stopped between two exports; run the same command again to go on.")
         out = folder / name_of_export(settings)
         if not _is_there(out, source, settings):
-            stages.on_message(f"exporting to {settings.kind} {settings.quant}")
-            export_lm(source, card, out, settings, judged, on_progress=stages.on_progress)
+            callbacks.on_message(f"exporting to {settings.kind} {settings.quant}")
+            export_lm(source, card, out, settings, judged, on_progress=callbacks.on_progress)
         told.append(told_of(out, read_card(out)))
     atomic_write(folder / "parity.json", json.dumps({"exports": told}, indent=1))
 

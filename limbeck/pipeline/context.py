@@ -1,0 +1,120 @@
+"""What the stages of one run share: its recipe, its folder, and what is opened once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig
+
+from limbeck.curate.stage import kept_ids, rule_files
+from limbeck.data import read_rows
+from limbeck.data.build import data_fingerprint
+from limbeck.label.strip_reasoning import strips_thinking, without_thinking
+from limbeck.models.gguf_import import resolve_model
+from limbeck.models.open import open_hf
+from limbeck.recipe import HfTeacher
+from limbeck.store import TraceStore
+from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
+from limbeck.train.parallel import join_ranks
+from limbeck.types import Vocab
+
+if TYPE_CHECKING:
+    import contextlib
+    from pathlib import Path
+
+    from limbeck.models.hf import HfLM
+    from limbeck.recipe import Recipe
+    from limbeck.system.rundir import RunDir
+    from limbeck.types import Callbacks, Ranks, Row, Trace
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run. What is expensive is opened when a stage first needs it. `names` are the stages, in order; `resources`
+    are closed when the run ends."""
+
+    recipe: Recipe
+    run: RunDir
+    names: tuple[str, ...]
+    callbacks: Callbacks
+    resources: contextlib.ExitStack
+
+    @property
+    def path(self) -> Path:
+        return self.run.path
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """Joined once, by the first stage that all ranks work on: a second process group in one process finds the
+        first one's addresses in torchrun's store, and waits for ever."""
+        return self.resources.enter_context(join_ranks(self.recipe.train.parallel))
+
+    @cached_property
+    def teacher(self) -> HfLM:
+        settings = self.recipe.teacher
+        assert isinstance(settings, HfTeacher)
+        self.callbacks.on_message(f"opening the teacher {settings.path}")
+        return open_hf(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+
+    @property
+    def local_teacher(self) -> HfLM | None:
+        """The teacher where it runs in this process."""
+        return self.teacher if self.recipe.teacher.is_local else None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        path, trust = self.recipe.reader
+        return load_tokenizer(resolve_model(path), trust_remote_code=trust)
+
+    @cached_property
+    def reader_config(self) -> Any:
+        """The text part of the config of the model whose tokenizer makes the rows."""
+        path, trust = self.recipe.reader
+        return AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust).get_text_config()
+
+    @property
+    def columns(self) -> Vocab:
+        """The real tokens: heads may be padded."""
+        return Vocab(min(self.reader_config.vocab_size, len(self.tokenizer)), tokenizer_hash(self.tokenizer))
+
+    @cached_property
+    def data_identity(self) -> list[Any]:
+        """What the rows come from. Every file is hashed for it, once."""
+        return data_fingerprint(self.recipe)
+
+    @cached_property
+    def rule_files(self) -> list[str]:
+        """Hashes of the files that the rules of curation read."""
+        return rule_files(self.recipe)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        return read_rows(self.path / "data" / "rows.parquet")
+
+    @cached_property
+    def store(self) -> TraceStore:
+        return TraceStore.open(self.path / "traces")
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is anything to label: a live teacher on given text, or that text alone, leaves nothing to
+        store."""
+        return self.recipe.trace.mode.generates or self.recipe.trace.target.is_stored
+
+    def items(self, split: str) -> list[Row] | list[Trace]:
+        """What is trained or evaluated on: the teacher's traces, or the rows where nothing was labelled for them."""
+        found = self.uncurated(split)
+        if self.recipe.curate and split == "train":
+            kept = kept_ids(self.path / "curate")
+            found = [item for item in found if item.id in kept]
+        if not strips_thinking(self.recipe):
+            return found  # type: ignore[return-value]
+        return without_thinking(self.recipe, self.tokenizer, found, self.rows, self.callbacks.on_message)  # type: ignore[arg-type]
+
+    def uncurated(self, split: str) -> list[Row] | list[Trace]:
+        if self.has_labels and (self.recipe.trace.mode.generates or split == "train"):
+            wanted = {row.id for row in self.rows}
+            return [trace for trace in self.store.traces(split) if trace.row_id in wanted]
+        return [row for row in self.rows if row.split == split]

@@ -1,0 +1,262 @@
+"""The stages of a run, in order. A stage is a value: adding one is one entry in `STAGES`.
+
+A fingerprint covers all that a stage depends on, the stages before it included. What is recorded in run folders must
+not change: `tests/pipeline/test_stages.py` holds the fingerprints of earlier versions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from limbeck.check.estimate import estimate_stages
+from limbeck.curate.stage import candidates_of, run_curate
+from limbeck.data.build import run_data
+from limbeck.evaluate.stage import keep_scores, run_evaluate
+from limbeck.evaluate.task_stage import run_tasks, task_files
+from limbeck.export.stage import run_exports
+from limbeck.export.verified import ParityRows
+from limbeck.label.judge import ask_judges
+from limbeck.label.stage import fill_store, is_undamaged
+from limbeck.label.strip_reasoning import strips_thinking
+from limbeck.models.open import open_hf
+from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
+from limbeck.recipe import OpenAITeacher, name_of_export
+from limbeck.report.write import run_report
+from limbeck.students.build import build_student
+from limbeck.system.atomic import fingerprint
+from limbeck.system.ranks import first_rank
+from limbeck.text.tokenizer import template_hash, tokenizer_hash
+from limbeck.train.loop import TrainContext
+from limbeck.train.run import Supervision, train_student, trusts_remote_code
+from limbeck.train.stage import artifact_dtype, claim_folder, save_trained, twin_recipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from limbeck.pipeline.context import RunContext
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run, done again when `key`, the fingerprint of all that it depends on, is another than before.
+
+    `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished, and so does `holds`
+    when it says that they are not what they were. `needed`: whether this recipe has the stage. A `collective` stage is
+    worked on by every rank, any other one by the first.
+    """
+
+    name: str
+    key: Callable[[RunContext], str]
+    outputs: Callable[[RunContext], tuple[Path, ...]]
+    run: Callable[[RunContext], object]
+    needed: Callable[[RunContext], bool] = lambda _: True
+    holds: Callable[[RunContext], bool] = lambda _: True
+    collective: bool = False
+
+
+def _in(*parts: str) -> Callable[[RunContext], tuple[Path, ...]]:
+    """A file or folder of the run."""
+    return lambda context: (context.path.joinpath(*parts),)
+
+
+def data_fingerprint(context: RunContext) -> str:
+    words = [tokenizer_hash(context.tokenizer), template_hash(context.tokenizer)]
+    return fingerprint(context.data_identity, words, context.recipe.trace.mode.generates, context.recipe.seed)
+
+
+def _data(context: RunContext) -> None:
+    longest = getattr(context.reader_config, "max_position_embeddings", None)
+    progress = context.callbacks.on_progress
+    run_data(context.recipe, context.run, context.tokenizer, max_context=longest, on_progress=progress)
+
+
+def estimate_costs(context: RunContext) -> None:
+    """What the other stages will cost, once per recipe, before anything long is begun."""
+    recipe = context.recipe
+    if not recipe.teacher.is_local:
+        return
+    parts = recipe.train.twin, recipe.fingerprint("evaluate", "export")
+    key = fingerprint(train_fingerprint(context, "student"), *parts)
+    if read_estimate(context.run, key) is None:
+        context.callbacks.on_message("estimating time, memory and disk of each stage")
+        write_estimate(context.run, key, estimate_stages(recipe, context.teacher, context.rows))
+
+
+def label_fingerprint(context: RunContext) -> str:
+    recipe, teacher = context.recipe, context.recipe.teacher
+    trace = recipe.trace.stored_form()
+    trace["mode"] = recipe.trace.mode.identity
+    parts = [trace, recipe.seed, teacher.stored_form()]
+    if isinstance(teacher, OpenAITeacher):  # how fast it is asked changes nothing
+        parts[-1] = teacher.identity
+    return fingerprint(data_fingerprint(context), parts, recipe.objective.stored_temperature)
+
+
+def _label(context: RunContext) -> None:
+    rows = [row for row in context.rows if context.recipe.trace.mode.generates or row.split == "train"]
+    fill_store(
+        context.recipe,
+        context.path / "traces",
+        rows,
+        teacher=context.local_teacher,
+        tokenizer=context.tokenizer,
+        callbacks=context.callbacks,
+    )
+
+
+def curate_fingerprint(context: RunContext) -> str:
+    return fingerprint(label_fingerprint(context), context.recipe.fingerprint("curate"), context.rule_files)
+
+
+def _curate(context: RunContext) -> None:
+    items = [*context.uncurated("train"), *context.uncurated("heldout")]
+    run_curate(
+        context.recipe,
+        context.path / "curate",
+        candidates_of(items, context.rows, context.tokenizer),
+        ask=ask_judges(context.callbacks.on_message),
+        on_progress=context.callbacks.on_progress,
+        stop_asked=context.callbacks.stop_asked,
+    )
+
+
+def student_fingerprint(context: RunContext) -> str:
+    return fingerprint(data_fingerprint(context), context.recipe.fingerprint("student", "teacher", "seed"))
+
+
+def _student(context: RunContext) -> None:
+    build_student(context.recipe, context.run, context.local_teacher, context.rows)
+
+
+def train_fingerprint(context: RunContext, role: str) -> str:
+    recipe, twin = context.recipe, role == "twin"
+    train = recipe.train.stored_form()
+    for key in ("twin", "checkpoint_minutes", "keep_checkpoints", "tensorboard", "parallel"):
+        train.pop(key)
+    train.pop("trackers", None)
+    if train["qad"] is None:  # runs from before there was such a key are what they were
+        train.pop("qad")
+    # The twin shares what needs no teacher.
+    shared = ("objective.label_smoothing", "objective.position_weights.tokens", "objective.position_weights.place")
+    objective = recipe.fingerprint(*(shared if twin else ("objective",)))
+    curated = [curate_fingerprint(context)] if recipe.curate else []
+    stripped = ["strip"] if strips_thinking(recipe) else []
+    before = label_fingerprint(context), student_fingerprint(context)
+    return fingerprint(*before, train, objective, twin, *curated, *stripped)
+
+
+def _supervision(context: RunContext) -> Supervision:
+    """What the student learns from beside its rows."""
+    target = context.recipe.trace.target
+    if target.is_live:
+        return Supervision("live", context.columns, teacher=context.teacher)
+    if target.is_stored:
+        return Supervision("stored", context.columns, store=context.store)
+    return Supervision("text", context.columns)
+
+
+def _train(context: RunContext, role: str) -> None:
+    """Train the student or its twin, and save the artifact."""
+    recipe, twin, told = context.recipe, role == "twin", context.callbacks
+    out, start, name = context.path / "train" / role, context.path / "student", "twin" if twin else "train"
+    claim_folder(out, train_fingerprint(context, role), context.ranks, told.on_message)
+    trained = train_student(
+        twin_recipe(recipe, out.with_name("student")) if twin else recipe,
+        context.items("train"),
+        start,
+        Supervision("text", context.columns) if twin else _supervision(context),
+        TrainContext(name, out, recipe.seed, context.ranks, *told),
+    )
+    if context.ranks.is_first:
+        save_trained(out / "artifact", trained.model, context.tokenizer, recipe, role=role, start=start)
+
+
+def evaluate_fingerprint(context: RunContext) -> str:
+    recipe = context.recipe
+    parts = [train_fingerprint(context, "student"), train_fingerprint(context, "twin") if recipe.train.twin else None]
+    return fingerprint(parts, recipe.fingerprint("evaluate"), task_files(recipe))
+
+
+def _evaluate(context: RunContext) -> None:
+    recipe, teacher, told = context.recipe, context.local_teacher, context.callbacks
+    roles = ("student", "twin") if recipe.train.twin else ("student",)
+    folders = {role: context.path / "train" / role / "artifact" for role in roles}
+    dtype = str(teacher.dtype if teacher else artifact_dtype(recipe)).removeprefix("torch.")
+    trust = trusts_remote_code(recipe)
+    students = {role: open_hf(folder, dtype=dtype, trust_remote_code=trust) for role, folder in folders.items()}
+    items = context.items("heldout")
+    result = run_evaluate(recipe, context.run, teacher, students, items, on_progress=told.on_progress)
+    tasks = run_tasks(
+        recipe,
+        context.path / "evaluate",
+        {"teacher": teacher, **students} if teacher else students,
+        [row for row in context.rows if row.split == "heldout"],
+        on_progress=told.on_progress,
+        stop_asked=told.stop_asked,
+    )
+    keep_scores(context.path / "evaluate", result, tasks, folders)
+
+
+def export_fingerprint(context: RunContext) -> str:
+    return fingerprint(train_fingerprint(context, "student"), context.recipe.fingerprint("export"))
+
+
+def _export(context: RunContext) -> None:
+    artifact = context.path / "train" / "student" / "artifact"
+    judged = ParityRows(context.items("heldout"), "held-out rows")
+    folder = context.path / "export"
+    run_exports(context.recipe.export, artifact, judged, folder=folder, callbacks=context.callbacks)
+
+
+def _exported(context: RunContext) -> tuple[Path, ...]:
+    folder = context.path / "export"
+    return (folder / "parity.json", *(folder / name_of_export(each) for each in context.recipe.export))
+
+
+def _report(context: RunContext) -> None:
+    write_summary(context.recipe, context.run, context.names)
+    run_report(context.path)
+
+
+DATA = Stage("data", data_fingerprint, _in("data"), _data)
+
+STAGES = (
+    DATA,
+    Stage(
+        "label",
+        label_fingerprint,
+        _in("traces"),
+        _label,
+        needed=lambda context: context.has_labels,
+        holds=lambda context: not first_rank() or is_undamaged(context.path / "traces"),
+    ),
+    Stage("curate", curate_fingerprint, _in("curate"), _curate, needed=lambda context: bool(context.recipe.curate)),
+    Stage("student", student_fingerprint, _in("student"), _student),
+    Stage(
+        "train",
+        partial(train_fingerprint, role="student"),
+        _in("train", "student"),
+        partial(_train, role="student"),
+        holds=lambda context: (context.path / "train" / "student" / "artifact").exists(),
+        collective=True,
+    ),
+    Stage(
+        "twin",
+        partial(train_fingerprint, role="twin"),
+        _in("train", "twin"),
+        partial(_train, role="twin"),
+        needed=lambda context: context.recipe.train.twin,
+        holds=lambda context: (context.path / "train" / "twin" / "artifact").exists(),
+        collective=True,
+    ),
+    Stage("evaluate", evaluate_fingerprint, _in("evaluate"), _evaluate),
+    Stage("export", export_fingerprint, _exported, _export, needed=lambda context: bool(context.recipe.export)),
+    # Cheap, and its page shows what all the others left: written anew each time.
+    Stage("report", lambda _: fingerprint(), _in("report.html"), _report, holds=lambda _: False),
+)
+
+
+NAMES = tuple(stage.name for stage in STAGES)
