@@ -8,9 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from limbeck.cli.tables import visible
 from limbeck.experts.readme import MEANING, WHO, score_text
 from limbeck.system.units import count, size
+from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

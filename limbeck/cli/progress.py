@@ -11,8 +11,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from limbeck.cli.tables import visible
 from limbeck.system.units import duration
+from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

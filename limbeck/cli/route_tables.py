@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from limbeck.cli.tables import visible
+from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

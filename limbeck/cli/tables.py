@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from limbeck.system.units import count, duration, size
+from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,22 +25,6 @@ if TYPE_CHECKING:
     from limbeck.selftest.run import CheckOutcome, SelfTest
 
 WHO = ("teacher", "student", "twin")
-BREAKS = {"\n": "⏎", "\t": "⇥", "\r": "␍"}
-
-
-def visible(text: str, *, keep: str = "") -> str:
-    """`text` with everything that could steer a terminal made visible (escape codes, bidirectional overrides, bells);
-    characters of `keep` stay."""
-    return "".join(char if char in keep else _visible(char) for char in text)
-
-
-def _visible(char: str) -> str:
-    if char in BREAKS:
-        return BREAKS[char]
-    if char.isprintable():
-        return char
-    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
-
 
 # ---- a finished run --------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from limbeck.system.ranks import first_rank
+from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,8 +29,6 @@ def error_text(text: str) -> str:
 
 def print_error(text: str) -> None:
     """Print a text on stderr; what terminals would obey is made visible."""
-    from limbeck.cli.tables import visible
-
     print(visible(text, keep="\n"), file=sys.stderr, flush=True)
 
 

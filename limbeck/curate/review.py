@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import DataError, RunDirError
 from limbeck.system.atomic import atomic_write
-from limbeck.text.visible import visible
+from limbeck.text.visible import LINES, visible
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +72,7 @@ COLUMNS: tuple[str, ...] = (*FOR_HUMANS, "id", "topic", "prompt", "reply", "refe
 def _cells(line: dict[str, Any]) -> dict[str, str]:
     rule = f"{line['rule_number']} {line['rule']}" if line["rule_number"] else "kept"
     own = {"verdict": "", "note": "", "checked": line["verdict"], "rule": rule}
-    return {name: visible(own.get(name, str(line.get(name) or "")), CELL) for name in COLUMNS}
+    return {name: visible(own.get(name, str(line.get(name) or "")), CELL, keep=LINES) for name in COLUMNS}
 
 
 def _as_csv(lines: list[dict[str, Any]]) -> str:

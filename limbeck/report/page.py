@@ -19,7 +19,7 @@ from limbeck.report.funnel import funnel
 from limbeck.report.sample_cards import answer_cards
 from limbeck.report.task_table import task_table
 from limbeck.system.units import count, duration, size
-from limbeck.text.visible import shortened, visible
+from limbeck.text.visible import LINES, shortened, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -87,10 +87,10 @@ def render(files: RunFiles) -> str:
         exports=export_table(files.get("exports")),
         cards=answer_cards(files.answers),
         stages=stages(files),
-        recipe=visible(files.recipe_text, LONGEST_RECIPE),
+        recipe=visible(files.recipe_text, LONGEST_RECIPE, keep=LINES),
         environment=environment_facts(files),
         data=data_facts(files),
-        warnings=[visible(text, 1000) for text in warnings(files)],
+        warnings=[visible(text, 1000, keep=LINES) for text in warnings(files)],
         made=files.made,
     )
     return html.encode("utf-8", "replace").decode()
@@ -111,7 +111,7 @@ def headline(files: RunFiles) -> dict[str, str]:
         "teacher": shortened(teacher.rstrip("/").rsplit("/", 1)[-1], 60),
         "teacher_path": shortened(teacher, 200),
         "student": shortened(name, 64),
-        "scope": visible(str(files.get("scope") or dig(files.recipe, "scope") or ""), 600),
+        "scope": visible(str(files.get("scope") or dig(files.recipe, "scope") or ""), 600, keep=LINES),
         "how": _how(files),
     }
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from limbeck.report.collect import MODELS, dig
 from limbeck.report.format import number, percent
-from limbeck.text.visible import visible, visible_end
+from limbeck.text.visible import LINES, visible
 
 LONGEST_PROMPT = 1500
 LONGEST_ANSWER = 4000
@@ -53,9 +53,8 @@ def answer_cards(answers: list[Any]) -> list[SampleCard]:
         if columns:
             prompt, truth = (str(dig(entry, key) or "") for key in ("prompt", "truth"))
             topic = visible(str(dig(entry, "topic") or ""), 80)
-            cards.append(
-                SampleCard(topic, visible_end(prompt, LONGEST_PROMPT), visible(truth, LONGEST_PROMPT), columns)
-            )
+            before = visible(prompt, LONGEST_PROMPT, keep=LINES, end=True)
+            cards.append(SampleCard(topic, before, visible(truth, LONGEST_PROMPT, keep=LINES), columns))
     return cards
 
 
@@ -79,14 +78,14 @@ def _runs(pieces: list[list[Any]], *, marked: bool) -> list[Run]:
         room -= len(text)
         if agrees or not marked:
             before = runs.pop().text if runs and runs[-1].mark == "same" else ""
-            runs.append(Run(before + visible(text), "same"))
+            runs.append(Run(before + visible(text, keep=LINES), "same"))
         else:
             runs.append(_other(text, number(chance) or 0.0, str(instead)))
     return runs
 
 
 def _other(text: str, chance: float, instead: str) -> Run:
-    shown = visible(text).replace("\n", "↵\n")
-    would = visible(instead, LONGEST_TOKEN).replace("\n", "↵").replace(" ", "␣")
+    shown = visible(text, keep=LINES).replace("\n", "↵\n")
+    would = visible(instead, LONGEST_TOKEN, keep=LINES).replace("\n", "↵").replace(" ", "␣")
     hint = f"the teacher would have written “{would}” here; it gave this token {percent(chance)}"
     return Run(shown, "near" if chance >= PLAUSIBLE else "far", hint)

@@ -3,8 +3,6 @@
 import io
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
 from limbeck.check.findings import CheckResult
@@ -32,17 +30,6 @@ def shown(renderable, *, colour: bool = False) -> str:
     out = io.StringIO()
     Console(file=out, width=140, force_terminal=colour, color_system="standard" if colour else None).print(renderable)
     return out.getvalue()
-
-
-@given(st.text())
-def test_nothing_steers_the_terminal(text):
-    assert tables.visible(text).isprintable()
-    assert all(char.isprintable() or char == "\n" for char in tables.visible(text, keep="\n"))
-
-
-def test_visible():
-    assert tables.visible("\x1b[31mred\x07\u202e\n\t\x9b") == "\\x1b[31mred\\x07\\u202e⏎⇥\\x9b"
-    assert tables.visible("héllo 字 👍") == "héllo 字 👍"
 
 
 def test_result():
