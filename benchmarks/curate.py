@@ -18,10 +18,9 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from limbeck.curate.chain import curate
-from limbeck.curate.context import Context
+from limbeck.curate.context import Candidate, Context
 from limbeck.curate.verifiers import verify_all
 from limbeck.recipe import CurateRule
-from limbeck.types import Candidate
 
 RULES: list[dict] = [
     {"kind": "verify", "verifier": {"kind": "numeric"}, "keep_wrong": True},

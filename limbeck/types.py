@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from pathlib import Path
 
     import numpy as np
     import torch
@@ -75,23 +74,6 @@ class Trace:
         return sum(end - start for start, end in self.spans)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One reply as curation and verification see it. `id` is its trace's, `prompt` the last user turn or the plain
-    prompt, `reference` what a right answer is compared with ("" where there is none); `meta` is the trace's."""
-
-    id: str
-    row_id: str
-    split: str
-    topic: str
-    prompt: str
-    reply: str
-    reference: str = ""
-    finish_reason: str = "stop"
-    num_tokens: int = 0
-    meta: dict[str, Any] = field(default_factory=dict)
-
-
 Offers = Literal["sample", "cells", "full"]
 """What a target says of each position: a draw from the teacher, its mass on some tokens and on all others together, or
 its mass on every token. Each tells all that those before it tell."""
@@ -109,22 +91,16 @@ class Target(Protocol):
     @property
     def cells(self) -> Dist | None:
         """Probabilities on a support of some tokens."""
-        ...
 
     @property
     def full(self) -> Full | None:
         """Heads and hidden rows, from which every token's logit is made a chunk of rows at a time."""
-        ...
 
     @property
     def knows_entropy(self) -> bool:
         """Whether the teacher's own entropy at each position can be had."""
-        ...
 
-    def __getitem__(self, part: slice, /) -> Self:
-        """Some of the positions (views)."""
-        ...
-
+    def __getitem__(self, part: slice, /) -> Self: ...
     def to(self, device: torch.device | str) -> Self: ...
 
 
@@ -152,6 +128,7 @@ class Dist:
     tail_N: Tensor
     entropy_N: Tensor | None = None
     spread: bool = False
+    full: None = field(default=None, init=False, repr=False)
 
     @property
     def offers(self) -> Offers:
@@ -161,10 +138,6 @@ class Dist:
     @property
     def cells(self) -> Dist:
         return self
-
-    @property
-    def full(self) -> None:
-        return None
 
     @property
     def knows_entropy(self) -> bool:
@@ -222,6 +195,9 @@ class LiveTarget:
     bias_V: Tensor | None = None
     softcap: float | None = None
     logit_scale: float = 1.0
+    offers: Offers = field(default="full", init=False, repr=False)
+    cells: None = field(default=None, init=False, repr=False)
+    knows_entropy: bool = field(default=True, init=False, repr=False)
 
     @classmethod
     def of(cls, hidden_ND: Tensor, head: Head) -> LiveTarget:
@@ -233,20 +209,8 @@ class LiveTarget:
         return Head(self.weight_VD, self.bias_V, self.softcap, self.logit_scale)
 
     @property
-    def offers(self) -> Offers:
-        return "full"
-
-    @property
-    def cells(self) -> None:
-        return None
-
-    @property
     def full(self) -> Full:
         return Full((self,))
-
-    @property
-    def knows_entropy(self) -> bool:
-        return True
 
     def to(self, device: torch.device | str) -> LiveTarget:
         bias_V = None if self.bias_V is None else self.bias_V.to(device)
@@ -256,38 +220,6 @@ class LiveTarget:
     def __getitem__(self, part: slice) -> LiveTarget:
         """Some of the positions (views)."""
         return replace(self, hidden_ND=self.hidden_ND[part])
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Several teachers' full distributions as one: `sum_m w_m p_m`, exact, for every divergence. `log_weights_NM` are
-    logarithms of weights that sum to 1 at each position (`losses.mixture.mix` makes them)."""
-
-    parts: tuple[LiveTarget, ...]
-    log_weights_NM: Tensor
-
-    @property
-    def offers(self) -> Offers:
-        return "full"
-
-    @property
-    def cells(self) -> None:
-        return None
-
-    @property
-    def full(self) -> Full:
-        return Full(self.parts, self.log_weights_NM)
-
-    @property
-    def knows_entropy(self) -> bool:
-        return True
-
-    def to(self, device: torch.device | str) -> Mixture:
-        return Mixture(tuple(part.to(device) for part in self.parts), self.log_weights_NM.to(device))
-
-    def __getitem__(self, part: slice) -> Mixture:
-        """Some of the positions (views)."""
-        return Mixture(tuple(one[part] for one in self.parts), self.log_weights_NM[part])
 
 
 @dataclass(frozen=True)
@@ -340,11 +272,9 @@ class Source(Protocol):
     def draw(self, cursor: Cursor, count: int, ranks: Ranks) -> Step:
         """The step of `count` micro-batches, over all ranks, that begins at the cursor: the same cursor gives the same
         step."""
-        ...
 
     def epoch_batches(self, epoch: int) -> int | None:
         """Micro-batches of one epoch; None where there is no end."""
-        ...
 
 
 class LossOut(NamedTuple):
@@ -408,21 +338,18 @@ class Generator(Protocol):
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
         """`sampling.n` replies for each prompt (token ids). Deterministic given `sampling.seed`."""
-        ...
 
 
 class LocalLM(Generator, Protocol):
-    """A generator in this process whose logits can be had, whatever runs it: transformers, llama.cpp, onnxruntime."""
+    """A generator in this process, whatever runs it: its logits can be had."""
 
     @property
     def tokenizer(self) -> Any:
         """The PreTrainedTokenizerBase of transformers. (This file knows no model library.)"""
-        ...
 
     @property
     def vocab(self) -> int:
         """Real tokens: heads are often padded beyond the tokenizer."""
-        ...
 
     @property
     def max_context(self) -> int | None: ...
@@ -430,15 +357,12 @@ class LocalLM(Generator, Protocol):
     @property
     def end_ids(self) -> list[int]:
         """Token ids that end a reply."""
-        ...
 
     def logits(self, ids: np.ndarray) -> Tensor:
         """logits_TV of one sequence, fp32 on the CPU, real tokens only: row t predicts token t + 1."""
-        ...
 
     def session(self) -> Session:
         """A new sequence, empty. Raises TeacherError where this kind of model cannot write token by token."""
-        ...
 
 
 class Backbone(Protocol):
@@ -450,16 +374,13 @@ class Backbone(Protocol):
     @property
     def head(self) -> Head:
         """What makes logits of hidden rows, cut to the real tokens."""
-        ...
 
     @property
     def columns(self) -> Vocab:
         """What the columns of the head are."""
-        ...
 
     def hidden(self, batch: Batch) -> Tensor:
         """hidden_ND at `batch.rows_N`, after the last norm; documents do not see each other. No gradient."""
-        ...
 
 
 class Session(Protocol):
@@ -467,16 +388,13 @@ class Session(Protocol):
 
     def feed(self, ids: np.ndarray) -> Tensor:
         """Append `ids` (at least one) and return logits_V for the token that follows: fp32, CPU, real tokens only."""
-        ...
 
     @property
     def token_bytes(self) -> int:
         """Bytes of keys and values that a token takes, measured on those that were fed: at least one."""
-        ...
 
     def close(self) -> None:
         """Give its memory back."""
-        ...
 
 
 class GeneratedToken(NamedTuple):
@@ -492,18 +410,6 @@ class GeneratedToken(NamedTuple):
     logp: float
     top: tuple[tuple[int, float], ...]
     finish_reason: str | None
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A folder that is a model, with a card. `limbeck.open_lm(path)` opens it."""
-
-    path: Path
-    format: str  # "safetensors", "gguf" or "onnx"
-    lineage: tuple[str, ...]
-    recipe_fingerprint: str
-    scores: dict[str, float]
-    scope: str
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from limbeck.recipe import QuotaRule
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from limbeck.curate.context import Candidate
     from limbeck.recipe import CurateRule
-    from limbeck.types import Candidate
 
 NAMED = 12
 """Topics that an error names."""

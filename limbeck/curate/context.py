@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from limbeck.curate.verifiers import Verdict
     from limbeck.recipe import Verifier
-    from limbeck.types import Candidate
 
     Verify = Callable[[Verifier, list[tuple[str, str]]], list[Verdict]]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One reply as curation and verification see it. `id` is its trace's, `prompt` the last user turn or the plain
+    prompt, `reference` what a right answer is compared with ("" where there is none); `meta` is the trace's."""
+
+    id: str
+    row_id: str
+    split: str
+    topic: str
+    prompt: str
+    reply: str
+    reference: str = ""
+    finish_reason: str = "stop"
+    num_tokens: int = 0
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass

@@ -18,9 +18,8 @@ from limbeck.recipe import MISSED
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from limbeck.curate.context import Context
+    from limbeck.curate.context import Candidate, Context
     from limbeck.recipe import DecontaminateRule, DuplicateRule, NearDuplicateRule
-    from limbeck.types import Candidate
 
 DOUBT = 0.15
 """Estimates of similarity this far below what is asked for are not looked at again: four standard errors or so."""

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from py3langid.langid import LanguageIdentifier
 
+    from limbeck.curate.context import Candidate
     from limbeck.recipe import CodeRule, FinishRule, LanguageRule, LengthRule, ParagraphRule, RepetitionRule, ThinkRule
-    from limbeck.types import Candidate
 
 OPEN, CLOSE = "<think>", "</think>"
 LONGEST_LOOP = 400

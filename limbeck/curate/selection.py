@@ -21,9 +21,9 @@ from limbeck.recipe import needs_reference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from limbeck.curate.context import Candidate
     from limbeck.curate.verifiers import Verdict
     from limbeck.recipe import PassRateRule, QuotaRule, VerdictRule, Verifier, VerifyRule
-    from limbeck.types import Candidate
 
     Verify = Callable[[Verifier, list[tuple[str, str]]], list[Verdict]]
 

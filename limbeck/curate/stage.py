@@ -20,14 +20,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from limbeck.curate.chain import Curated, RuleOutcome, curate
-from limbeck.curate.context import Context
+from limbeck.curate.context import Candidate, Context
 from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.recipe import DecontaminateRule, Judge, VerdictRule
 from limbeck.system.atomic import atomic_path, atomic_write, fingerprint, sha256_file
 from limbeck.system.jsonl import append_durably, read_values
 from limbeck.system.meter import Meter
-from limbeck.types import Candidate, Row, Trace
+from limbeck.types import Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -25,9 +25,10 @@ from limbeck.system.atomic import atomic_dir
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from limbeck.models.artifact import Artifact
     from limbeck.models.hf import HfLM
     from limbeck.recipe import Export
-    from limbeck.types import Artifact, OnProgress, Row, Trace
+    from limbeck.types import OnProgress, Row, Trace
 
 logger = logging.getLogger(__name__)
 

@@ -7,17 +7,41 @@ sample of the mixture: forward KL's gradient is linear in p, so it is the mixtur
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from limbeck.types import Dist, Mixture
+from limbeck.types import Dist, Full, LiveTarget, Offers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from limbeck.types import LiveTarget, Target
+    from limbeck.types import Target
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Several teachers' full distributions as one: `sum_m w_m p_m`, exact, for every divergence. `log_weights_NM` are
+    logarithms of weights that sum to 1 at each position (`mix` makes them)."""
+
+    parts: tuple[LiveTarget, ...]
+    log_weights_NM: Tensor
+    offers: Offers = field(default="full", init=False, repr=False)
+    cells: None = field(default=None, init=False, repr=False)
+    knows_entropy: bool = field(default=True, init=False, repr=False)
+
+    @property
+    def full(self) -> Full:
+        return Full(self.parts, self.log_weights_NM)
+
+    def to(self, device: torch.device | str) -> Mixture:
+        return Mixture(tuple(part.to(device) for part in self.parts), self.log_weights_NM.to(device))
+
+    def __getitem__(self, part: slice) -> Mixture:
+        """Some of the positions (views)."""
+        return Mixture(tuple(one[part] for one in self.parts), self.log_weights_NM[part])
 
 
 def mix(targets: Sequence[Target], weights: Sequence[float] | Tensor) -> Target:

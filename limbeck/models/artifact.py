@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from limbeck.errors import StoreError
 from limbeck.models.card import Card, is_number, render
 from limbeck.models.weights import CARD_FILE, checked_format, pickle_only
 from limbeck.system.atomic import atomic_dir
-from limbeck.types import Artifact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -39,6 +38,18 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 REST = torch.bfloat16
 """What an int8 export keeps embeddings, norms and biases in."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A folder that is a model, with a card. `limbeck.open_lm(path)` opens it."""
+
+    path: Path
+    format: str  # "safetensors", "gguf" or "onnx"
+    lineage: tuple[str, ...]
+    recipe_fingerprint: str
+    scores: dict[str, float]
+    scope: str
 
 
 def save_artifact(

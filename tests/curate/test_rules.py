@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from limbeck.curate.chain import curate
-from limbeck.curate.context import Context
+from limbeck.curate.context import Candidate, Context
 from limbeck.curate.filters import _stutters, thinking_of
 from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError
 from limbeck.recipe import CurateRule
-from limbeck.types import Candidate
 
 RULE = TypeAdapter(CurateRule)
 

@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import limbeck
+from limbeck.curate.context import Candidate
 from limbeck.curate.review import review
 from limbeck.curate.stage import run_curate
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.label.judge import ask_judges
 from limbeck.recipe import Recipe
-from limbeck.types import Candidate
 from tests.pipeline.test_run import recipe_of, train
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from limbeck.losses import Term, Terms, divergence, fused_terms
-from limbeck.losses.mixture import mix
-from limbeck.types import Dist, Head, LiveTarget, Mixture
+from limbeck.losses.mixture import Mixture, mix
+from limbeck.types import Dist, Head, LiveTarget
 
 N, D, V = 7, 5, 23
 WEIGHTS = [[0.7, 0.3], torch.rand(N, 2, generator=torch.Generator().manual_seed(1)) + 0.05]
