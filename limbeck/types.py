@@ -82,24 +82,19 @@ its mass on every token. Each tells all that those before it tell."""
 class Target(Protocol):
     """What a teacher says of N positions, in the columns of the student's head.
 
-    Exactly one of `cells` and `full` is there: `full` where `offers` is "full".
+    Exactly one of two is there: `full` where `offers` is "full" (heads and hidden rows, from which every token's logit
+    is made a chunk of rows at a time), else `cells` (probabilities on a support of some tokens). `knows_entropy`: the
+    teacher's own entropy at each position can be had. Slices are views.
     """
 
     @property
     def offers(self) -> Offers: ...
-
     @property
-    def cells(self) -> Dist | None:
-        """Probabilities on a support of some tokens."""
-
+    def cells(self) -> Dist | None: ...
     @property
-    def full(self) -> Full | None:
-        """Heads and hidden rows, from which every token's logit is made a chunk of rows at a time."""
-
+    def full(self) -> Full | None: ...
     @property
-    def knows_entropy(self) -> bool:
-        """Whether the teacher's own entropy at each position can be had."""
-
+    def knows_entropy(self) -> bool: ...
     def __getitem__(self, part: slice, /) -> Self: ...
     def to(self, device: torch.device | str) -> Self: ...
 
@@ -272,9 +267,11 @@ class Source(Protocol):
     def draw(self, cursor: Cursor, count: int, ranks: Ranks) -> Step:
         """The step of `count` micro-batches, over all ranks, that begins at the cursor: the same cursor gives the same
         step."""
+        ...
 
     def epoch_batches(self, epoch: int) -> int | None:
         """Micro-batches of one epoch; None where there is no end."""
+        ...
 
 
 class LossOut(NamedTuple):
@@ -338,6 +335,7 @@ class Generator(Protocol):
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
         """`sampling.n` replies for each prompt (token ids). Deterministic given `sampling.seed`."""
+        ...
 
 
 class LocalLM(Generator, Protocol):
@@ -346,10 +344,12 @@ class LocalLM(Generator, Protocol):
     @property
     def tokenizer(self) -> Any:
         """The PreTrainedTokenizerBase of transformers. (This file knows no model library.)"""
+        ...
 
     @property
     def vocab(self) -> int:
         """Real tokens: heads are often padded beyond the tokenizer."""
+        ...
 
     @property
     def max_context(self) -> int | None: ...
@@ -357,12 +357,15 @@ class LocalLM(Generator, Protocol):
     @property
     def end_ids(self) -> list[int]:
         """Token ids that end a reply."""
+        ...
 
     def logits(self, ids: np.ndarray) -> Tensor:
         """logits_TV of one sequence, fp32 on the CPU, real tokens only: row t predicts token t + 1."""
+        ...
 
     def session(self) -> Session:
         """A new sequence, empty. Raises TeacherError where this kind of model cannot write token by token."""
+        ...
 
 
 class Backbone(Protocol):
@@ -374,13 +377,16 @@ class Backbone(Protocol):
     @property
     def head(self) -> Head:
         """What makes logits of hidden rows, cut to the real tokens."""
+        ...
 
     @property
     def columns(self) -> Vocab:
         """What the columns of the head are."""
+        ...
 
     def hidden(self, batch: Batch) -> Tensor:
         """hidden_ND at `batch.rows_N`, after the last norm; documents do not see each other. No gradient."""
+        ...
 
 
 class Session(Protocol):
@@ -388,13 +394,16 @@ class Session(Protocol):
 
     def feed(self, ids: np.ndarray) -> Tensor:
         """Append `ids` (at least one) and return logits_V for the token that follows: fp32, CPU, real tokens only."""
+        ...
 
     @property
     def token_bytes(self) -> int:
         """Bytes of keys and values that a token takes, measured on those that were fed: at least one."""
+        ...
 
     def close(self) -> None:
         """Give its memory back."""
+        ...
 
 
 class GeneratedToken(NamedTuple):
