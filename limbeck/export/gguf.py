@@ -20,8 +20,7 @@ import torch
 
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.export.gguf_families import WeightPart, describe, family_of, parts
-from limbeck.export.gguf_tokens import added_around, describe_tokens, read_tokens
-from limbeck.export.ollama import modelfile
+from limbeck.export.gguf_tokens import describe_tokens, read_tokens
 from limbeck.models.card import licence_of
 from limbeck.system.atomic import raise_if_full
 
@@ -83,11 +82,7 @@ def write_gguf(folder: Path, lm: HfLM, *, quant: str) -> None:
         else:
             _write(folder / FILE, lm, plan)
         lm.tokenizer.save_pretrained(folder)
-        ends = [str(lm.tokenizer.convert_ids_to_tokens(end)) for end in lm.end_ids]
-        bos = str(lm.tokenizer.bos_token) if added_around(lm.tokenizer)[0] else ""
-        facts: dict[str, Any] = {"settings": _sampling(lm.model), "licence": _licence(lm)}
-        text = modelfile(f"./{FILE}", lm.tokenizer, ends, bos=bos, **facts)
-        (folder / "Modelfile").write_text(text, encoding="utf-8")
+        (folder / "Modelfile").write_text(_modelfile(lm.model), encoding="utf-8")
     except OSError as error:  # numpy reports what it could not write without an error number
         raise_if_full(error if error.errno else OSError(errno.ENOSPC, str(error)), folder / FILE)
         raise
@@ -140,12 +135,13 @@ def _licence(lm: HfLM) -> str | None:
     return licence_of(lm.name) if Path(lm.name).is_dir() else None
 
 
-def _sampling(model: PreTrainedModel) -> dict[str, float]:
-    """How the model's authors would have it sampled, in Ollama's words. Its own default penalty is switched off."""
+def _modelfile(model: PreTrainedModel) -> str:
+    """For Ollama: the file, and how the model's authors would have it sampled. Ollama's own penalty is switched off."""
     config: Any = model.generation_config
-    names = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "repetition_penalty": "repeat_penalty"}
-    found = {theirs: getattr(config, ours, None) for ours, theirs in names.items()}
-    return {"repeat_penalty": 1.0, **{name: value for name, value in found.items() if value is not None}}
+    names = {"repeat_penalty": "repetition_penalty", "temperature": "temperature", "top_p": "top_p", "top_k": "top_k"}
+    found = {theirs: getattr(config, ours, None) for theirs, ours in names.items()}
+    settings = {"repeat_penalty": 1.0, **{name: value for name, value in found.items() if value is not None}}
+    return "".join([f"FROM ./{FILE}\n", *(f"PARAMETER {name} {value:g}\n" for name, value in settings.items())])
 
 
 # ---- tensors ---------------------------------------------------------------------------------------------------------

@@ -154,42 +154,48 @@ def needs_of(divergence: DivergenceSettings) -> Needs:
 # ---- numbers that change ---------------------------------------------------------------------------------------------
 
 
+Start = Annotated[float, Field(ge=0.0, description="value at the first step")]
+End = Annotated[float, Field(ge=0.0, description="value at the end")]
+Over = Annotated[
+    float, Field(gt=0.0, le=1.0, description="share of the budget that it takes; `end` stands for the rest")
+]
+By = Annotated[Literal["entropy", "confidence"], Field(description="entropy in nats, or 1 - the largest probability")]
+UnsureFrom = Annotated[
+    float,
+    Field(
+        gt=0.0,
+        serialization_alias="full",
+        description="entropy, or 1 - the largest probability, from which it is unsure",
+    ),
+]
+
+
 class Linear(Section):
     """A number that moves from `start` to `end` in a straight line over the budget."""
 
     kind: Literal["linear"] = "linear"
-    start: NotNegative = Field(description="value at the first step")
-    end: NotNegative = Field(description="value at the end")
-    over: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=1.0, description="share of the budget that it takes; `end` stands for the rest"
-    )
+    start: Start
+    end: End
+    over: Over = 1.0
 
 
 class HalfCosine(Section):
     """A number that moves from `start` to `end` along half a cosine: slow, fast, slow."""
 
     kind: Literal["cosine"] = "cosine"
-    start: NotNegative = Field(description="value at the first step")
-    end: NotNegative = Field(description="value at the end")
-    over: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
-        default=1.0, description="share of the budget that it takes; `end` stands for the rest"
-    )
+    start: Start
+    end: End
+    over: Over = 1.0
 
 
 class ByTeacher(Section):
     """A number for each position by how unsure the teacher is there, straight between the two ends."""
 
     kind: Literal["adaptive"] = "adaptive"
-    by: Literal["entropy", "confidence"] = Field(
-        default="entropy", description="entropy in nats, or 1 - the largest probability"
-    )
+    by: By = "entropy"
     certain: NotNegative = Field(description="value where the teacher is certain")
     unsure: NotNegative = Field(description="value where it is unsure: at `unsure_from` and beyond")
-    unsure_from: Above = Field(
-        default=1.0,
-        serialization_alias="full",
-        description="entropy, or 1 - the largest probability, from which it is unsure",
-    )
+    unsure_from: UnsureFrom = 1.0
 
 
 def _kind_or_number(value: Any) -> str | None:
@@ -218,16 +224,10 @@ Share = (
 class TeacherWeights(Section):
     """By how unsure the teacher is: straight between the two ends."""
 
-    by: Literal["entropy", "confidence"] = Field(
-        default="entropy", description="entropy in nats, or 1 - the largest probability"
-    )
+    by: By = "entropy"
     certain: NotNegative = Field(description="weight where the teacher is certain")
     unsure: NotNegative = Field(description="weight where it is unsure: at `unsure_from` and beyond")
-    unsure_from: Above = Field(
-        default=1.0,
-        serialization_alias="full",
-        description="entropy, or 1 - the largest probability, from which it is unsure",
-    )
+    unsure_from: UnsureFrom = 1.0
 
 
 class TokenWeights(Section):

@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING
 
 from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.errors import RecipeError
-from limbeck.recipe.data import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource
+from limbeck.recipe.curate import curate_rules
+from limbeck.recipe.data import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource, captured_rules
 from limbeck.recipe.evaluate import task_problems
 from limbeck.recipe.export import export_problems
 from limbeck.recipe.objective import needs_of
 from limbeck.recipe.recipe import Recipe
-from limbeck.recipe.rules.curate import curate_rules
-from limbeck.recipe.rules.data import captured_rules
 from limbeck.recipe.rules.objective import _all_divergences, objective_rules
-from limbeck.recipe.rules.student import student_rules
 from limbeck.recipe.rules.teacher import teacher_rules
-from limbeck.recipe.rules.trace import rejection_rules, vote_rules
-from limbeck.recipe.rules.train import train_rules
-from limbeck.recipe.trace import GenerateMode, Live, Sampled, TextTarget, TopK
+from limbeck.recipe.student import student_rules
+from limbeck.recipe.trace import GenerateMode, Live, Sampled, TextTarget, TopK, rejection_rules, vote_rules
+from limbeck.recipe.train import train_rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
