@@ -1,9 +1,8 @@
 """How fast requests may go: at most so many at once, per minute, and tokens per minute; less when the endpoint says so.
 
 The number in flight follows AIMD (additive increase, multiplicative decrease; Chiu and Jain 1989): halved when the
-endpoint is overloaded, and one more for every round of successes. Per-minute limits are token buckets in their virtual
-scheduling form (GCRA, ITU-T I.371), so that late wake-ups lose no throughput. All times are of the loop's monotonic
-clock.
+endpoint is overloaded, and one more for every round of successes. Requests reserve their share of the limits per minute
+ahead of time, so that late wake-ups lose no throughput. All times are of the loop's monotonic clock.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from limbeck.system.rate import Rate
 
 if TYPE_CHECKING:
     import random
@@ -31,30 +32,13 @@ def backoff(attempt: int, rng: random.Random) -> float:
     return min(LONGEST_DELAY, FIRST_DELAY * 2.0 ** min(attempt, 30)) * rng.uniform(0.5, 1.0)
 
 
-@dataclass
-class Rate:
-    """At most `per_minute` in any minute, handed out evenly; a limit below one a second has no bursts at all."""
-
-    per_minute: float
-    _free_at: float = float("-inf")  # when the bucket is full again
-
-    def reserve(self, amount: float, now: float) -> float:
-        """Take `amount`; returns the seconds to wait before using it."""
-        start = max(now, self._free_at - self._burst)
-        self._free_at = max(now, self._free_at) + self._seconds(amount)
-        return start - now
-
-    def refund(self, amount: float) -> None:
-        """Give back what was reserved and not used."""
-        self._free_at -= self._seconds(amount)
-
-    @property
-    def _burst(self) -> float:
-        return BURST_SECONDS if self.per_minute * BURST_SECONDS >= 60.0 else 0.0
-
-    def _seconds(self, amount: float) -> float:
-        """What may come at once is taken off the steady flow: their sum over a minute is the limit."""
-        return amount / self.per_minute * 60.0 * 60.0 / (60.0 - self._burst)
+def rate_within(limit: float | None) -> Rate | None:
+    """At most `limit` in any minute: what may come at once is taken off the steady flow, and their sum over a minute is
+    the limit. Below one a second there are no bursts at all. None: without limit."""
+    if limit is None:
+        return None
+    burst = BURST_SECONDS if limit * BURST_SECONDS >= 60.0 else 0.0
+    return Rate(limit * (60.0 - burst) / 60.0, burst)
 
 
 @dataclass
@@ -79,11 +63,11 @@ class Throttle:
         await self._place()
         try:
             loop = asyncio.get_running_loop()
-            waits = [
-                rate.reserve(amount, loop.time())
-                for rate, amount in ((self.requests, 1.0), (self.tokens, tokens))
-                if rate is not None
-            ]
+            waits = []
+            for rate, amount in ((self.requests, 1.0), (self.tokens, tokens)):
+                if rate is not None:
+                    waits.append(rate.wait(0.0, loop.time()))  # one request may be larger than any burst
+                    rate.spend(amount, loop.time())
             if (wait := max(waits, default=0.0)) > 0.0:
                 logger.debug("waiting %.2f s for the limits per minute", wait)
                 await asyncio.sleep(wait)

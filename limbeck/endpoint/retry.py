@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from limbeck.endpoint.budget import Ledger, answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
 from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.messages import ApiReply
-from limbeck.endpoint.rate_limit import Rate, Throttle, backoff
+from limbeck.endpoint.rate_limit import Throttle, backoff, rate_within
 from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.system.units import duration
@@ -66,8 +66,8 @@ class RetryingClient:
     def of(cls, endpoint: Endpoint, on_message: Callable[[str], None], spent: float = 0.0) -> RetryingClient:
         """With the limits of the endpoint's settings. `spent` is what earlier sittings cost."""
         settings = endpoint.settings
-        requests, tokens = settings.requests_per_minute, settings.tokens_per_minute
-        throttle = Throttle(settings.concurrency, requests and Rate(requests), tokens and Rate(tokens))  # type: ignore[arg-type]
+        requests, tokens = rate_within(settings.requests_per_minute), rate_within(settings.tokens_per_minute)
+        throttle = Throttle(settings.concurrency, requests, tokens)
         return cls(endpoint, throttle, Ledger(settings.max_cost, spent), on_message)
 
     async def ask(self, ask: ApiRequest) -> RequestOutcome:

@@ -7,11 +7,12 @@ import hmac
 import os
 import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RecipeError
 from limbeck.serve.errors import ApiError
+from limbeck.system.rate import Rate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -76,58 +77,39 @@ class Keys:
         return found if scheme.lower() == b"bearer" else None
 
 
-@dataclass
-class Bucket:
-    """At most `per_minute` in a minute, refilled evenly; what is spent beyond is owed."""
-
-    per_minute: float
-    level: float = field(init=False)
-    at: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.level = self.per_minute
-
-    def spend(self, amount: float, now: float) -> None:
-        self.level = min(self.per_minute, self.level + (now - self.at) * self.per_minute / MINUTE) - amount
-        self.at = now
-
-    def wait(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is there; 0 when it is."""
-        self.spend(0.0, now)
-        return max(amount - self.level, 0.0) * MINUTE / self.per_minute
-
-
-@dataclass
 class Rates:
-    """The requests and tokens of every key. None: without limit."""
+    """The requests and tokens of every key: a minute's worth may come at once, and tokens are counted when they were
+    used, so that a key may owe some. None: without limit."""
 
-    requests_per_minute: int | None
-    tokens_per_minute: int | None
-    clock: Callable[[], float] = time.monotonic
-    _requests: dict[str, Bucket] = field(default_factory=dict)
-    _tokens: dict[str, Bucket] = field(default_factory=dict)
+    def __init__(
+        self,
+        requests_per_minute: int | None,
+        tokens_per_minute: int | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._limits, self._clock = {"requests": requests_per_minute, "tokens": tokens_per_minute}, clock
+        self._rates: dict[tuple[str, str], Rate] = {}
 
     def admit(self, key: str) -> None:
         """Count one request. Raises ApiError 429 with the time to wait."""
-        for limit, buckets, what in (
-            (self.requests_per_minute, self._requests, "requests"),
-            (self.tokens_per_minute, self._tokens, "tokens"),
-        ):
-            if limit is not None and (wait := self._bucket(buckets, key, limit).wait(1.0, self.clock())):
+        for what, limit in self._limits.items():
+            rate = self._rate(key, what)
+            if rate is not None and (wait := rate.wait(1.0, self._clock())):
                 raise ApiError(
                     429,
                     f"The limit of {limit:,} {what} a minute is reached. Try again in {wait:.1f} s.",
                     code="rate_limit_exceeded",
                     retry_after=wait,
                 )
-        if self.requests_per_minute is not None:
-            self._bucket(self._requests, key, self.requests_per_minute).spend(1.0, self.clock())
+        self._spend(key, "requests", 1)
 
     def used(self, key: str, tokens: int) -> None:
-        if self.tokens_per_minute is not None:
-            self._bucket(self._tokens, key, self.tokens_per_minute).spend(tokens, self.clock())
+        self._spend(key, "tokens", tokens)
 
-    def _bucket(self, buckets: dict[str, Bucket], key: str, limit: int) -> Bucket:
-        if key not in buckets:
-            buckets[key] = Bucket(limit, at=self.clock())
-        return buckets[key]
+    def _spend(self, key: str, what: str, amount: int) -> None:
+        if (rate := self._rate(key, what)) is not None:
+            rate.spend(amount, self._clock())
+
+    def _rate(self, key: str, what: str) -> Rate | None:
+        limit = self._limits[what]
+        return None if limit is None else self._rates.setdefault((key, what), Rate(limit, MINUTE))

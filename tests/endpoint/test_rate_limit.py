@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from limbeck.endpoint.rate_limit import LONGEST_DELAY, Rate, Throttle, backoff
+from limbeck.endpoint.rate_limit import LONGEST_DELAY, Throttle, backoff, rate_within
 from tests.endpoint import clock
 
 
@@ -30,20 +30,20 @@ def most_in_a_minute(starts: list[float], amount: float = 1.0) -> float:
 
 @pytest.mark.parametrize("limit", [3, 10, 60, 600])
 def test_requests_per_minute_are_kept_in_every_minute_and_used(limit):
-    starts = starts_of(Throttle(100_000, requests=Rate(limit)), limit * 3)
+    starts = starts_of(Throttle(100_000, requests=rate_within(limit)), limit * 3)
     assert most_in_a_minute(starts) <= limit
     assert starts[-1] == pytest.approx(60 * 3, rel=0.025, abs=60.1 / limit)  # nothing is wasted
 
 
 def test_tokens_per_minute_are_kept():
-    starts = starts_of(Throttle(1000, tokens=Rate(10_000)), 100, tokens=500)
+    starts = starts_of(Throttle(1000, tokens=rate_within(10_000)), 100, tokens=500)
     assert most_in_a_minute(starts, 500) <= 10_000 + 500
     assert starts[-1] == pytest.approx(100 * 500 / 10_000 * 60, rel=0.05)
 
 
 def test_unused_tokens_are_given_back():
     async def work(refund: bool) -> float:
-        throttle = Throttle(1, tokens=Rate(6000))
+        throttle = Throttle(1, tokens=rate_within(6000))
         for _ in range(60):
             start = await throttle.acquire(1000)
             throttle.succeeded(1000, 100 if refund else 1000)
@@ -119,7 +119,7 @@ def test_retry_after_holds_everyone_back():
 
 def test_a_pause_that_begins_while_one_waits_for_the_rate_counts():
     async def work() -> float:
-        throttle = Throttle(8, requests=Rate(30))
+        throttle = Throttle(8, requests=rate_within(30))
         start = await throttle.acquire(1)
         second = asyncio.create_task(throttle.acquire(1))
         await asyncio.sleep(0.5)
@@ -131,7 +131,7 @@ def test_a_pause_that_begins_while_one_waits_for_the_rate_counts():
 
 def test_those_who_are_cancelled_leave_their_place():
     async def work() -> None:
-        throttle = Throttle(1, requests=Rate(6))
+        throttle = Throttle(1, requests=rate_within(6))
         await throttle.acquire(1)
         waiting = [asyncio.create_task(throttle.acquire(1)) for _ in range(3)]
         await asyncio.sleep(0.1)
