@@ -99,7 +99,7 @@ def assert_like_fp64(t, target, cells, terms, shape=(None, 1.0), dtype=torch.flo
         a.double(), b, rtol=tolerance, atol=tolerance * max(1.0, b.detach().abs().max().item() if b.numel() else 1.0)
     )
     close(got.loss, want)
-    close(got.ce, ce.sum())
+    close(got.terms["ce"], ce.sum())
     for mine, true in zip(torch.autograd.grad(got.loss, own), want_grads, strict=True):
         close(mine, true)
 

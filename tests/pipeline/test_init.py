@@ -59,7 +59,7 @@ def test_comments_show_the_defaults():
     uncommented, count = re.subn(rf"^( *)# ((?:{keys}): )", r"\1\2", text, flags=re.MULTILINE)
     assert count > 20
     assert load(uncommented) == load(text)
-    assert "longest row in tokens" in text
+    assert "length of a row in tokens" in text
     assert "Other kinds: pretrained, scratch." in text.replace("\n# ", " ")
     assert max(map(len, text.splitlines())) <= 120
 

@@ -99,6 +99,10 @@ def teacher():
     return HfLM.wrap(tiny.build_model("llama", seed=7), tiny.build_tokenizer(), name="teacher")
 
 
+def supervision(teacher):
+    return Supervision("live" if teacher else "text", Vocab(384), teacher=teacher)
+
+
 def train(recipe, folder, out, teacher=None, stop_after=None):
     """The weights after training; stopped and run again where asked for."""
     calls = []
@@ -107,10 +111,8 @@ def train(recipe, folder, out, teacher=None, stop_after=None):
     job = TrainContext("train", out, 0, Ranks(), quiet, quiet, ask)
     if stop_after:
         with pytest.raises(Stopped):
-            train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job)
-    return train_student(
-        recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job
-    ).model.state_dict()
+            train_student(recipe, two_ranks.rows(), folder, supervision(teacher), job)
+    return train_student(recipe, two_ranks.rows(), folder, supervision(teacher), job).model.state_dict()
 
 
 def metrics(out):

@@ -289,10 +289,11 @@ def train(recipe, folder, out, teacher=None, stop_after=None):
     calls, quiet = [], lambda *_: None
     ask = lambda: calls.append(1) or len(calls) == stop_after  # noqa: E731
     job = TrainContext("train", out, 0, Ranks(), quiet, quiet, ask)
+    by = Supervision("live" if teacher else "text", Vocab(384), teacher=teacher)
     if stop_after:
         with pytest.raises(Stopped):
-            train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job)
-    return train_student(recipe, two_ranks.rows(), folder, Supervision("live", Vocab(384), teacher=teacher), job).model
+            train_student(recipe, two_ranks.rows(), folder, by, job)
+    return train_student(recipe, two_ranks.rows(), folder, by, job).model
 
 
 def equal(one, other):

@@ -6,13 +6,13 @@ import sys
 import types
 
 import pytest
-from limbeck.train.batches import Cursor
 
 from limbeck.errors import MissingExtra, RecipeError
 from limbeck.recipe import Recipe, StepsBudget, Train
 from limbeck.train import trackers
 from limbeck.train.checkpoint import FitState
 from limbeck.train.log import MetricsWriter
+from limbeck.types import Cursor
 from tests.recipes import tiny_recipe
 
 
