@@ -10,7 +10,7 @@ import zlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from limbeck.capture.sse import CUT, TEXTS, assemble
+from limbeck.capture.assemble import CUT, TEXTS, assemble
 from limbeck.errors import CaptureError
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _answer(frame: Frame) -> tuple[dict[str, Any], bool]:
     body = _unpack(frame.reply, frame.meta["content-encoding"])
     if frame.meta["content-type"].split(";")[0].strip().lower() != "text/event-stream":
         return _json(body, "the answer"), frame.meta["whole"]
-    found = assemble(body.decode("utf-8", "replace"))
+    found = assemble(body)
     # A client may leave as soon as it has read [DONE].
     return found.answer, found.finished and (found.closed or frame.meta["whole"])
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from limbeck.capture.assemble import CUT
 from limbeck.capture.exchange import record_of
 from limbeck.capture.framing import Frame, take
 from limbeck.capture.segments import SegmentWriter
-from limbeck.capture.sse import CUT
 from limbeck.errors import CaptureError, RunDirError
 from limbeck.system.jsonl import compact_line
 from limbeck.text.redact import Redactor, make_redactor

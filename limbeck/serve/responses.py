@@ -16,6 +16,7 @@ from starlette.responses import Response
 
 from limbeck.errors import EngineError, EngineFull
 from limbeck.serve.errors import ApiError
+from limbeck.system.sse import DONE, event
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 LEAST_LOGP = -9999.0
 """What stands for minus infinity, which JSON does not have; as OpenAI's API has it."""
-DONE = b"data: [DONE]\n\n"
 LAST_WORDS = 1.0
 """Seconds that an error at the end of a stream may take to be sent."""
 
@@ -71,10 +71,6 @@ class Envelope:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
         }
-
-
-def event(value: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode() + b"\n\n"
 
 
 def usage_of(num_prompt: int, num_reply: int) -> dict[str, int]:
@@ -213,7 +209,7 @@ class EventStream(Response):
                 async with contextlib.aclosing(self._events) as events:
                     async for piece in events:
                         await send({"type": "http.response.body", "body": piece, "more_body": True})
-                await send({"type": "http.response.body", "body": DONE, "more_body": False})
+                await send({"type": "http.response.body", "body": f"data: {DONE}\n\n".encode(), "more_body": False})
         except TimeoutError:
             await self._fail(send, timed_out())
         except ApiError as error:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from limbeck.endpoint.client import redact
 from limbeck.errors import MissingExtra, RecipeError
 from limbeck.serve.errors import ApiError, bad
-from limbeck.serve.responses import Envelope, event
+from limbeck.serve.responses import Envelope
+from limbeck.system.sse import DONE, data_of, event, split_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -62,15 +63,8 @@ class UpstreamModel:
                 f"the environment variable {settings.api_key_env} holds no key, and upstream.api_key_env names it. Set "
                 "it, or set upstream.api_key_env=null where no key is needed."
             )
-        return cls(
-            settings.model,
-            settings.url,
-            settings.model,
-            key,
-            settings.connect_seconds,
-            settings.read_seconds,
-            settings.prices,
-        )
+        seconds = (settings.connect_seconds, settings.read_seconds)
+        return cls(settings.model, settings.url, settings.model, key, *seconds, settings.prices)
 
     def cost(self, usage: dict[str, Any]) -> float:
         if self.prices is None:
@@ -116,12 +110,7 @@ class UpstreamModels:
         except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL) as error:
             logger.info("the server of %s did not answer: %s", remote.name, type(error).__name__)
             self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result="unreachable")
-            raise ApiError(
-                503,
-                f"The server of {remote.name} did not answer ({type(error).__name__}).",
-                code="upstream_unavailable",
-                retry_after=5.0,
-            ) from error
+            raise _unavailable(remote, f"did not answer ({type(error).__name__})") from error
         except ApiError as error:
             self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result=str(error.status))
             raise
@@ -149,17 +138,16 @@ class UpstreamModels:
         first: dict[str, Any] = {"limbeck": head.limbeck}
         async with self._sent(remote, path, body) as response:
             async for data in _data(response, remote):
-                if data == "[DONE]":
+                if data.strip() == DONE:
                     break
                 found = _object(data.encode(), remote)
                 if "error" in found:
                     raise _malformed(remote)
                 usage = found.get("usage") or usage
-                if not found.get("choices"):
-                    if not wants_usage:
-                        continue
-                else:
+                if found.get("choices"):
                     call.wrote()
+                elif not wants_usage:
+                    continue
                 if not wants_usage:
                     found.pop("usage", None)
                 yield event({**found, "model": head.model, **first})
@@ -191,15 +179,16 @@ async def _read(response: Any) -> bytes:
 
 
 async def _data(response: Any, remote: UpstreamModel) -> AsyncIterator[str]:
-    """The data of each event."""
+    """The data of each event; the last one may lack its blank line."""
     rest = b""
     async for part in response.aiter_bytes():
-        *lines, rest = (rest + part).replace(b"\r\n", b"\n").split(b"\n")
+        found, rest = split_events(rest + part)
         if len(rest) > MOST_BYTES:
             raise _malformed(remote)
-        for line in lines:
-            if line.startswith(b"data:"):
-                yield line[5:].strip().decode("utf-8", "replace")
+        for data in found:
+            yield data
+    if (data_of(rest) or "").strip() == DONE:
+        yield DONE
 
 
 def _object(text: bytes, remote: UpstreamModel) -> dict[str, Any]:
@@ -210,6 +199,10 @@ def _object(text: bytes, remote: UpstreamModel) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise _malformed(remote)
     return found
+
+
+def _unavailable(remote: UpstreamModel, what: str) -> ApiError:
+    return ApiError(503, f"The server of {remote.name} {what}.", code="upstream_unavailable", retry_after=5.0)
 
 
 def _malformed(remote: UpstreamModel) -> ApiError:
@@ -230,9 +223,7 @@ def _refusal(remote: UpstreamModel, status: int, headers: Any, body: bytes) -> A
         return ApiError(
             429, f"The server of {remote.name} is asked too often.", code="rate_limit_exceeded", retry_after=wait
         )
-    return ApiError(
-        503, f"The server of {remote.name} refuses to answer ({status}).", code="upstream_unavailable", retry_after=5.0
-    )
+    return _unavailable(remote, f"refuses to answer ({status})")
 
 
 def _whole(value: Any) -> int:

@@ -1,36 +1,19 @@
 from __future__ import annotations
 
-import json
-
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from limbeck.capture.sse import assemble, events
+from limbeck.capture.assemble import assemble
 from limbeck.errors import CaptureError
+from limbeck.system.sse import event
 from tests.endpoint import fake_answers as up
 
 
-def body(*values: object, end: str = "data: [DONE]\n\n") -> str:
-    return "".join(f"data: {json.dumps(value)}\n\n" for value in values) + end
+def body(*values: object, end: bytes = b"data: [DONE]\n\n") -> bytes:
+    return b"".join(map(event, values)) + end
 
 
 def part(delta: dict | None = None, index: int = 0, **more: object) -> dict:
     return {"model": "m", "choices": [{"index": index, "delta": delta or {}, "finish_reason": None, **more}]}
-
-
-@given(
-    st.lists(st.text(st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1), max_size=5),
-    st.sampled_from(["\n", "\r\n", "\r"]),
-    st.booleans(),
-)
-def test_events_of_any_line_end(texts, end, commented):
-    lines = [f"{': note' + end if commented else ''}event: x{end}data: {text}{end}{end}" for text in texts]
-    assert list(events("".join(lines))) == texts
-
-
-def test_events_of_several_lines_and_cut_ones():
-    assert list(events("\ufeffdata: a\ndata:b\n\ndata: cut off")) == ["a\nb"]
 
 
 @pytest.mark.parametrize("request_", [{"model": "m", "messages": []}, {"model": "m", "prompt": "x"}])
@@ -73,23 +56,23 @@ def test_tool_calls_reasoning_and_refusals():
 
 def test_what_is_not_whole():
     assert not assemble(body(part({"content": "a"}))).finished  # no finish reason
-    cut = assemble(body(part({"content": "a"}, finish_reason="stop"), end=""))
+    cut = assemble(body(part({"content": "a"}, finish_reason="stop"), end=b""))
     assert cut.finished and not cut.closed
     assert not assemble(body(part({"content": "a"}, finish_reason="stop"), {"error": {"message": "x"}})).finished
 
 
 @pytest.mark.parametrize(
-    "text",
+    "sent",
     [
-        "",
-        "data: [DONE]\n\n",
-        "data: {\n\n",
+        b"",
+        b"data: [DONE]\n\n",
+        b"data: {\n\n",
         body({"choices": []}),
         body({"choices": [1]}),
         body({"choices": [{"index": "a"}]}),
         body(part({"tool_calls": [1]})),
     ],
 )
-def test_what_is_no_stream_of_completions(text):
+def test_what_is_no_stream_of_completions(sent):
     with pytest.raises(CaptureError):
-        assemble(text)
+        assemble(sent)

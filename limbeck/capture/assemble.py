@@ -1,4 +1,4 @@
-"""A streamed answer put together again: server-sent events (WHATWG HTML, section 9.2) to one JSON answer.
+"""A streamed answer put together again: server-sent events to one JSON answer.
 
 The chunks are those of OpenAI's streaming API, and of the servers that follow it: `delta` for chats, `text` for plain
 completions. What is repeated in every chunk is taken from the last that has it; texts, tool calls and
@@ -8,30 +8,14 @@ log-probabilities are joined by the index of their choice.
 from __future__ import annotations
 
 import json
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from limbeck.errors import CaptureError
+from limbeck.system.sse import DONE, split_events
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-LINE_ENDS = re.compile(r"\r\n|\n|\r")
 TEXTS = ("content", "reasoning_content", "reasoning", "refusal")
 CUT = "cut"
 """Finish reason of an answer that ended before its end."""
-
-
-def events(body: str) -> Iterator[str]:
-    """The data of every event. An event without the blank line behind it was cut off and is left out."""
-    data: list[str] = []
-    for line in LINE_ENDS.split(body.removeprefix("\ufeff")):
-        if not line:
-            if data:
-                yield "\n".join(data)
-            data = []
-        elif line.startswith("data:"):
-            data.append(line[5:].removeprefix(" "))
 
 
 class Assembled(NamedTuple):
@@ -43,13 +27,13 @@ class Assembled(NamedTuple):
     closed: bool
 
 
-def assemble(body: str) -> Assembled:
-    """Raises CaptureError when the stream holds no chunk of a completion."""
+def assemble(body: bytes) -> Assembled:
+    """An event that was cut off is left out. Raises CaptureError when the stream holds no chunk of a completion."""
     answer: dict[str, Any] = {}
     choices: dict[int, dict[str, Any]] = {}
     failed = closed = False
-    for data in events(body):
-        if data.strip() == "[DONE]":
+    for data in split_events(body)[0]:
+        if data.strip() == DONE:
             closed = True
             break
         try:
