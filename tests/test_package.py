@@ -25,7 +25,7 @@ def loaded_by(statement: str) -> set[str]:
         "import limbeck",
         "import limbeck; limbeck.Recipe",
         "import limbeck; limbeck.Dist, limbeck.LiveTarget",
-        "import limbeck.recipe.io, limbeck.recipe.rules.check",
+        "import limbeck.recipe.recipe, limbeck.recipe.rules.check",
         "import limbeck.cli.app",
     ],
 )

@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def _load(path: Path, overrides: list[str] | None) -> tuple[Recipe, Node]:
-    from limbeck.recipe.io import load_with_origins
+    from limbeck.recipe.recipe import load_with_origins
 
     return load_with_origins(path, overrides or [])
 
@@ -282,7 +282,7 @@ def report(
     folder = recipe
     if run_dir or not recipe.is_dir():
         folder = run_dir or Path("runs") / _load(recipe, overrides)[0].name
-    from limbeck.report.write import run_report
+    from limbeck.report.page import run_report
 
     path = str(run_report(folder))
     print_result({"report": path} if as_json else f"report: {path}", as_json=as_json)

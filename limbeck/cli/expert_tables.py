@@ -1,4 +1,4 @@
-"""What `limbeck experts` shows. Text of a card is never trusted: `visible` stands before all of it."""
+"""What `limbeck experts` and `limbeck route` show. Text of a card is never trusted: `visible` stands before all."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.cli.tables import columns
 from limbeck.experts.readme import MEANING, WHO, score_text
 from limbeck.system.units import count, size
 from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.console import RenderableType
 
@@ -23,15 +24,10 @@ SHOWN = 5
 LONGEST = 160
 
 
-def _table(*columns: str) -> Table:
-    return Table(*columns, box=None, pad_edge=False, header_style="bold")
-
-
 def listed(found: dict[str, Any]) -> RenderableType:
     """A line for every version, then what is damaged."""
-    table = _table("expert", "version", "domain", "format")
-    for title in ("size", "tokens/s", "measure", "expert", "teacher", "twin"):
-        table.add_column(title, justify="right", no_wrap=True)
+    figures = ("size", "tokens/s", "measure", "expert", "teacher", "twin")
+    table = columns("expert", "version", "domain", "format", right=figures)
     for line in found["experts"]:
         measure = line["quality"]
         cells = [
@@ -86,9 +82,7 @@ def shown(card: dict[str, Any]) -> RenderableType:
 
 def _scores(scores: dict[str, Any]) -> Table:
     who = [name for name in WHO if name in scores]
-    table = _table("held out")
-    for name in who:
-        table.add_column("expert" if name == "student" else name, justify="right", no_wrap=True)
+    table = columns("held out", right=["expert" if name == "student" else name for name in who])
     for metric, meaning in MEANING.items():
         if any(metric in scores[name] for name in who):
             table.add_row(meaning, *(score_text(metric, scores[name].get(metric)) or "-" for name in who))
@@ -120,3 +114,45 @@ def verified(found: Sequence[Verification]) -> RenderableType:
 
 def _short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [...]"
+
+
+# ---- a router --------------------------------------------------------------------------------------------------------
+
+
+def fitted(report: Mapping[str, Any]) -> Table:
+    """The figures of a report that one looks at first."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column()
+    kinds, scope, routing = report["kinds"], report["scope"], report["routing"]
+    table.add_row("experts", visible(", ".join(report["experts"])))
+    table.add_row("told right, of prompts in scope", _share(kinds["accuracy"]))
+    table.add_row("in scope and not refused", _share(scope["kept"]))
+    table.add_row("AUROC, prompts of experts left out", _number(scope["left_out"]["auroc"]))
+    if scope["given"]:
+        table.add_row("AUROC, prompts out of scope", _number(scope["given"]["auroc"]))
+    table.add_row("calibration error", f"{kinds['ece']:.3f}")
+    if not routing:
+        table.add_row("quality and cost", "not known: there are no judged held-out prompts")
+        return table
+    target = routing["target"]
+    table.add_row(f"target: {target['kind']}, of the teacher's", f"{target['value']:.1%}{_reached(target)}")
+    table.add_row("quality, of the teacher's", _share(routing["quality"]))
+    table.add_row("cost, of the teacher's", _share(routing["cost"]))
+    table.add_row("to the teacher", _share(routing["share"]))
+    table.add_row("APGR (0.5 is chance)", _number(routing["apgr"]))
+    return table
+
+
+def _reached(target: Mapping[str, Any]) -> str:
+    if target["reached"]:
+        return "" if target["met_on_test"] else " (met on calibration prompts, not on test prompts)"
+    return f" cannot be reached; the nearest on calibration prompts is {target['best']:.1%}"
+
+
+def _share(value: Any) -> str:
+    return "not measured" if value is None or value[0] is None else "{:.1%} ({:.1%} to {:.1%})".format(*value)
+
+
+def _number(value: Any) -> str:
+    return "not measured" if value is None or value[0] is None else "{:.3f} ({:.3f} to {:.3f})".format(*value)

@@ -76,7 +76,7 @@ def fit(
     if as_json:
         print_result(report, as_json=True)
         return
-    from limbeck.cli.route_tables import fitted
+    from limbeck.cli.expert_tables import fitted
 
     print_result(fitted(report))
     print_result(f"\nreport: {registry / 'router' / 'report.html'}")

@@ -17,6 +17,8 @@ from limbeck.system.units import count, duration, size
 from limbeck.text.visible import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import RenderableType
 
     from limbeck.check.findings import CheckResult
@@ -25,6 +27,15 @@ if TYPE_CHECKING:
     from limbeck.selftest.run import CheckOutcome, SelfTest
 
 WHO = ("teacher", "student", "twin")
+
+
+def columns(*left: str, right: Sequence[str] = ()) -> Table:
+    """An empty table whose last columns, of figures, stand at the right and are not broken."""
+    table = Table(*left, box=None, pad_edge=False, header_style="bold")
+    for title in right:
+        table.add_column(title, justify="right", no_wrap=True)
+    return table
+
 
 # ---- a finished run --------------------------------------------------------------------------------------------------
 
@@ -41,9 +52,7 @@ COLUMNS = {
 
 def verdict_table(summary: dict[str, Any]) -> Table:
     """Teacher, student and twin side by side."""
-    table = Table("held out", box=None, pad_edge=False, header_style="bold")
-    for title, _ in COLUMNS.values():
-        table.add_column(title, justify="right", no_wrap=True)
+    table = columns("held out", right=[title for title, _ in COLUMNS.values()])
     for who in WHO:
         scores = summary.get(who)
         if scores:
@@ -58,9 +67,8 @@ def _cell(value: float | None, show: Any) -> str:
 
 def parity_table(exports: list[dict[str, Any]]) -> Table:
     """Exports, each against the model that it was made from."""
-    table = Table("export", box=None, pad_edge=False, header_style="bold")
-    for title in ("KL to source", "bound", "agreement", "greedy equal", "size", "of source", "writing tok/s", "source"):
-        table.add_column(title, justify="right", no_wrap=True)
+    measured = ("KL to source", "bound", "agreement", "greedy equal")
+    table = columns("export", right=(*measured, "size", "of source", "writing tok/s", "source"))
     for told in exports:
         kl, bound, size_now = f"{told['kl']:.2g}", f"{told['kl_bound']:g}", size(told["bytes"])
         shares = (f"{told['agreement']:.2%}", f"{told['greedy_equal']:.0%}")
@@ -123,9 +131,7 @@ def check_facts(result: CheckResult) -> Group:
 
 def requests_table(cost: RequestCost) -> Table:
     """What the endpoint is asked, and what it charges."""
-    table = Table("endpoint", box=None, pad_edge=False, header_style="bold")
-    for title in ("requests", "prompt tokens", "reply tokens", "cost"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = columns("endpoint", right=("requests", "prompt tokens", "reply tokens", "cost"))
     likely = (cost.likely_prompt_tokens, cost.likely_reply_tokens, cost.cost_likely)
     most = (cost.most_prompt_tokens, cost.most_reply_tokens, cost.cost_most)
     for name, (prompt, reply, money) in (("likely", likely), ("at most", most)):

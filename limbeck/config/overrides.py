@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from limbeck.config.schema import SectionPath, brief, default_kind, kinds_of, sections_of, unknown_key, wrong_kind
-from limbeck.config.yaml import Node, dump_yaml, node_of, parse_yaml
+from limbeck.config.yaml import Node, node_of, parse_yaml
 from limbeck.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -36,11 +36,6 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Node]:
         raise RecipeError(f"the override {text!r} is not KEY=VALUE, such as train.optimizer.lr=1e-4")
     origin = f"override {text}"
     return keys, node_of(parse_yaml(value, origin).plain(), origin)
-
-
-def format_override(path: Sequence[str], value: Any) -> str:
-    """The override that sets `path` to `value`: the inverse of `parse_override`."""
-    return f"{'.'.join(path)}={dump_yaml(value, flow=True)}".rstrip("\n")
 
 
 def _set(site: SectionPath, section: Node, path: tuple[str, ...], node: Node) -> Node:

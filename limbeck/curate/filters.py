@@ -89,7 +89,7 @@ def language(rule: LanguageRule, one: Candidate) -> str | None:
         # Formulas and numbers are of no language.
         letters = sum(character.isalpha() for character in part)
         if len(part.strip()) >= rule.min_characters and letters * 2 > len(part):
-            code, confidence = _language_of(part)
+            code, confidence = _identifier().classify(part)
             if confidence < rule.min_confidence:
                 continue
             if code not in rule.allowed:
@@ -114,11 +114,6 @@ def _foreign_script(rule: LanguageRule, text: str) -> str | None:
 @lru_cache(1 << 16)
 def _script_of(character: str) -> str:
     return unicodedata.name(character, "").partition(" ")[0]
-
-
-def _language_of(text: str) -> tuple[str, float]:
-    """The most probable language, and how probable it is."""
-    return _identifier().classify(text)
 
 
 @cache

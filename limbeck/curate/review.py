@@ -24,7 +24,6 @@ FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 CELL = 32_000
 """Most characters of a text that are shown: spreadsheets cut longer cells."""
 
-
 MOST = 1000
 """Replies on a page, unless another number is asked for: browsers bear no more than some thousands."""
 

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from limbeck.curate.context import Candidate
-    from limbeck.curate.verifiers import Verdict
-    from limbeck.recipe import PassRateRule, QuotaRule, VerdictRule, Verifier, VerifyRule
-
-    Verify = Callable[[Verifier, list[tuple[str, str]]], list[Verdict]]
+    from limbeck.recipe import PassRateRule, QuotaRule, VerdictRule, VerifyRule
 
 
 def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) -> dict[str, str]:

@@ -160,21 +160,9 @@ class _Verdicts:
         return [self.known[key] for key in keys]
 
 
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("row_id", pa.string()),
-        ("topic", pa.string()),
-        ("prompt", pa.string()),
-        ("reply", pa.string()),
-        ("reference", pa.string()),
-        ("finish_reason", pa.string()),
-        ("verdict", pa.string()),  # right, wrong, unknown, or ""
-        ("rule_number", pa.int32()),  # 0: kept
-        ("rule", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
+TEXTS = ("id", "row_id", "topic", "prompt", "reply", "reference", "finish_reason")
+COLUMNS = (*TEXTS, "verdict", "rule_number", "rule", "reason")  # verdict: right, wrong, unknown, ""; rule 0: kept
+SCHEMA = pa.schema([(name, pa.int32() if name == "rule_number" else pa.string()) for name in COLUMNS])
 
 
 def _write_rejected(path: Path, found: Curated, context: Context) -> None:
@@ -187,11 +175,5 @@ def _write_rejected(path: Path, found: Curated, context: Context) -> None:
 def _line(one: Candidate, context: Context, number: int, rule: str, reason: str) -> dict[str, Any]:
     verdict = context.verdicts.get(one.id)
     word = {None: "unknown", True: "right", False: "wrong"}[verdict.ok] if verdict else ""
-    texts = {name: getattr(one, name) for name in ("id", "row_id", "topic", "prompt", "reply", "reference")}
-    return texts | {
-        "finish_reason": one.finish_reason,
-        "verdict": word,
-        "rule_number": number,
-        "rule": rule,
-        "reason": reason,
-    }
+    texts = {name: getattr(one, name) for name in TEXTS}
+    return texts | {"verdict": word, "rule_number": number, "rule": rule, "reason": reason}

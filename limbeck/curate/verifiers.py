@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.curate.sandbox.run import SandboxLimits, require, run_tests
 from limbeck.errors import DataError, MissingExtra, RecipeError, Stopped
+from limbeck.metrics.pass_at_k import last_boxed
 from limbeck.recipe import Exact, JsonSchema, Judge, Math, Numeric, Regex, UnitTests
 
 if TYPE_CHECKING:
@@ -127,23 +128,10 @@ def find_answer(reply: str, where: str, marker: str) -> str | None:
         found = [match[0] for match in NUMBER.finditer(text) if any(char.isdigit() for char in match[0])]
         return found[-1].strip() if found else None
     if where == "boxed":
-        return _boxed(text)
+        return boxed.strip() if (boxed := last_boxed(text)) is not None else None
     if where == "marker":
         return text.rpartition(marker)[2].strip() if marker in text else None
     return text
-
-
-def _boxed(text: str) -> str | None:
-    """The content of the last \\boxed{}, with balanced braces."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, begin = 1, start + len("\\boxed{")
-    for index in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[begin:index].strip()
-    return None
 
 
 # ---- comparisons -----------------------------------------------------------------------------------------------------

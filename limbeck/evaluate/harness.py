@@ -74,10 +74,7 @@ def _run(lm: HfLM, settings: Harness, manager: Any, seed: int, chat: bool) -> di
         bootstrap_iters=0,
         log_samples=False,
         apply_chat_template=chat,
-        random_seed=seed,
-        numpy_random_seed=seed,
-        torch_random_seed=seed,
-        fewshot_random_seed=seed,
+        **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed),
     )
     return {
         task: {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from limbeck.losses.chunked import iter_logits
+from limbeck.text.chat_template import common_prefix
 from limbeck.text.packing import pack
 from limbeck.types import Row, Sampling, Trace
 
@@ -157,15 +158,9 @@ def whole_characters(
         text = _decode(tokenizer, before + tokens[:end])
         if text.endswith(REPLACEMENT) and end < len(tokens):
             continue
-        pieces.append((end, text[_shared(done, text) :]))
+        pieces.append((end, text[common_prefix(done, text) :]))
         done = text
     return pieces
-
-
-def _shared(first: str, second: str) -> int:
-    """Length of the common beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: list[int] | np.ndarray) -> str:

@@ -53,8 +53,10 @@ def measure_speed(
     batches = {name: pack(items, device=lm.device) for name, lm in models.items()}
     memory = {name: _memory(lm, batches[name]) for name, lm in models.items()}  # also the warm-up
     taken: dict[str, list[float]] = {name: [] for name in models}
-    begun = time.monotonic()
-    while _goes_on(len(taken[next(iter(models))]), time.monotonic() - begun, seconds * len(models)):
+    end = time.monotonic() + seconds * len(models)
+    rounds = 0
+    while rounds < ROUNDS or (rounds < MOST_ROUNDS and time.monotonic() < end):
+        rounds += 1
         for name, lm in models.items():
             start = time.perf_counter()
             _score(lm, batches[name])
@@ -70,10 +72,6 @@ def measure_speed(
         )
         for name, lm in models.items()
     }
-
-
-def _goes_on(rounds: int, spent: float, seconds: float) -> bool:
-    return rounds < ROUNDS or (rounds < MOST_ROUNDS and spent < seconds)
 
 
 def _score(lm: HfLM, batch: Batch) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,7 +119,8 @@ def ask(
     for batch in batches_of(questions, exam):
         if stop_asked():
             raise Stopped("stopped while models answered; models that were done are kept. Run the same command again.")
-        sampling = _seeded(exam.sampling, [questions[index].id for index in batch])
+        seed = int(fingerprint(exam.sampling.seed, [questions[index].id for index in batch])[:15], 16)
+        sampling = replace(exam.sampling, seed=seed)
         for index, drawn in zip(batch, lm.generate([questions[index].ids for index in batch], sampling), strict=True):
             replies[index] = drawn
         done += len(batch)
@@ -140,11 +141,6 @@ def batches_of(questions: Sequence[Question], exam: TaskSettings) -> list[list[i
             batches.append([])
         batches[-1].append(index)
     return batches
-
-
-def _seeded(sampling: Sampling, ids: list[str]) -> Sampling:
-    seed = int(fingerprint(sampling.seed, ids)[:15], 16)
-    return Sampling(sampling.temperature, sampling.top_p, sampling.n, sampling.max_tokens, sampling.stop, seed)
 
 
 def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Reply]], exam: TaskSettings) -> Attempts:

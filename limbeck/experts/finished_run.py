@@ -22,7 +22,7 @@ from limbeck.evaluate.tasks import read_attempts
 from limbeck.experts.scoring import RESAMPLES, HeldOut, Sums, entry
 from limbeck.label.strip_reasoning import strips_thinking, without_thinking
 from limbeck.metrics.intervals import paired_bootstrap
-from limbeck.recipe.io import load_run_recipe
+from limbeck.recipe.recipe import load_run_recipe
 from limbeck.store import TraceStore
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from limbeck.models.licences import HUB_LICENCES, TERMS
+from limbeck.models.card import HUB_LICENCES, TERMS
 from limbeck.system.units import count, size
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from limbeck.export.verified import ParityRows, export_lm, open_source, refuse_t
 from limbeck.export.verified import card_of as card_of_source
 from limbeck.models.artifact import read_card
 from limbeck.recipe import FileSource, name_of_export
-from limbeck.recipe.io import load_run_recipe
+from limbeck.recipe.recipe import load_run_recipe
 from limbeck.store import TraceStore
 from limbeck.text.encode import Encoder, Example
 from limbeck.types import Row

@@ -80,15 +80,11 @@ def family_of(model: PreTrainedModel) -> Family:
         raise TeacherError(
             f"the model family {kind!r} is not exported to GGUF; allowed are {', '.join(sorted(FAMILIES))}. {ADVICE}"
         )
-    family, config = FAMILIES[kind], _text_config(model)
+    family, config = FAMILIES[kind], model.config.get_text_config()
     found = next(iter(_differences(family, config)), None)
     if found:
         raise TeacherError(f"this {kind} model cannot be a GGUF file: {found}. {ADVICE}")
     return family
-
-
-def _text_config(model: PreTrainedModel) -> Any:
-    return model.config.get_text_config()
 
 
 def _head_dim(config: Any) -> int:
@@ -157,7 +153,8 @@ def describe(writer: GGUFWriter, family: Family, model: PreTrainedModel, vocab: 
     """Sizes, positions, norms, caps and windows, as llama.cpp reads them."""
     from gguf import RopeScalingType
 
-    config, head_dim = _text_config(model), _head_dim(_text_config(model))
+    config: Any = model.config.get_text_config()
+    head_dim = _head_dim(config)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -191,7 +188,7 @@ def parts(family: Family, model: PreTrainedModel, vocab: int) -> Iterator[Weight
     """
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
 
-    config = _text_config(model)
+    config: Any = model.config.get_text_config()
     arch = next(key for key, name in MODEL_ARCH_NAMES.items() if name == family.arch)
     names = get_tensor_name_map(MODEL_ARCH(arch), config.num_hidden_layers)
     embedding_VD: Any = model.get_input_embeddings().weight
@@ -224,7 +221,7 @@ def _rotary_heads(family: Family, key: str, config: Any) -> int:
 def _rope_factors(model: PreTrainedModel) -> Tensor | None:
     """What each rotary frequency is divided by (Llama 3.1's scaling), from the model's own frequencies: float32
     [head_dim / 2]; None where they are not scaled one by one."""
-    config = _text_config(model)
+    config: Any = model.config.get_text_config()
     rope = _ropes(config).get("")
     if not rope or rope.get("rope_type") != "llama3":
         return None

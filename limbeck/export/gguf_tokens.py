@@ -68,8 +68,7 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> GgufTokens:
     model, added = backend["model"], {token["id"]: token for token in backend["added_tokens"]}
     spm = bool(model.get("byte_fallback"))
     names = {index: text for text, index in tokenizer.get_vocab().items() if index < vocab}
-    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    scores = {}
+    merges, scores = _merges(model), {}
     for rank, (left, right) in enumerate(merges):
         scores.setdefault(left + right, -float(rank))
     bos, eos = added_around(tokenizer)
@@ -79,10 +78,11 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> GgufTokens:
         texts=[names.get(index, f"[PAD{index}]") for index in range(vocab)],
         types=[_type(index, names, added, model) for index in range(vocab)],
         merges=[] if spm else [f"{left} {right}" for left, right in merges],
-        scores=[scores.get(names.get(index, ""), _lowest(index, merges)) for index in range(vocab)] if spm else [],
+        # A token that no merge makes comes below all others.
+        scores=[scores.get(names.get(i, ""), -float(len(merges) + i)) for i in range(vocab)] if spm else [],
         add_bos=bos,
         add_eos=eos,
-        space_prefix=spm and _prepends(backend),
+        space_prefix=spm and any(step["type"] == "Prepend" for step in _flat(backend["normalizer"], "normalizers")),
     )
 
 
@@ -145,7 +145,7 @@ def _differences(backend: dict[str, Any]) -> Iterator[str]:
     if model.get("byte_fallback"):
         yield from _spm_differences(backend)
         return
-    if _kinds(backend["normalizer"], "normalizers") not in ([], ["NFC"]):
+    if [step["type"] for step in _flat(backend["normalizer"], "normalizers")] not in ([], ["NFC"]):
         yield f"its normalizer is {_brief(backend['normalizer'])}; allowed are none and NFC"
     _, pre = _steps(backend), _split(backend)
     if not pre:
@@ -183,11 +183,6 @@ def _step(step: dict[str, Any]) -> str:
     return json.dumps(step, sort_keys=True)
 
 
-def _kinds(part: dict[str, Any] | None, key: str) -> list[str]:
-    steps = [] if not part else part[key] if part.get("type") == "Sequence" else [part]
-    return [step["type"] for step in steps]
-
-
 def _brief(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 160 else f"{text[:157]}..."
@@ -204,9 +199,7 @@ def _spm_differences(backend: dict[str, Any]) -> Iterator[str]:
             f"it has byte_fallback, but does not put \u2581 for spaces as SentencePiece does (normalizer "
             f"{_brief(backend['normalizer'])}, pre-tokenizer {_brief(backend['pre_tokenizer'])})"
         )
-    merges = {
-        tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in backend["model"]["merges"]
-    }
+    merges = set(_merges(backend["model"]))
     missing = next((pair for pair in _pairs(backend) if pair not in merges), None)
     if missing:
         yield (
@@ -240,13 +233,8 @@ def _flat(part: dict[str, Any] | None, key: str) -> list[dict[str, Any]]:
     return [] if not part else list(part[key]) if part.get("type") == "Sequence" else [part]
 
 
-def _prepends(backend: dict[str, Any]) -> bool:
-    return any(step["type"] == "Prepend" for step in _flat(backend["normalizer"], "normalizers"))
-
-
-def _lowest(index: int, merges: Sequence[object]) -> float:
-    """The score of a token that no merge makes: below all others, and different for each."""
-    return -float(len(merges) + index)
+def _merges(model: dict[str, Any]) -> list[tuple[str, ...]]:
+    return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
 
 
 def _type(index: int, names: dict[int, str], added: dict[int, dict[str, Any]], model: dict[str, Any]) -> int:

@@ -133,13 +133,8 @@ def _too_far(settings: Export, measured: Parity, bound: float) -> str:
         f"the export to {settings.kind} {settings.quant} strays from its source: KL {measured.kl:.3g} nats per token "
         f"on {measured.positions:,} positions of {measured.text}, and at most {bound:g} is allowed (the first choice "
         f"is the same at {measured.agreement:.1%}). Nothing was kept. Take a quantisation with more bits or another "
-        f"format, or accept it: max_kl={_above(measured.kl):g}."
+        f"format, or accept it: max_kl={float(f'{1.1 * measured.kl:.1e}'):g}."
     )
-
-
-def _above(kl: float) -> float:
-    """A bound of two digits that a measured KL meets."""
-    return float(f"{1.1 * kl:.1e}")
 
 
 def refuse_target(out: Path, source: Path) -> None:

@@ -44,12 +44,13 @@ def final_answer(reply: str) -> str | None:
     thinking, closed, rest = reply.rpartition("</think>")
     if not closed and "<think>" in reply:
         return None
-    boxed = _last_boxed(rest) or (_last_boxed(thinking) if not rest.strip() else None)
+    boxed = last_boxed(rest) or (last_boxed(thinking) if not rest.strip() else None)
     text = " ".join((boxed or rest).split())
     return text or None
 
 
-def _last_boxed(text: str) -> str | None:
+def last_boxed(text: str) -> str | None:
+    """The content of the last \\boxed{}, with balanced braces; None without one."""
     start = text.rfind(BOXED)
     if start < 0:
         return None

@@ -29,13 +29,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-
 VERSION = 1
-
-
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
 REST = torch.bfloat16
 """What an int8 export keeps embeddings, norms and biases in."""
 

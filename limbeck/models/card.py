@@ -14,9 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_downloa
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from yaml import YAMLError
 
-from limbeck.models.licences import HUB_LICENCES, TERMS
 from limbeck.recipe import name_of
-from limbeck.recipe.io import dump_recipe
+from limbeck.recipe.recipe import dump_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +37,17 @@ COST = {
 }
 HUB_IDS = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 LICENCES = {"smollm2-135m": "apache-2.0"}
+HUB_LICENCES = frozenset(
+    {
+        *("apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "mpl-2.0", "unlicense", "cc0-1.0"),
+        *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "gpl-2.0", "gpl-3.0", "lgpl-3.0", "agpl-3.0"),
+        *("openrail", "openrail++", "bigscience-openrail-m", "bigscience-bloom-rail-1.0", "bigcode-openrail-m"),
+        *("llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "gemma", "unknown", "other"),
+    }
+)
+"""Identifiers that the Hub knows; any other licence is written as `other` with its name."""
+
+TERMS = "A student carries what it learned from its teacher and its data: their terms apply to it."
 USE = {
     "safetensors": """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -156,6 +166,8 @@ def licence_of(path: str) -> str | None:
 def render(card: Card) -> str:
     """The README.md of an artifact: YAML metadata as the Hub reads it, then Markdown."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", card.recipe_yaml))])
+    facts = {"teacher": card.teacher, "data": card.data_source, "made on": card.created}
+    whose = "The teacher's" if card.teacher else "The model's"
     blocks = [
         f"# {card.name}" + (f" ({card.format} {card.quant})" if card.quant else ""),
         card.scope or (f"A causal language model distilled from {card.teacher}." if card.teacher else ""),
@@ -165,9 +177,9 @@ def render(card: Card) -> str:
         USE[card.format],
         "## Lineage",
         "\n".join(f"{number}. {step}" for number, step in enumerate(card.lineage, 1)),
-        "\n".join(f"- {name}: {value}" for name, value in _facts(card) if value),
+        "\n".join(f"- {name}: {value}" for name, value in facts.items() if value),
         "## Licence",
-        f"{_whose(card)} licence is {card.licence or 'not stated by its card'}. {TERMS * bool(card.teacher)}".strip(),
+        f"{whose} licence is {card.licence or 'not stated by its card'}. {TERMS * bool(card.teacher)}".strip(),
     ]
     if card.recipe_yaml:
         blocks += [
@@ -177,14 +189,6 @@ def render(card: Card) -> str:
         ]
     body = "\n\n".join(block for block in blocks if block)
     return str(ModelCard(f"---\n{_metadata(card).to_yaml()}\n---\n\n{body}\n"))
-
-
-def _facts(card: Card) -> list[tuple[str, str]]:
-    return [("teacher", card.teacher), ("data", card.data_source), ("made on", card.created)]
-
-
-def _whose(card: Card) -> str:
-    return "The teacher's" if card.teacher else "The model's"
 
 
 PARITY = {

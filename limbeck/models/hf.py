@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, P
 
 from limbeck.errors import TeacherError
 from limbeck.losses.chunked import cut_head, iter_logits
-from limbeck.models import packed_attention as segments
+from limbeck.models.attention import PACKED, register_packed
 from limbeck.models.gguf_import import resolve_model
 from limbeck.models.int8 import plain, prepare_for
 from limbeck.models.weights import adapter_only, format_of
@@ -88,8 +88,8 @@ def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 def packed_attention(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
     """Inside, the model attends within documents of packed rows; afterwards it is as it was."""
-    segments.register()
-    return attending(model, segments.NAME)
+    register_packed()
+    return attending(model, PACKED)
 
 
 @dataclass(frozen=True)

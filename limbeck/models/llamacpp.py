@@ -21,7 +21,7 @@ import torch
 
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.models.gguf_header import file_fingerprint, read_header
-from limbeck.models.sampling import TokenDecoder, write_all
+from limbeck.models.sampling import TokenDecoder, reply_of, write_all
 from limbeck.system.device import prepare_cpu
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.types import GeneratedToken, Reply, Sampling
@@ -284,10 +284,7 @@ def _write_together(lm: LlamaLM, jobs: list[tuple[np.ndarray, int]], sampling: S
                 written[job].append(writers[job].write(logits_V))
             going = [job for job in waiting if not written[job][-1].finish_reason]
             waiting = _step(lm, context, {job: (prompts[job], written[job]) for job in going})
-    return [
-        Reply(np.array([one.id for one in ones], dtype=np.int32), "".join(one.text for one in ones), _reason(ones))
-        for ones in written
-    ]
+    return [reply_of(ones) for ones in written]
 
 
 def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[GeneratedToken]]]) -> dict[int, Tensor]:
@@ -301,10 +298,6 @@ def _step(lm: LlamaLM, context: Any, going: dict[int, tuple[list[int], list[Gene
         tokens.append((ones[-1].id, place, job, True))
     lm.compute(context, tokens)
     return {job: lm.row(context, index) for index, job in enumerate(going)}
-
-
-def _reason(ones: list[GeneratedToken]) -> str:
-    return ones[-1].finish_reason or "length"
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ CONTEXT = 4
 """Tokens of the prompt that are decoded before a reply: how a token is spelt can depend on those before it."""
 MOST_PARTS = 4
 """Tokens that one character can take: an incomplete one is shown as it is after that."""
-
-
 NUCLEUS = 256
 """Most likely tokens among which the nucleus is looked for first; sorting a whole vocabulary takes far longer."""
 
@@ -219,12 +217,14 @@ def write_one(
 
 def write_all(lm: LocalLM, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
     """`LM.generate` for a model that has sessions: one reply after the other."""
-    out: list[list[Reply]] = []
-    for prompt in prompts:
-        replies = []
-        for index in range(sampling.n):
-            written = list(write_one(lm, prompt, replace(sampling, n=1), draw_index=index))
-            ids = np.array([one.id for one in written], dtype=np.int32)
-            replies.append(Reply(ids, "".join(one.text for one in written), written[-1].finish_reason or "length"))
-        out.append(replies)
-    return out
+    one = replace(sampling, n=1)
+    return [
+        [reply_of(list(write_one(lm, prompt, one, draw_index=index))) for index in range(sampling.n)]
+        for prompt in prompts
+    ]
+
+
+def reply_of(written: Sequence[GeneratedToken]) -> Reply:
+    """The tokens of one reply, put together."""
+    ids = np.array([one.id for one in written], dtype=np.int32)
+    return Reply(ids, "".join(one.text for one in written), written[-1].finish_reason or "length")

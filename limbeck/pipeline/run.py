@@ -13,7 +13,7 @@ from limbeck.errors import Stopped
 from limbeck.pipeline.context import RunContext
 from limbeck.pipeline.stages import DATA, STAGES, estimate_costs
 from limbeck.pipeline.summary import write_summary
-from limbeck.recipe.io import dump_recipe
+from limbeck.recipe.recipe import dump_recipe
 from limbeck.recipe.rules.check import raise_problems
 from limbeck.system.atomic import atomic_write
 from limbeck.system.cost import disk_bytes, measure

@@ -11,7 +11,7 @@ from limbeck.errors import DataError, RunDirError, StoreError
 from limbeck.models.gguf_import import resolve_model
 from limbeck.pipeline.stages import NAMES
 from limbeck.recipe import Recipe, name_of
-from limbeck.recipe.io import load_run_recipe
+from limbeck.recipe.recipe import load_run_recipe
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash

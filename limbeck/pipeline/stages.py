@@ -23,7 +23,7 @@ from limbeck.label.strip_reasoning import strips_thinking
 from limbeck.models.open import open_hf
 from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
 from limbeck.recipe import OpenAITeacher, name_of_export
-from limbeck.report.write import run_report
+from limbeck.report.page import run_report
 from limbeck.students.build import build_student
 from limbeck.system.atomic import fingerprint
 from limbeck.system.ranks import first_rank

@@ -40,7 +40,7 @@ from limbeck.recipe.objective import (
 )
 from limbeck.recipe.recipe import Recipe
 from limbeck.recipe.student import PretrainedStudent, PruneStudent, ScratchStudent
-from limbeck.recipe.teacher import HfTeacher, OpenAITeacher, Prices, VllmTeacher, is_local, name_of
+from limbeck.recipe.teacher import HfTeacher, OpenAITeacher, Prices, VllmTeacher, name_of
 from limbeck.recipe.trace import (
     GenerateMode,
     Hybrid,
@@ -72,7 +72,7 @@ __all__ = [  # noqa: RUF022
     "BITS", "bound_of", "ByTeacher", "CapturedSource", "CodeRule", "Constant", "Cosine", "CurateRule",
     "DatasetSource", "DataSource", "DecontaminateRule", "DivergenceSettings", "DuplicateRule", "EpochsBudget",
     "Evaluate", "Exact", "Export", "EXPORTS", "ExtraTerm", "FileSource", "FinishRule", "FirstTokens", "GenerateMode",
-    "HalfCosine", "Harness", "HfTeacher", "Hybrid", "is_local", "JsonSchema", "Judge", "LanguageRule", "LengthRule",
+    "HalfCosine", "Harness", "HfTeacher", "Hybrid", "JsonSchema", "Judge", "LanguageRule", "LengthRule",
     "Live", "make_export", "Math", "MinutesBudget", "MISSED", "name_of", "name_of_export", "NearDuplicateRule",
     "needs_of", "needs_reference", "Numeric", "Objective", "OpenAITeacher", "Optimizer", "packages_of",
     "ParagraphRule", "PassRateRule", "PlaceRamp", "PositionWeights", "PretrainedStudent", "Prices", "ProblemsSource",

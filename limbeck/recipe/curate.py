@@ -169,22 +169,12 @@ class VerdictRule(_Rule):
     path: str = Field(description="the CSV file")
 
 
+# fmt: off
 CurateRule = (
-    VerifyRule
-    | PassRateRule
-    | FinishRule
-    | LengthRule
-    | ThinkRule
-    | CodeRule
-    | ParagraphRule
-    | LanguageRule
-    | RepetitionRule
-    | DuplicateRule
-    | NearDuplicateRule
-    | DecontaminateRule
-    | QuotaRule
-    | VerdictRule
+    VerifyRule | PassRateRule | FinishRule | LengthRule | ThinkRule | CodeRule | ParagraphRule | LanguageRule
+    | RepetitionRule | DuplicateRule | NearDuplicateRule | DecontaminateRule | QuotaRule | VerdictRule
 )
+# fmt: on
 
 
 # ---- what it may not say ---------------------------------------------------------------------------------------------

@@ -129,21 +129,12 @@ class Ranking(_Kind):
     )
 
 
+# fmt: off
 DivergenceSettings = (
-    ForwardKL
-    | ReverseKL
-    | JSD
-    | SkewForward
-    | SkewReverse
-    | AdaptiveKL
-    | AlphaBeta
-    | TotalVariation
-    | Hellinger
-    | LogitMSE
-    | LogitCosine
-    | Decoupled
-    | Ranking
+    ForwardKL | ReverseKL | JSD | SkewForward | SkewReverse | AdaptiveKL | AlphaBeta | TotalVariation | Hellinger
+    | LogitMSE | LogitCosine | Decoupled | Ranking
 )
+# fmt: on
 
 
 def needs_of(divergence: DivergenceSettings) -> Needs:
@@ -217,6 +208,14 @@ Share = (
     | Annotated[Linear, Tag("linear")]
     | Annotated[HalfCosine, Tag("cosine")]
 )
+
+
+def ends_of(by: Temperature) -> tuple[float, float]:
+    """Between which values a number moves: twice itself where it does not."""
+    if isinstance(by, ByTeacher):
+        return by.certain, by.unsure
+    return (by.start, by.end) if isinstance(by, Schedule) else (by, by)
+
 
 # ---- how much each position counts -----------------------------------------------------------------------------------
 
@@ -310,24 +309,14 @@ class Objective(Section):
     @property
     def max_temperature(self) -> float:
         """The largest T that any term ever has."""
-        by = self.temperature
-        ends = (
-            (by.certain, by.unsure)
-            if isinstance(by, ByTeacher)
-            else (by.start, by.end)
-            if isinstance(by, Schedule)
-            else (by,)
-        )
-        return max(*ends, *(term.temperature or 0.0 for term in self.extra_terms), 0.0)
+        return max(*ends_of(self.temperature), *(term.temperature or 0.0 for term in self.extra_terms), 0.0)
 
     @property
     def max_ce_weight(self) -> float:
         """The largest share that cross-entropy ever has."""
-        by = self.ce_weight
-        return max(by.start, by.end) if isinstance(by, Schedule) else by
+        return max(ends_of(self.ce_weight))
 
     @property
     def only_ce(self) -> bool:
         """Plain training: no divergence at any step."""
-        by = self.ce_weight
-        return (min(by.start, by.end) if isinstance(by, Schedule) else by) == 1
+        return min(ends_of(self.ce_weight)) == 1

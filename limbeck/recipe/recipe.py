@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
-from limbeck.config.load import load_tree, override_tree
+from limbeck.config.load import load_tree, load_written_tree, override_tree, read_tree, validate
 from limbeck.config.schema import Section, UsualKind
+from limbeck.config.yaml import dump_yaml
 from limbeck.recipe.curate import CurateRule
 from limbeck.recipe.data import Data
 from limbeck.recipe.evaluate import Evaluate
@@ -26,6 +27,8 @@ from limbeck.system.atomic import fingerprint
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from limbeck.config.yaml import Node
 
 
 class Recipe(Section):
@@ -86,3 +89,20 @@ class Recipe(Section):
                 value = value[key]
             dumped.append([section, value])
         return fingerprint(dumped)
+
+
+def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Node]:
+    """The recipe, and what was written: `tree.origin_of(node, "train.budget")` says where."""
+    root = read_tree(Recipe, path, overrides)
+    return validate(Recipe, root), root
+
+
+def load_run_recipe(run: Path) -> Recipe:
+    """RUN/recipe.yaml, which Limbeck wrote: by an earlier version perhaps, when keys had other names. Raises
+    RecipeError."""
+    return load_written_tree(Recipe, run / "recipe.yaml")
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """YAML with every key, defaults included, that `Recipe.load` reads back as the same recipe."""
+    return dump_yaml(recipe.model_dump(mode="json"))

@@ -142,12 +142,6 @@ class VllmTeacher(OpenAITeacher):
 Teacher = HfTeacher | GgufTeacher | TextTeacher | OpenAITeacher | VllmTeacher
 
 
-def is_local(teacher: Teacher) -> bool:
-    """Whether the teacher runs in this process: then its tokenizer makes rows tokens, and its distributions are at
-    hand. Else the student's own tokenizer does."""
-    return isinstance(teacher, HfTeacher)
-
-
 def name_of(teacher: Teacher) -> str:
     """The teacher's name for cards and reports."""
     if isinstance(teacher, OpenAITeacher):

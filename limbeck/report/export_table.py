@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.report.format import number, percent
+from limbeck.report.format import MISSING, number, percent
 from limbeck.system.units import size
 from limbeck.text.visible import shortened
 
-MISSING = "\u2013"
 COLUMNS = ("KL to the student", "bound", "same first choice", "size", "writing")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 HUGE = 1e30
+MISSING = "\u2013"
 
 
 def number(value: object) -> float | None:

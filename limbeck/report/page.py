@@ -12,20 +12,21 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from limbeck.report import charts
-from limbeck.report.collect import MODELS, ROLES, RunFiles, dig
+from limbeck.report.collect import MODELS, ROLES, RunFiles, collect, dig
 from limbeck.report.export_table import export_table
-from limbeck.report.format import number, percent, perplexity, signed, times
+from limbeck.report.format import MISSING, number, percent, perplexity, signed, times
 from limbeck.report.funnel import funnel
 from limbeck.report.sample_cards import answer_cards
 from limbeck.report.task_table import task_table
+from limbeck.system.atomic import atomic_write
 from limbeck.system.units import count, duration, size
 from limbeck.text.visible import LINES, shortened, visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
 LONGEST_RECIPE = 40_000
-MISSING = "\u2013"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class BarChart:
     rows: tuple[tuple[str, float, str], ...]
 
 
+def run_report(run: Path) -> Path:
+    """Write RUN/report.html from what the run folder holds, and return its path. No model is opened.
+
+    Raises RunDirError when `run` is no run folder, BudgetError when the disk is full.
+    """
+    page = run / "report.html"
+    atomic_write(page, render(collect(run)))
+    return page
+
+
 def render(files: RunFiles) -> str:
     """The whole page. The same files give the same page."""
     script, style = _asset("page.js"), _asset("colours.css") + _asset("page.css")
@@ -88,7 +99,7 @@ def render(files: RunFiles) -> str:
         cards=answer_cards(files.answers),
         stages=stages(files),
         recipe=visible(files.recipe_text, LONGEST_RECIPE, keep=LINES),
-        environment=environment_facts(files),
+        environment=_facts(files.get("environment")),
         data=data_facts(files),
         warnings=[visible(text, 1000, keep=LINES) for text in warnings(files)],
         made=files.made,
@@ -338,11 +349,6 @@ def stages(files: RunFiles) -> list[dict[str, Any]]:
             cells.append((MISSING if took is None else show(took), "" if guess is None else show(guess), off))
         out.append({"name": shortened(str(name), 20), "cells": cells})
     return out
-
-
-def environment_facts(files: RunFiles) -> list[tuple[str, str]]:
-    """The machine and the packages, as the summary has them."""
-    return _facts(files.get("environment"))
 
 
 COUNTS = {

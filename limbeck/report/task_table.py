@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.report import charts
 from limbeck.report.collect import MODELS, dig
-from limbeck.report.format import number, percent, signed
+from limbeck.report.format import MISSING, number, percent, signed
 from limbeck.text.visible import shortened
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-MISSING = "\u2013"
 SHARES = {"truncated": "cut off", "no_answer": "no answer", "unjudged": "not judged"}
 
 
@@ -104,11 +103,8 @@ def _harness(tasks: dict[str, Any], models: tuple[str, ...]) -> tuple[tuple[str,
         found = dig(tasks, "harness", model)
         for task, metrics in found.items() if isinstance(found, dict) else ():
             for name in metrics if isinstance(metrics, dict) else ():
-                if (
-                    "_stderr" not in name
-                    and (task, name) not in listed
-                    and _value(tasks, model, task, name) is not None
-                ):
+                measured = "_stderr" not in name and _value(tasks, model, task, name) is not None
+                if measured and (task, name) not in listed:
                     listed.append((task, name))
     rows = []
     for task, name in listed:

@@ -159,6 +159,7 @@ class _Whole:
         own = min(common_prefix(turn, self.text), bound)
         content = (self.turns[index].get("content") or "").strip()
         at = self.text.find(content, start, bound) if content else -1
+        lost = DataError(f"{self.source}: the end of turn {index + 1} cannot be found in the rendered text. {ADVICE}")
         if at < 0:  # the template rewrites the content, or there is none but tool calls
             thought = content.partition(THOUGHT)[0].rpartition("<think>")[2].strip() if THOUGHT in content else ""
             if thought not in self.text[start:bound] and index == len(self.turns) - 1:
@@ -167,17 +168,13 @@ class _Whole:
                     "from. Cut it off yourself, or render conversations yourself and give them as plain text."
                 )
             if own < len(turn):
-                raise DataError(
-                    f"{self.source}: the end of turn {index + 1} cannot be found in the rendered text. {ADVICE}"
-                )
+                raise lost
             ends = [match.end() for match in self.template.special.finditer(self.text, start, own)]
             return ends[-1] if ends else own
         after = at + len(content)
         end = self.template.special.search(self.text, after, own if own >= after else bound)
         if end is None and own < after:
-            raise DataError(
-                f"{self.source}: the end of turn {index + 1} cannot be found in the rendered text. {ADVICE}"
-            )
+            raise lost
         return end.end() if end else own
 
 

@@ -1,7 +1,7 @@
 """Documents into one packed row, without padding. The only place where positions are shifted.
 
 A packed row holds several documents end to end; `positions_T` restart in each, and attention stays within each
-(`models.packed_attention`). Token j of a document is predicted by hidden row j - 1: that shift is done here, once.
+(`models.attention`). Token j of a document is predicted by hidden row j - 1: that shift is done here, once.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from limbeck.losses.chunked import Terms, cut_head, fused_terms
-from limbeck.models import packed_attention
+from limbeck.models.attention import PACKED, register_packed
 from limbeck.models.hf import head_of, packed_hidden
 from limbeck.train.objective import scheduled_values, terms_at
 from limbeck.train.qad import add_fake_quant, fake_quantize
@@ -41,8 +41,8 @@ class Distiller(nn.Module):
         extras: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
-        packed_attention.register()
-        student.set_attn_implementation(packed_attention.NAME)
+        register_packed()
+        student.set_attn_implementation(PACKED)
         student.train()
         self.student = student
         self.extras = nn.ModuleDict(extras or {})

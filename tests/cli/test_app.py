@@ -210,7 +210,7 @@ def test_init(recipe_file, tmp_path):
 def test_report_takes_a_recipe_or_a_run(recipe_file, tmp_path, monkeypatch):
     seen = []
     fake = types.SimpleNamespace(run_report=lambda folder: seen.append(str(folder)) or folder / "report.html")
-    monkeypatch.setitem(sys.modules, "limbeck.report.write", fake)
+    monkeypatch.setitem(sys.modules, "limbeck.report.page", fake)
     (tmp_path / "somewhere").mkdir()
     assert "somewhere/report.html" in runner.invoke(app.app, ["report", "somewhere"]).stdout
     assert json.loads(runner.invoke(app.app, ["report", recipe_file, "--json"]).stdout) == {

@@ -7,12 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.config.load import origin_of, validate
-from limbeck.config.overrides import format_override
 from limbeck.config.schema import paths_of
 from limbeck.config.yaml import dump_yaml, parse_yaml
 from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe, Sampled
-from limbeck.recipe.io import load_with_origins
+from limbeck.recipe.recipe import load_with_origins
 from tests.recipes import TEXT, VALUES, tiny_recipe
 
 
@@ -196,4 +195,4 @@ def test_whatever_is_written_gives_a_recipe_or_a_recipe_error(changes):
 @given(st.sampled_from(PATHS), VALUES)
 def test_whatever_is_overridden_gives_a_recipe_or_a_recipe_error(path, value):
     with contextlib.suppress(RecipeError):
-        tiny_recipe(format_override(path.split("."), value))
+        tiny_recipe(f"{path}={dump_yaml(value, flow=True)}".rstrip("\n"))

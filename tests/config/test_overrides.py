@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limbeck.config.overrides import format_override, parse_override
+from limbeck.config.overrides import parse_override
+from limbeck.config.yaml import dump_yaml
 from limbeck.errors import RecipeError
 from limbeck.recipe import Cosine, PruneStudent, Recipe, Sampled, ScratchStudent, StepsBudget, TokensBudget, TopK
 from tests.recipes import TEXT, VALUES, tuples
@@ -21,7 +22,7 @@ def load(tmp_path):
 
 @given(st.lists(st.from_regex(r"[a-z_]{1,8}", fullmatch=True), min_size=1, max_size=4), VALUES)
 def test_round_trip(path, value):
-    keys, node = parse_override(format_override(path, value))
+    keys, node = parse_override(f"{'.'.join(path)}={dump_yaml(value, flow=True)}".rstrip("\n"))
     assert keys == tuple(path)
     assert node.plain() == tuples(value)
 

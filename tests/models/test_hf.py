@@ -122,10 +122,10 @@ def test_replies_end_at_the_end_token_and_at_stop_strings(tiny_model, tiny_token
 
 def test_gradients_reach_the_student_through_packing(tiny_model):
     model = tiny_model("llama")
-    from limbeck.models import packed_attention
+    from limbeck.models.attention import PACKED, register_packed
 
-    packed_attention.register()
-    model.set_attn_implementation(packed_attention.NAME)
+    register_packed()
+    model.set_attn_implementation(PACKED)
     packed_hidden(model, pack(rows(2))).sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if "lm_head" not in n)
     assert head_of(model).weight_VD is model.get_output_embeddings().weight
@@ -138,11 +138,11 @@ def test_missing_models_say_what_is_allowed(tmp_path):
 
 
 def test_packed_attention_without_lengths_is_an_error(tiny_model):
-    from limbeck.models import packed_attention
+    from limbeck.models.attention import PACKED, register_packed
 
     model = tiny_model("llama")
-    packed_attention.register()
-    model.set_attn_implementation(packed_attention.NAME)
+    register_packed()
+    model.set_attn_implementation(PACKED)
     with pytest.raises(ValueError, match="document lengths"):
         model(torch.tensor([[1, 2, 3]]))
 

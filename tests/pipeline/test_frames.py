@@ -9,7 +9,7 @@ import pytest
 import limbeck
 from limbeck import cli
 from limbeck.pipeline import run
-from limbeck.recipe.io import dump_recipe
+from limbeck.recipe.recipe import dump_recipe
 from limbeck.train import distiller
 from tests.pipeline.test_run import recipe_of
 

@@ -18,7 +18,7 @@ from limbeck.data import read_rows
 from limbeck.errors import NonFiniteError, RecipeError, RunDirError, StoreError
 from limbeck.pipeline.run import run_recipe
 from limbeck.recipe import Recipe
-from limbeck.recipe.io import dump_recipe
+from limbeck.recipe.recipe import dump_recipe
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
 

@@ -12,7 +12,7 @@ from limbeck.label.local import label_rows
 from limbeck.label.plan import store_header
 from limbeck.models.open import open_lm
 from limbeck.pipeline.show import show_run, show_trace
-from limbeck.recipe.io import dump_recipe
+from limbeck.recipe.recipe import dump_recipe
 from limbeck.store import StoreWriter
 from limbeck.system.rundir import RunDir, StageRecord
 from limbeck.types import Row

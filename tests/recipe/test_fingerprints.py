@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.errors import RecipeError
 from limbeck.recipe import Recipe
-from limbeck.recipe.io import dump_recipe, load_run_recipe
+from limbeck.recipe.recipe import dump_recipe, load_run_recipe
 from limbeck.system.atomic import fingerprint
 
 BASE = {

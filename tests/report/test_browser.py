@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from PIL import Image
 
-from limbeck.report.write import run_report
+from limbeck.report.page import run_report
 from tests.report.fake import make_run, write
 from tests.report.test_page import EVIL
 

@@ -117,5 +117,5 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_matplotlib_is_loaded_by_drawing_only():
-    code = "import sys, limbeck.report.write; assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules"
+    code = "import sys, limbeck.report.page; assert 'matplotlib' not in sys.modules and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

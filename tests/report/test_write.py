@@ -3,7 +3,7 @@
 import pytest
 
 from limbeck.errors import RunDirError
-from limbeck.report.write import run_report
+from limbeck.report.page import run_report
 from tests.report.fake import make_run
 
 

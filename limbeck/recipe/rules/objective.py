@@ -13,6 +13,7 @@ from limbeck.recipe.objective import (
     PlaceRamp,
     Ranking,
     Schedule,
+    ends_of,
     needs_of,
 )
 from limbeck.recipe.recipe import Recipe
@@ -100,7 +101,7 @@ def _temperature(recipe: Recipe) -> Iterator[Problem]:
                 f"is {by.kind}, but a stored {recipe.trace.target.kind} target has one temperature: its tail cannot be "
                 "re-tempered. Give a number, or set trace.target.kind=full (the teacher runs beside the student).",
             )
-        ends = (by.certain, by.unsure) if isinstance(by, ByTeacher) else (by.start, by.end)
+        ends = ends_of(by)
         yield from _moves("objective.temperature", by.kind, ends)
         if min(ends) == 0:
             yield problem("objective.temperature", "reaches 0; it must be above 0 everywhere.")

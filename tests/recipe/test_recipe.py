@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from limbeck.config.load import validate
 from limbeck.config.yaml import parse_yaml
 from limbeck.recipe import Recipe
-from limbeck.recipe.io import dump_recipe
+from limbeck.recipe.recipe import dump_recipe
 from limbeck.recipe.rules.check import check_static
 from tests.recipes import tiny_recipe
 
