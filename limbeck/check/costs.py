@@ -55,7 +55,7 @@ def memory_is_enough(_recipe: Recipe, opened: Opened) -> Iterator[Finding]:
     """A fact, no problem: the estimated peak may be above what a machine with swap can do."""
     peak = max(cost["peak_bytes"] for cost in opened.costs.values())
     memory = total_memory()
-    if memory is not None and peak > memory:
+    if peak > memory:
         where = "the GPU" if torch.cuda.is_available() else "this machine"
         yield Fact(
             f"the run needs about {peak / 2**30:.1f} GiB of memory and {where} has {memory / 2**30:.1f} GiB; "

@@ -8,6 +8,7 @@ import os
 import platform
 import time
 
+import psutil
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -38,28 +39,18 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
-def total_memory() -> int | None:
-    """Bytes of the accelerator where there is one, else of this machine; None where the system does not say."""
+def total_memory() -> int:
+    """Bytes of the accelerator where there is one, else of this machine."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(pick_device()).total_memory
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return psutil.virtual_memory().total
 
 
 def taken_memory() -> int:
-    """Bytes that this process takes of it now; 0 where the system does not say."""
-    return torch.cuda.memory_allocated(pick_device()) if torch.cuda.is_available() else resident_memory()
-
-
-def resident_memory() -> int:
-    """Bytes that this process takes of the machine's memory, GPU or not (Linux); 0 elsewhere."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+    """Bytes that this process takes of it now."""
+    if torch.cuda.is_available():
+        return torch.cuda.memory_allocated(pick_device())
+    return psutil.Process().memory_info().rss
 
 
 @functools.cache
