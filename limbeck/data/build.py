@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,9 @@ from limbeck.data.table import VERSION as ROWS_VERSION
 from limbeck.errors import DataError, EmptyRow, LongRow, RecipeError, UnsupervisedRow
 from limbeck.recipe import GenerateMode, Recipe, StdlibSource
 from limbeck.system.atomic import atomic_write, sha256_file
+from limbeck.system.meter import Meter
 from limbeck.text.encode import Encoded, Encoder
-from limbeck.types import Progress, Row
+from limbeck.types import Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,17 +169,14 @@ def _watched(recipe: Recipe, summary: DataSummary, on_progress: OnProgress) -> I
     if total is None:
         listed = list(examples)
         examples, total = iter(listed), len(listed)
-    begun = told = time.monotonic()
+    meter = Meter("data", "rows", total, on_progress, every=PROGRESS_SECONDS)
     for example in examples:
         summary.read += 1
         yield example
-        now = time.monotonic()
-        if now - told >= PROGRESS_SECONDS:
-            told, rate = now, summary.read / (now - begun)
-            left = max(total - summary.read, 0)
-            on_progress(Progress("data", summary.read, max(total, summary.read + 1), "rows", rate, left / rate))
-    rate = summary.read / max(time.monotonic() - begun, 1e-9)
-    on_progress(Progress("data", summary.read, summary.read, "rows", rate, 0.0))
+        meter.total = max(total, summary.read + 1)  # the last report is the one below
+        meter.add(summary.read - meter.done)
+    meter.total = summary.read
+    meter.add(summary.read - meter.done)
 
 
 def _encode(encoder: Encoder, example: Example, recipe: Recipe, summary: DataSummary) -> Encoded | None:

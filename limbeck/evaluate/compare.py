@@ -5,7 +5,6 @@ Per row only sums are kept; per position nothing. `N` positions of a batch, `n` 
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,9 @@ from limbeck.losses.chunked import iter_logits
 from limbeck.metrics.calibration import Reliability, merge, reliability
 from limbeck.metrics.fidelity import PositionScores, own_scores, reference, reference_of_words, score_against
 from limbeck.metrics.intervals import paired_bootstrap
+from limbeck.system.meter import Meter
 from limbeck.text.packing import pack, plan_batches
-from limbeck.types import Progress, Row, Trace
+from limbeck.types import Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -102,13 +102,11 @@ def evaluate_models(
     models = students if teacher is None else {TEACHER: teacher, **students}
     tally = _Tally.start(rows, list(models), _shared_vocab(models, rows))
     lengths = [len(row.ids) for row in rows]
-    total, done, begun = sum(lengths), 0, time.monotonic()
+    meter = Meter("evaluate", "tokens", sum(lengths), on_progress)
     for indices in plan_batches(lengths, settings.batch_tokens):
         batch = pack([rows[index] for index in indices], device=next(iter(models.values())).device)
         _score_batch(tally, batch, _where(rows, indices, tally.by_position.edges), teacher, students)
-        done += len(batch.ids_T)
-        rate = done / max(time.monotonic() - begun, 1e-9)
-        on_progress(Progress("evaluate", done, total, "tokens", rate, (total - done) / rate))
+        meter.add(len(batch.ids_T))
     notes = _vocab_notes(models, tally.vocab)
     return tally.finish(rows, notes)
 

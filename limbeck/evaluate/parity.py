@@ -13,12 +13,12 @@ import torch
 from limbeck.errors import DataError, ExportError, TeacherError
 from limbeck.evaluate.row_scores import row_scores
 from limbeck.evaluate.samples import choose_prompts
-from limbeck.types import Progress
+from limbeck.system.meter import Meter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from limbeck.types import LocalLM, Row, Trace
+    from limbeck.types import LocalLM, OnProgress, Row, Trace
 
 MOST_POSITIONS = 4096
 PROMPTS, NEW_TOKENS = 4, 32
@@ -62,7 +62,7 @@ def parity(
     sizes: Sizes,
     *,
     text: str,
-    on_progress: Callable[[Progress], None],
+    on_progress: OnProgress,
 ) -> Parity:
     """Compare an export with its source on the supervised positions of `rows`, the first MOST_POSITIONS of them, and on
     the first words of a few rows, continued greedily.
@@ -76,7 +76,7 @@ def parity(
         raise DataError("there is no text to judge the export on: no row has two tokens. Give other rows.")
     total = sum(row.num_supervised for row in rows)
     kl_sum = kl_most = 0.0
-    same, done, begun = 0, 0, time.monotonic()
+    same, meter = 0, Meter("export", "positions", total, on_progress)
     for row in rows:
         scores = row_scores(export, row.ids, row.spans, source=source)
         if not torch.isfinite(scores.kl_N).all():
@@ -84,9 +84,7 @@ def parity(
         kl_sum += float(scores.kl_N.sum())
         kl_most = max(kl_most, float(scores.kl_N.max()))
         same += int(scores.agree_N.sum())
-        done += row.num_supervised
-        rate = done / max(time.monotonic() - begun, 1e-9)
-        on_progress(Progress("export", done, total, "positions", rate, (total - done) / rate))
+        meter.add(row.num_supervised)
     equal, ours, theirs = _write_in_turn(source, export, rows)
     return Parity(
         kl=kl_sum / total,
