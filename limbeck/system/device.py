@@ -48,8 +48,11 @@ def total_memory() -> int:
 
 def taken_memory() -> int:
     """Bytes that this process takes of it now."""
-    if torch.cuda.is_available():
-        return torch.cuda.memory_allocated(pick_device())
+    return torch.cuda.memory_allocated(pick_device()) if torch.cuda.is_available() else resident_memory()
+
+
+def resident_memory() -> int:
+    """Bytes that this process takes of the machine's memory, GPU or not."""
     return psutil.Process().memory_info().rss
 
 
