@@ -1,4 +1,4 @@
-"""The models of a recipe against its other parts: context length, layers, tokenizer, quantization."""
+"""The models of a recipe against its other parts: context, layers, tokenizer, quantization, and the first rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 
 from limbeck.check.findings import Doubt, Fact, Finding
 from limbeck.config.problems import Problem, problem
-from limbeck.errors import RecipeError
+from limbeck.errors import DataError, LongRow, RecipeError
 from limbeck.recipe import GenerateMode, PruneStudent, ScratchStudent
 from limbeck.text.chat_template import ChatTemplate, compare_templates
+from limbeck.text.encode import Encoder
 from limbeck.text.tokenizer import compare_tokenizers, template_hash
 from limbeck.train.qad import stored_weights
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from limbeck.check.opened import ModelOutline, Opened
     from limbeck.recipe import Recipe
+    from limbeck.text.encode import Encoded
 
 
 def rows_fit_context(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
@@ -123,3 +125,48 @@ def student_can_be_quantized(recipe: Recipe, opened: Opened) -> Iterator[Finding
             f"blocks ({len(wide)} of {len(stored)} matrices): they stay 16-bit floats, here and in the export."
         )
         yield Doubt(problem("train.qad.quant", message))
+
+
+def template_exists(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    if _lacks_template(recipe, opened):
+        yield problem(
+            "data.source",
+            f"has chat rows, but the tokenizer of {recipe.reader[0]} has no chat template (a base model?). "
+            "Choose an instruct model, or join prompt and completion as plain text: data.chat_template=false.",
+        )
+
+
+def _lacks_template(recipe: Recipe, opened: Opened) -> bool:
+    chats = any(
+        example.messages is not None or (example.prompt is not None and recipe.data.chat_template)
+        for example in opened.examples
+    )
+    return chats and opened.reader.tokenizer.chat_template is None
+
+
+def first_rows_encode(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """Tokens of each, and how many of them are supervised."""
+    if _lacks_template(recipe, opened):
+        return
+    data, generates = recipe.data, isinstance(recipe.trace.mode, GenerateMode)
+    encoder = Encoder(
+        opened.reader.tokenizer,
+        max_length=data.max_length,
+        long_rows=data.long_rows,
+        chat_template=data.chat_template,
+        need_reply=not generates,
+    )
+    for example in opened.examples:
+        try:
+            row = encoder.encode(example)
+        except DataError as error:
+            if (data.long_rows if isinstance(error, LongRow) else data.bad_rows) == "stop":
+                yield Problem("data.source", str(error))
+        else:
+            cut = " (cut to data.max_length)" if row.truncated else ""
+            yield Fact(f"{example.source}: {_tokens(row, generates)}{cut}.")
+
+
+def _tokens(row: Encoded, generates: bool) -> str:
+    supervised = sum(end - start for start, end in row.spans)
+    return f"{len(row.ids)} tokens" + (" of prompt" if generates else f", {supervised} of them supervised")

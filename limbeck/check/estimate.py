@@ -23,7 +23,7 @@ from limbeck.label.plan import store_header
 from limbeck.losses.chunked import Terms
 from limbeck.models.hf import HfLM, head_layer
 from limbeck.recipe import BITS, GenerateMode, PretrainedStudent, PruneStudent, Recipe, ScoreMode, ScratchStudent
-from limbeck.students.pretrained import load_pretrained
+from limbeck.students.build import load_pretrained
 from limbeck.students.prune import prune_layers
 from limbeck.students.scratch import build_scratch
 from limbeck.system.atomic import sha256_file

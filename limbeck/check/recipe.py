@@ -9,15 +9,19 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from limbeck.check.compatibility import layers_exist, rows_fit_context, student_can_be_quantized, tokenizers_agree
+from limbeck.check.compatibility import (
+    first_rows_encode,
+    layers_exist,
+    rows_fit_context,
+    student_can_be_quantized,
+    template_exists,
+    tokenizers_agree,
+)
 from limbeck.check.costs import disk_is_enough, endpoint_requests, memory_is_enough, stage_costs
-from limbeck.check.curate import curation_needs
-from limbeck.check.endpoint import endpoint_offers
-from limbeck.check.export import export_needs
 from limbeck.check.findings import CheckResult, Doubt, Finding
-from limbeck.check.first_rows import first_rows_encode, template_exists
+from limbeck.check.needs import curation_needs, export_needs
 from limbeck.check.opened import CannotOpen, Opened
-from limbeck.check.teacher import teacher_doubts
+from limbeck.check.teacher import endpoint_offers, teacher_doubts
 from limbeck.config.problems import Problem, problem
 from limbeck.recipe.rules.check import check_static, warn_static
 

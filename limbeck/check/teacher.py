@@ -1,14 +1,20 @@
-"""What a few rows of the teacher's own distributions make doubtful in a recipe: warnings, not problems."""
+"""What a teacher is seen to do: an endpoint's lacks are problems, doubtful distributions are warnings."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from limbeck.check.findings import Doubt
+from limbeck.check.findings import Doubt, Fact, Finding
+from limbeck.check.opened import Opened, problem_of
 from limbeck.config.problems import Problem, problem
+from limbeck.errors import LimbeckError
+from limbeck.label.preflight import missing, needs_probe, run_probe, sentences
+from limbeck.label.recorders import reader_for
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import top_ids
 from limbeck.recipe import GenerateMode, Recipe, TopK
@@ -19,9 +25,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from limbeck.check.opened import Opened
     from limbeck.models.hf import HfLM
     from limbeck.types import Row
+
 
 PROBE_TOKENS = 512
 TOO_SURE = 0.999  # mean probability of the first choice: beyond it, soft targets say what labels say
@@ -115,3 +121,17 @@ def _tail(recipe: Recipe, found: TeacherStats) -> list[Problem]:
         "gradients are biased by it. Raise k, or use sampled, which is unbiased."
     )
     return [problem("trace.target.k", message)]
+
+
+NO_RECORD = Path(os.devnull) / "record"
+
+
+def endpoint_offers(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """A few requests, where the recipe needs more than one reply to each prompt."""
+    if not needs_probe(recipe):
+        return
+    said: list[str] = []
+    with problem_of("teacher", LimbeckError):
+        record = run_probe(recipe, NO_RECORD, reader_for(recipe, opened.reader.tokenizer), said.append)
+    yield from map(Fact, [*said, *sentences(record)])
+    yield from missing(recipe, record)

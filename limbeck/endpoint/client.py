@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from limbeck.endpoint.parse import Malformed, parse, read_answer
-from limbeck.endpoint.prompt_logprobs import given_body, read_given
+from limbeck.endpoint.parse import Malformed, given_body, parse, read_answer, read_given
 from limbeck.endpoint.status import RequestRejected, RetryLater, judge
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.recipe import OpenAITeacher, name_of

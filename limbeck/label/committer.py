@@ -11,17 +11,39 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from limbeck.label.plan import plan_shards
-from limbeck.label.worklist import WorkList
 from limbeck.recipe import OpenAITeacher, Recipe
 from limbeck.store import StoreHeader, StoreWriter, TraceStore
-from limbeck.store.failures import Failures
+from limbeck.store.writer import Failures
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from limbeck.label.worklist import Shard
     from limbeck.types import Row, Trace
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of the plan: its number, and its rows in order."""
+
+    number: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class WorkList:
+    """`shards` are to be made, in the order of the plan; `rows` are those of all shards, finished ones included."""
+
+    shards: tuple[Shard, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, writer: StoreWriter, rows: Sequence[Row]) -> WorkList:
+        """A shard of which no row is wanted any more is left out."""
+        by_id = {row.id: row for row in rows}
+        pending = [Shard(number, tuple(by_id[id] for id in ids if id in by_id)) for number, ids in writer.pending()]
+        planned = tuple(by_id[id] for ids in writer.plan for id in ids if id in by_id)
+        return cls(tuple(shard for shard in pending if shard.rows), planned)
 
 
 class BuiltShard(NamedTuple):

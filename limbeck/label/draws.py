@@ -11,8 +11,8 @@ from limbeck.store import trace_id
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from limbeck.label.committer import Shard, WorkList
     from limbeck.label.rejection import RejectionSampler
-    from limbeck.label.worklist import Shard, WorkList
     from limbeck.store import StoreHeader
     from limbeck.store.reply_log import ReplyLog
     from limbeck.types import Row

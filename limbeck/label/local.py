@@ -12,8 +12,7 @@ from limbeck.errors import DataError, Stopped
 from limbeck.label.committer import BuiltShard, Committer, fill_store
 from limbeck.label.plan import store_header, support_spec
 from limbeck.label.rejection import rejection_sampler
-from limbeck.label.traces import bare_record, make_trace
-from limbeck.label.votes import vote
+from limbeck.label.traces import bare_record, make_trace, vote
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
 from limbeck.recipe import GenerateMode, Recipe, Votes
@@ -26,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from limbeck.label.committer import WorkList
     from limbeck.label.rejection import RejectionSampler
-    from limbeck.label.worklist import WorkList
     from limbeck.models.hf import HfLM
     from limbeck.store import StoreHeader, TraceStore
     from limbeck.types import OnProgress

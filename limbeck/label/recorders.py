@@ -22,8 +22,7 @@ from limbeck.label.replies import (
     reply_text,
     reply_trace,
 )
-from limbeck.label.traces import make_trace
-from limbeck.label.votes import vote
+from limbeck.label.traces import make_trace, vote
 from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
 from limbeck.system.atomic import fingerprint
 from limbeck.text.chat_template import ChatTemplate

@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.label.committer import Committer
+    from limbeck.label.committer import Committer, WorkList
     from limbeck.label.draws import Request
     from limbeck.label.replies import TraceBuilder
     from limbeck.label.session import AskSession
-    from limbeck.label.worklist import WorkList
     from limbeck.recipe import Recipe
     from limbeck.store import TraceStore
     from limbeck.types import OnProgress, Row

@@ -1,15 +1,19 @@
 """Asking through a provider's batches: files of requests that are answered within a day, often at half the price.
 
-What was submitted is in the batch log. A killed job finds its batches again (one that was created in the very moment of
-the kill by its file) and submits nothing twice.
+    RUN/traces/batches.jsonl  the draws of each batch, its file, its id, and whether it is done
+
+Each step is durable before the next one: which requests a batch has before its file is uploaded, the file's name before
+the batch is created, its id before it is waited for. A killed job finds its batches again (one that was created in the
+very moment of the kill by its file) and submits nothing twice.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint import batch_api
 from limbeck.endpoint.budget import answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
@@ -17,16 +21,69 @@ from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.retry import RequestOutcome
 from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, Stopped, TeacherError
-from limbeck.label.batch_log import BatchLog, SentBatch
 from limbeck.label.draws import Request
+from limbeck.store.reply_log import ReplyLog
 from limbeck.system.atomic import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from limbeck.endpoint.client import Endpoint
     from limbeck.endpoint.messages import ApiRequest
     from limbeck.label.session import AskSession
+
+
+@dataclass
+class SentBatch:
+    """One batch: `name` is ours, `id` the provider's once it is known."""
+
+    name: str
+    requests: list[tuple[str, tuple[int, ...]]]  # row and draws of each
+    file: str = ""
+    id: str = ""
+    done: bool = False
+
+
+@dataclass
+class BatchLog:
+    """What was submitted, over all sittings. `tries` counts the batches that a request was in, by its name."""
+
+    lines: ReplyLog
+    sent: dict[str, SentBatch] = field(default_factory=dict)
+    tries: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def open(cls, path: Path) -> BatchLog:
+        entries: list[dict[str, Any]] = []
+        log = cls(ReplyLog.open(path, lambda entry: bool(entries.append(entry))))
+        for entry in entries:
+            log._apply(entry)
+        return log
+
+    def write(self, **entry: Any) -> None:
+        """Durable when it returns."""
+        self.lines.append({"keys": [], **entry})
+        self.lines.sync()
+        self._apply(entry)
+
+    def close(self) -> None:
+        self.lines.close()
+
+    def _apply(self, entry: dict[str, Any]) -> None:
+        name = entry["batch"]
+        if "requests" in entry:
+            requests = [(row, tuple(draws)) for row, draws in entry["requests"]]
+            self.sent[name] = SentBatch(name, requests)
+            self.tries.update(entry["names"])
+        sent = self.sent[name]
+        sent.file, sent.id = entry.get("file", sent.file), entry.get("id", sent.id)
+        sent.done = sent.done or "done" in entry
+
+    @property
+    def open_batches(self) -> list[SentBatch]:
+        return [sent for sent in self.sent.values() if not sent.done]
+
 
 MOST_BYTES = 90 * 2**20
 """Of one file: providers take 100 to 200 MB."""

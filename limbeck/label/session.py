@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from limbeck.endpoint.messages import ApiRequest
     from limbeck.endpoint.retry import RequestOutcome
+    from limbeck.label.committer import Shard, WorkList
     from limbeck.label.draws import Request
-    from limbeck.label.worklist import Shard, WorkList
     from limbeck.store.reply_log import Entry
     from limbeck.types import OnProgress
 

@@ -14,9 +14,8 @@ import torch
 from limbeck.losses import chunked
 from limbeck.losses.divergences import DIVERGENCES
 from limbeck.losses.terms import Terms
-from limbeck.selftest.measure import Measure, worst
 from limbeck.selftest.oracles import Side, fused, plain
-from limbeck.selftest.pair import Pair
+from limbeck.selftest.pair import Measure, Pair, worst
 from limbeck.train import sources
 from limbeck.types import Dist, Head, LiveTarget
 

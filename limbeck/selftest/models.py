@@ -13,7 +13,6 @@ from torch import Tensor
 from limbeck.losses.terms import Terms
 from limbeck.models import hf
 from limbeck.recipe import StepsBudget, Train
-from limbeck.selftest.measure import Measure
 from limbeck.selftest.oracles import (
     StepResult,
     change,
@@ -24,7 +23,7 @@ from limbeck.selftest.oracles import (
     predicting,
     snapshot,
 )
-from limbeck.selftest.pair import Pair
+from limbeck.selftest.pair import Measure, Pair
 from limbeck.text.packing import pack
 from limbeck.text.tokenizer import compare_tokenizers
 from limbeck.train import sources

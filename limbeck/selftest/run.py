@@ -19,8 +19,7 @@ from limbeck.losses.divergences import NAMES
 from limbeck.models.hf import head_layer
 from limbeck.models.open import open_hf
 from limbeck.selftest import losses, models, store
-from limbeck.selftest.measure import CannotRun, Measure
-from limbeck.selftest.pair import Pair, short_rows
+from limbeck.selftest.pair import CannotRun, Measure, Pair, short_rows
 from limbeck.text.tokenizer import compare_tokenizers, template_hash
 from limbeck.types import Progress
 

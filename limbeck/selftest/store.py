@@ -12,9 +12,8 @@ import torch
 from limbeck.errors import StoreError
 from limbeck.losses import chunked
 from limbeck.losses.terms import Terms
-from limbeck.selftest.measure import CannotRun, Measure
 from limbeck.selftest.oracles import logits_alone, predicting
-from limbeck.selftest.pair import Pair
+from limbeck.selftest.pair import CannotRun, Measure, Pair
 from limbeck.train import sources
 from limbeck.types import Dist, LiveTarget
 

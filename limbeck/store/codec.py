@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 LEVELS = np.exp(-20.0 * (np.arange(256) / 255.0) ** 2)
 HASH_BYTES = 8
 ENTROPY_BITS = 4
-MOST_VOCAB = 2**31 - 1
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,7 @@ class TraceStore:
     @property
     def target_bytes(self) -> int:
         """Bytes of all targets files."""
-        sizes = [
-            facts["bytes"] for entry in self.entries for name, facts in entry["files"].items() if ".targets" in name
-        ]
-        return sum(sizes)
+        return sum(f["bytes"] for entry in self.entries for name, f in entry["files"].items() if ".targets" in name)
 
     def dist(self, trace: Trace) -> Dist:
         return self.dists([trace])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +26,10 @@ from limbeck.system.atomic import atomic_path, atomic_write, sha256_file
 from limbeck.system.jsonl import append_durably, json_line, read_values
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from limbeck.types import Trace
+
 
 logger = logging.getLogger(__name__)
 
@@ -172,3 +173,35 @@ def _to_row(trace: Trace, offset: int, size: int) -> dict[str, Any]:
         "offset": offset,
         "size": size,
     }
+
+
+@dataclass
+class Failures:
+    """Rows without a usable reply: STORE/failed.jsonl, one line each, in the order of the shards that lack them.
+
+    A shard's lines are written before the shard is: `keep` takes away what a kill left of a shard that is not there.
+    """
+
+    path: Path
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, path: Path) -> Failures:
+        return cls(path, list(read_values(path)))
+
+    def shards(self) -> set[int]:
+        """Numbers of the shards in which something is missing."""
+        return {line["shard"] for line in self.lines}
+
+    def keep(self, done: Container[int]) -> None:
+        """Take away the lines of shards that are not there."""
+        kept = [line for line in self.lines if line["shard"] in done]
+        if self.path.exists():
+            atomic_write(self.path, b"".join(map(json_line, kept)))
+        self.lines = kept
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Append, durably. Raises BudgetError when the disk is full."""
+        if lines:
+            append_durably(self.path, b"".join(map(json_line, lines)))
+            self.lines += lines

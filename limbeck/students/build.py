@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from limbeck.errors import DataError, RecipeError
+from limbeck.errors import DataError, RecipeError, TeacherError
 from limbeck.models.artifact import save_artifact
 from limbeck.models.card import make_card
 from limbeck.models.gguf_import import resolve_model
+from limbeck.models.weights import pickle_only
 from limbeck.recipe import OpenAITeacher, PretrainedStudent, PruneStudent, ScratchStudent, name_of
-from limbeck.students.blocks import find_blocks, head_weight
-from limbeck.students.pretrained import load_pretrained
+from limbeck.students.blocks import brief, find_blocks, head_weight
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
 from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
 from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from limbeck.models.hf import HfLM
@@ -156,3 +155,22 @@ def _sizes_of_teacher(teacher: PreTrainedModel) -> dict[str, Any]:
         "teacher_parameters": count_parameters(teacher),
         "teacher_layers": getattr(teacher.config.get_text_config(), "num_hidden_layers", None),
     }
+
+
+def load_pretrained(path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The causal language model at a hub id or in a folder, as float32 on the CPU, in eval mode.
+
+    Raises TeacherError when there is no such model, when its weights are stored as pickle only, or when it ships code
+    that `trust_remote_code` does not allow.
+    """
+    if problem := pickle_only(Path(path)):
+        raise TeacherError(problem)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise TeacherError(
+            f"the student {str(path)!r} cannot be opened ({brief(error)}). "
+            "Allowed are a hub id, or a folder with config.json and safetensors weights."
+        ) from error

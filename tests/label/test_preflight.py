@@ -9,7 +9,7 @@ import pytest
 
 from limbeck.check.recipe import check_recipe
 from limbeck.data import row_id
-from limbeck.endpoint import raw
+from limbeck.endpoint import probe
 from limbeck.endpoint.capabilities import Capabilities
 from limbeck.errors import RecipeError
 from limbeck.label.preflight import FILE, keep_record, missing, needs_probe, prepare, probe_cost, sentences
@@ -257,6 +257,6 @@ def test_check_asks_the_endpoint(tiny_llama, chat_jsonl, monkeypatch):
         assert [problem.where for problem in found.problems] == ["trace.target.k"]
         assert any("log-probs are raw" in fact for fact in found.facts)
         assert check_recipe(recipe.override("trace.target.k=20")).problems == []
-    monkeypatch.setattr(raw, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(probe, "FIRST_WAIT", 0.01)
     (gone,) = check_recipe(recipe).problems
     assert gone.where == "teacher" and "gives no answer" in gone.message

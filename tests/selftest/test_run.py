@@ -22,7 +22,7 @@ from limbeck.losses.divergences import Cells
 from limbeck.models import hf
 from limbeck.models.hf import HfLM
 from limbeck.selftest import run as selftest
-from limbeck.selftest.measure import Measure
+from limbeck.selftest.pair import Measure
 from limbeck.selftest.run import STATEMENTS, CheckOutcome, SelfTest, SelfTestChoice, run_selftest
 from limbeck.store import TraceStore, reader
 from limbeck.text import packing

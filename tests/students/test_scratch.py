@@ -16,7 +16,6 @@ from transformers import (
 
 from limbeck.errors import RecipeError, TeacherError
 from limbeck.recipe import ScratchStudent
-from limbeck.students.embeddings import project
 from limbeck.students.scratch import (
     _meta,
     build_scratch,
@@ -24,6 +23,7 @@ from limbeck.students.scratch import (
     count_parameters,
     embedding_parameters,
     parse_parameters,
+    project,
     shape_of,
 )
 from tests.tiny import VOCAB

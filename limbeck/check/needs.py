@@ -1,13 +1,17 @@
-"""What curation will need, before any reply is paid for: packages, files, a sandbox, references."""
+"""What a run will need, before any reply is paid for: packages, files, a sandbox, references, a family to export."""
 
 from __future__ import annotations
 
+import importlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from limbeck.config.problems import problem
 from limbeck.curate.sandbox.run import unavailable
+from limbeck.errors import TeacherError
 from limbeck.recipe import (
     DecontaminateRule,
     GenerateMode,
@@ -16,6 +20,7 @@ from limbeck.recipe import (
     VerdictRule,
     VerifyRule,
     needs_reference,
+    packages_of,
 )
 
 if TYPE_CHECKING:
@@ -23,8 +28,9 @@ if TYPE_CHECKING:
 
     from limbeck.check.opened import Opened
     from limbeck.config.problems import Problem
-    from limbeck.recipe import CurateRule, Recipe, Verifier
+    from limbeck.recipe import CurateRule, Export, Recipe, Verifier
     from limbeck.text.encode import Example
+
 
 PACKAGES = {
     "language": ("py3langid", "curate"),
@@ -86,3 +92,36 @@ def _references(verifier: Verifier, examples: Sequence[Example], where: str) -> 
             f"compares replies with references, and {missing} has none. Name the column with data.source.reference, or "
             "the topics that have one with `topics` of a rule of curate.",
         )
+
+
+FAMILIES = {"gguf": ("limbeck.export.gguf_families", "family_of")}
+"""What raises TeacherError for a model that a format cannot hold, from its config alone."""
+
+
+def export_needs(recipe: Recipe, opened: Opened) -> Iterator[Problem]:
+    """Packages that are not installed, and formats that do not hold the student's family."""
+    for number, export in enumerate(recipe.export):
+        where = f"export[{number}]"
+        lacking = [(name, extra) for name, extra in packages_of(export) if find_spec(name) is None]
+        for name, extra in lacking:
+            message = f"needs the package {name!r}; install it with: pip install 'limbeck[{extra}]', or remove it."
+            yield problem(where, message)
+        looks = not lacking and (export.kind in FAMILIES or export.quant == "int8")
+        if looks and (why := _unfit(export, opened.skeleton)):
+            yield problem(where, f"does not fit the student: {why}")
+
+
+def _unfit(export: Export, student: Any) -> str | None:
+    if export.kind == "safetensors":
+        head = student.get_output_embeddings()
+        if any(isinstance(module, nn.Linear) and module is not head for module in student.modules()):
+            return None
+        return f"the family {student.config.model_type!r} has no linear layer that torchao quantizes. Use bfloat16."
+    if export.kind not in FAMILIES:
+        return None
+    module, name = FAMILIES[export.kind]
+    try:
+        getattr(importlib.import_module(module), name)(student)
+    except TeacherError as error:
+        return str(error)
+    return None

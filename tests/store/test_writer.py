@@ -1,4 +1,4 @@
-from limbeck.store.failures import Failures
+from limbeck.store.writer import Failures
 
 
 def line(shard: int, row: str) -> dict:

@@ -1,12 +1,17 @@
 """What rules will need is told before any reply is paid for."""
 
+from __future__ import annotations
+
 import json
 
 import pytest
 
-from limbeck.check import curate
-from limbeck.check.curate import curate_problems
+from limbeck.check import export
+from limbeck.check import needs as curate
+from limbeck.check.needs import curate_problems
+from limbeck.check.recipe import check_recipe
 from limbeck.text.encode import Example
+from tests.export.test_verified import recipe_of
 from tests.recipes import tiny_recipe
 
 ROWS = [Example(prompt="p", topic="maths", reference="1", source="a:1"), Example(prompt="q", source="a:2")]
@@ -61,3 +66,38 @@ def test_the_sandbox(monkeypatch):
     monkeypatch.setattr(curate, "unavailable", lambda isolation: f"no {isolation} here.")
     assert "curate[0].verifier.isolation" in told(verify("unit_tests", topics=["maths"]))
     assert "no bwrap here." in told(verify("unit_tests", topics=["maths"]))
+
+
+def problems(recipe):
+    return [found for found in check_recipe(recipe, estimate=False).problems if found.where.startswith("export")]
+
+
+def test_a_package_that_is_missing(tiny_llama, text_jsonl, monkeypatch):
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    (found,) = problems(recipe_of(tiny_llama, text_jsonl, export=[{"kind": "safetensors", "quant": "int8"}]))
+    assert found.where == "export[0]" and "needs the package 'torchao'" in found.message
+    assert "pip install 'limbeck[export]'" in found.message
+    assert not problems(recipe_of(tiny_llama, text_jsonl, export=[{"kind": "safetensors", "quant": "float16"}]))
+
+
+@pytest.mark.parametrize(("family", "fits"), [("llama", True), ("gpt2", False)])
+def test_a_family_without_layers_to_quantize(tiny_folder, text_jsonl, family, fits):
+    recipe = recipe_of(tiny_folder(family), text_jsonl, export=[{"kind": "safetensors", "quant": "int8"}])
+    found = problems(recipe)
+    assert bool(found) != fits
+    assert fits or "'gpt2' has no linear layer that torchao quantizes" in found[0].message
+
+
+def test_what_a_format_says_of_the_student_is_told(tiny_llama, text_jsonl, monkeypatch):
+    import sys
+    import types
+
+    from limbeck.errors import TeacherError
+
+    def family_of(model):
+        raise TeacherError(f"{model.config.model_type} of {model.get_input_embeddings().weight.device} does not fit")
+
+    module, name = export.FAMILIES["gguf"]
+    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: family_of}))
+    (found,) = problems(recipe_of(tiny_llama, text_jsonl, export=[{"kind": "gguf"}]))
+    assert found.message == "export[0] does not fit the student: llama of meta does not fit"
