@@ -27,7 +27,7 @@ from limbeck.recipe import Recipe
 from limbeck.system.device import resident_memory
 from limbeck.text.encode import Encoder, Example
 from limbeck.text.tokenizer import load_tokenizer
-from limbeck.types import Progress, Row
+from limbeck.types import Callbacks, Progress, Row
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -120,9 +120,8 @@ def main() -> None:
         recipe = recipe_of(ours.recv(), args.concurrency)
         begun = time.perf_counter()
         cpu = time.process_time()
-        run_ask(
-            recipe, Path(folder) / "traces", keep_text(recipe, tokenizer), rows, on_progress=watch, on_message=print
-        )
+        callbacks = Callbacks(watch, print, lambda: False)
+        run_ask(recipe, Path(folder) / "traces", keep_text(recipe, tokenizer), rows, callbacks)
         wall, cpu = time.perf_counter() - begun, time.process_time() - cpu
         journal = (Path(folder) / "traces" / "journal.jsonl").stat().st_size / 2**20
     stub.terminate()

@@ -20,6 +20,7 @@ from limbeck.label.remote import run_ask
 from limbeck.label.replies import keep_text
 from limbeck.models.gguf_import import resolve_model
 from limbeck.text.tokenizer import load_tokenizer
+from limbeck.types import Callbacks
 
 NEVER = {"verifier": {"kind": "regex", "pattern": "no bird says this"}, "num_correct": 1}
 
@@ -40,14 +41,8 @@ def main() -> None:
         recipe = recipe_of(port, 16, mode)
         with tempfile.TemporaryDirectory() as folder:
             cpu = time.process_time()
-            run_ask(
-                recipe,
-                Path(folder) / "traces",
-                keep_text(recipe, tokenizer),
-                rows,
-                on_progress=lambda _: None,
-                on_message=print,
-            )
+            quiet = Callbacks(lambda _: None, print, lambda: False)
+            run_ask(recipe, Path(folder) / "traces", keep_text(recipe, tokenizer), rows, quiet)
             cpu = time.process_time() - cpu
         print(f"n {draws:3}: {cpu / (len(rows) * draws) * 1e3:6.2f} ms of processor time a reply")
     stub.terminate()

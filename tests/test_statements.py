@@ -15,7 +15,7 @@ from limbeck.text.packing import pack
 from limbeck.train import sources
 from limbeck.train.distiller import Distiller
 from limbeck.train.step import train_step
-from limbeck.types import Batch, Cursor, Head, LiveTarget, LossOut, Ranks, Row, Vocab
+from limbeck.types import Batch, Callbacks, Cursor, Head, LiveTarget, LossOut, Ranks, Row, Vocab
 from tests.recipes import tiny_recipe
 from tests.train import two_ranks
 
@@ -137,8 +137,8 @@ def teacher(tiny_model, tiny_tokenizer):
 
 
 def labelled(teacher, rows, path, *overrides):
-    quiet = lambda _: None  # noqa: E731
-    return run_label(tiny_recipe(*overrides), path, teacher, rows, on_progress=quiet, on_message=quiet)
+    quiet = Callbacks(lambda _: None, lambda _: None, lambda: False)
+    return run_label(tiny_recipe(*overrides), path, teacher, rows, quiet)
 
 
 def own_probabilities(teacher, item):

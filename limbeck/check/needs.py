@@ -43,12 +43,7 @@ PACKAGES = {
 
 def curation_needs(recipe: Recipe, opened: Opened) -> Iterator[Problem]:
     """What the recipe's rules and verifiers lack on this machine, and in the first rows."""
-    yield from curate_problems(recipe, opened.examples)
-
-
-def curate_problems(recipe: Recipe, examples: Sequence[Example]) -> Iterator[Problem]:
-    """What they lack, given the first rows."""
-    mode = recipe.trace.mode
+    mode, examples = recipe.trace.mode, opened.examples
     if isinstance(mode, GenerateMode) and mode.rejection is not None:
         verifier, where = mode.rejection.verifier, "trace.mode.rejection.verifier"
         yield from _verifier(verifier, where)

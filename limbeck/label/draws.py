@@ -77,14 +77,11 @@ class OpenDraws:
                 for start in range(0, len(draws), size):
                     yield Request(shard, row, draws[start : start + size])
 
-    def take(self, request: Request, num: int) -> bool:
-        """Count `num` draws of a request as answered or failed; whether its shard is whole now."""
-        self.taken += num
-        return self._close(request.shard, num)
-
-    def spare(self, request: Request) -> bool:
-        """Count all draws of a request as spared; whether its shard is whole now."""
-        return self._close(request.shard, len(request.draws))
+    def close(self, shard: Shard, num: int) -> bool:
+        """Count `num` draws as answered, failed or spared; whether their shard is whole now."""
+        self.done += num
+        self.left[shard.number] -= num
+        return not self.left[shard.number]
 
     def forget(self, shard: Shard) -> None:
         """Let go of what the log and the sampler keep of the rows of a shard."""
@@ -92,11 +89,6 @@ class OpenDraws:
             self.log.forget(self.keys(row))
             if self.rejection:
                 self.rejection.forget(row)
-
-    def _close(self, shard: Shard, num: int) -> bool:
-        self.done += num
-        self.left[shard.number] -= num
-        return not self.left[shard.number]
 
     def _has_enough(self, row: Row) -> bool:
         """Whether a row of which some draws are there needs no more. Its replies are judged."""

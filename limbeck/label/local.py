@@ -29,19 +29,10 @@ if TYPE_CHECKING:
     from limbeck.label.rejection import RejectionSampler
     from limbeck.models.hf import HfLM
     from limbeck.store import StoreHeader, TraceStore
-    from limbeck.types import OnProgress
+    from limbeck.types import Callbacks
 
 
-def run_label(
-    recipe: Recipe,
-    path: Path,
-    teacher: HfLM,
-    rows: Sequence[Row],
-    *,
-    on_progress: OnProgress,
-    on_message: Callable[[str], None],
-    stop_asked: Callable[[], bool] = lambda: False,
-) -> TraceStore:
+def run_label(recipe: Recipe, path: Path, teacher: HfLM, rows: Sequence[Row], callbacks: Callbacks) -> TraceStore:
     """Fill the store at `path` with the traces of `rows`, shard by shard in this process: see `fill_store`.
 
     Raises Stopped when a stop was asked for (finished shards are kept).
@@ -51,14 +42,15 @@ def run_label(
     def runner(work: WorkList, committer: Committer) -> None:
         left = sum(_cost(recipe, row) for shard in work.shards for row in shard.rows)
         total = sum(_cost(recipe, row) for row in work.rows)
-        meter = Meter("label", "tokens", total, on_progress, done=total - left)
+        meter = Meter("label", "tokens", total, callbacks.on_progress, done=total - left)
         for shard in work.shards:
             seed = int(fingerprint(recipe.seed, [row.id for row in shard.rows])[:15], 16)
-            built = label_rows(recipe, header, teacher, shard.rows, seed, meter=meter, stop_asked=stop_asked)
+            stop = callbacks.stop_asked
+            built = label_rows(recipe, header, teacher, shard.rows, seed, meter=meter, stop_asked=stop)
             committer.add(shard, lambda built=built: BuiltShard(*built))
             committer.commit_ready()
 
-    return fill_store(recipe, path, header=header, rows=rows, runner=runner, on_message=on_message)
+    return fill_store(recipe, path, header=header, rows=rows, runner=runner, on_message=callbacks.on_message)
 
 
 def _cost(recipe: Recipe, row: Row) -> int:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from limbeck.label.session import AskSession
     from limbeck.recipe import Recipe
     from limbeck.store import TraceStore
-    from limbeck.types import OnProgress, Row
+    from limbeck.types import Callbacks, Row
 
 TICK = 0.05
 """Seconds between fsyncs of the reply log: one serves all answers of that time."""
@@ -39,16 +39,7 @@ STOP_SECONDS = 15.0
 """How long answers under way are waited for when the job stops; torchrun kills after 30."""
 
 
-def run_ask(
-    recipe: Recipe,
-    path: Path,
-    builder: TraceBuilder,
-    rows: Sequence[Row],
-    *,
-    on_progress: OnProgress,
-    on_message: Callable[[str], None],
-    stop_asked: Callable[[], bool] = lambda: False,
-) -> TraceStore:
+def run_ask(recipe: Recipe, path: Path, builder: TraceBuilder, rows: Sequence[Row], callbacks: Callbacks) -> TraceStore:
     """Fill the store at `path` with replies to `rows`: see `fill_store`. What is in its reply log is not asked again.
 
     Raises Stopped when a stop was asked for, BudgetError before `max_cost` would be exceeded, TeacherError when the
@@ -56,12 +47,10 @@ def run_ask(
     """
 
     def runner(work: WorkList, committer: Committer) -> None:
-        with open_session(
-            recipe, builder, work=work, committer=committer, on_progress=on_progress, on_message=on_message
-        ) as session:
-            run_loop(_run(session, stop_asked))
+        with open_session(recipe, builder, work, committer, callbacks) as session:
+            run_loop(_run(session, callbacks.stop_asked))
 
-    return fill_store(recipe, path, header=builder.header, rows=rows, runner=runner, on_message=on_message)
+    return fill_store(recipe, path, header=builder.header, rows=rows, runner=runner, on_message=callbacks.on_message)
 
 
 async def _run(session: AskSession, stop_asked: Callable[[], bool]) -> None:
@@ -121,7 +110,8 @@ async def _ask_live(session: AskSession, endpoint: Endpoint, stop_asked: Callabl
             for worker in finished:
                 worker.result()
             await session.sync()
-            session.report(**_values(session, client))
+            spent = {"cost": client.ledger.spent} if session.settings.prices else {}
+            session.report(in_flight=client.throttle.in_flight, at_once=int(client.throttle.limit), **spent)
             if stop_asked():
                 raise Stopped("stopped while asking; every answer is kept. Run the same command again to go on.")
     finally:
@@ -145,10 +135,5 @@ async def _work(session: AskSession, client: RetryingClient, todo: Iterator[Requ
             outcome = await client.ask(session.ask_of(now))
             left = session.take(now, outcome) + left[len(now.draws) :]
             if session.draws.rejection and left and await asyncio.to_thread(session.has_enough, now, outcome):
-                session.spare(replace(request, draws=left))
+                session.close(request, len(left))
                 break
-
-
-def _values(session: AskSession, client: RetryingClient) -> dict[str, float]:
-    values = {"in_flight": float(client.throttle.in_flight), "at_once": float(int(client.throttle.limit))}
-    return {**values, "cost": client.ledger.spent} if session.settings.prices else values

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from limbeck.label.committer import Shard, WorkList
     from limbeck.label.draws import Request
     from limbeck.store.reply_log import Entry
-    from limbeck.types import OnProgress
+    from limbeck.types import Callbacks
 
 
 @dataclass
@@ -81,8 +81,8 @@ class AskSession:
             entry |= {"failed": {"kind": found.kind, "reason": found.reason}}
         before = set(self.tally.answered_by)
         self.write({"keys": [self.draws.key(request.row, draw) for draw in draws[:got]], **entry})
-        if self.draws.take(request, got):
-            self._add(request.shard)
+        self.draws.taken += got
+        self.close(request, got)
         if got < len(draws) and self.samples > 1:  # n is not heeded
             self.samples = 1
             self.on_message(
@@ -99,9 +99,9 @@ class AskSession:
         choices = outcome.found.choices if isinstance(outcome.found, ApiReply) else ()
         return any([rejection.add(request.row, reply_text(request.row, choice)) for choice in choices])
 
-    def spare(self, request: Request) -> None:
-        """The draws of a request are not needed any more."""
-        if self.draws.spare(request):
+    def close(self, request: Request, num: int) -> None:
+        """Nothing more is asked for `num` draws of a request: they came, failed, or are not needed."""
+        if self.draws.close(request.shard, num):
             self._add(request.shard)
 
     def write(self, entry: dict[str, Any]) -> None:
@@ -167,13 +167,7 @@ def build_shard(shard: Shard, draws: OpenDraws, builder: TraceBuilder) -> BuiltS
 
 @contextlib.contextmanager
 def open_session(
-    recipe: Recipe,
-    builder: TraceBuilder,
-    *,
-    work: WorkList,
-    committer: Committer,
-    on_progress: OnProgress,
-    on_message: Callable[[str], None],
+    recipe: Recipe, builder: TraceBuilder, work: WorkList, committer: Committer, callbacks: Callbacks
 ) -> Iterator[AskSession]:
     """Read the reply log, and find out what is left. Raises TeacherError when several teachers are in the log, and
     that is not allowed."""
@@ -183,16 +177,16 @@ def open_session(
     tally = Tally()
     with rejection_sampler(recipe) as rejection, _open_log(folder, settings, work, tally) as log:
         for line in log.damaged:
-            on_message(f"line {line} of {log.path.name} is damaged; its replies are asked for again")
+            callbacks.on_message(f"line {line} of {log.path.name} is damaged; its replies are asked for again")
         num_draws = mode.n if isinstance(mode, GenerateMode) else 1
         draws = OpenDraws(work, log, builder.header, num_draws, rejection)
         refuse_mixture(tally, settings, folder)
         if settings.retry_failed:  # they get another chance before their share is judged
             tally.failed_keys.clear()
-        meter = Meter("label", "replies", draws.total, on_progress, done=draws.done)
+        meter = Meter("label", "replies", draws.total, callbacks.on_progress, done=draws.done)
         session = AskSession(
-            recipe, settings, builder, draws, tally, committer, meter, on_message, settings.samples_per_request,
-            durable=(draws.done, 0),
+            recipe, settings, builder, draws, tally, committer, meter, callbacks.on_message,
+            settings.samples_per_request, durable=(draws.done, 0),
         )  # fmt: skip
         for shard in work.shards:
             if not draws.left[shard.number]:

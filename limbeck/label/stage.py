@@ -9,7 +9,7 @@ from limbeck.label.local import run_label
 from limbeck.label.plan import store_header
 from limbeck.label.preflight import keep_record, prepare
 from limbeck.label.remote import run_ask
-from limbeck.store.writer import damaged_shards, read_header, read_manifest
+from limbeck.store.writer import read_header
 from limbeck.system.rundir import set_aside
 
 if TYPE_CHECKING:
@@ -45,9 +45,4 @@ def fill_store(
         set_aside(folder, read_header(folder).fingerprint, callbacks.on_message)
     if record is not None:
         keep_record(recipe, folder, record)
-    label(rows, on_progress=callbacks.on_progress, on_message=callbacks.on_message, stop_asked=callbacks.stop_asked)
-
-
-def is_undamaged(folder: Path) -> bool:
-    """Whether every file of the store is as it was written."""
-    return not damaged_shards(folder, read_manifest(folder))
+    label(rows, callbacks)

@@ -18,12 +18,13 @@ from limbeck.evaluate.task_stage import run_tasks, task_files
 from limbeck.export.stage import run_exports
 from limbeck.export.verified import ParityRows
 from limbeck.label.judge import ask_judges
-from limbeck.label.stage import fill_store, is_undamaged
+from limbeck.label.stage import fill_store
 from limbeck.label.strip_reasoning import strips_thinking
 from limbeck.models.open import open_hf
 from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
 from limbeck.recipe import OpenAITeacher, name_of_export
 from limbeck.report.page import run_report
+from limbeck.store.writer import is_undamaged
 from limbeck.students.build import build_student
 from limbeck.system.atomic import fingerprint
 from limbeck.system.ranks import first_rank

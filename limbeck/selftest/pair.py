@@ -25,7 +25,7 @@ from limbeck.text.encode import Encoder, Example
 from limbeck.text.packing import pack
 from limbeck.train import sources
 from limbeck.train.distiller import Distiller
-from limbeck.types import LiveTarget, Row, Vocab
+from limbeck.types import Callbacks, LiveTarget, Row, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -242,21 +242,13 @@ class Pair:
         self, rows: Sequence[Row] | None = None, *, seed: int = 0, temperature: float = 1.0, **trace
     ) -> TraceStore:
         """The teacher on `rows` as the label stage stores it. `trace` is the recipe's section."""
-        recipe = Recipe.model_validate(
-            {
-                "name": "selftest",
-                "seed": seed,
-                "teacher": {"path": self.teacher.name},
-                "data": {"source": {"kind": "stdlib"}},
-                "trace": trace,
-                "student": {"kind": "prune", "layers": 1},
-                "objective": {"temperature": temperature},
-                "train": {"budget": {"kind": "steps", "steps": 1}},
-            }
-        )
+        facts = {"name": "selftest", "seed": seed, "teacher": {"path": self.teacher.name}, "trace": trace}
+        facts |= {"data": {"source": {"kind": "stdlib"}}, "student": {"kind": "prune", "layers": 1}}
+        facts |= {"objective": {"temperature": temperature}, "train": {"budget": {"kind": "steps", "steps": 1}}}
+        recipe = Recipe.model_validate(facts)
         path = self.folder / f"store-{next(self.stores)}"
-        quiet = lambda _: None  # noqa: E731
-        return local.run_label(recipe, path, self.teacher, rows or self.rows, on_progress=quiet, on_message=quiet)
+        quiet = Callbacks(lambda _: None, lambda _: None, lambda: False)
+        return local.run_label(recipe, path, self.teacher, rows or self.rows, quiet)
 
     @cached_property
     def top_k(self) -> TraceStore:

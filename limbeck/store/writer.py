@@ -72,6 +72,11 @@ def damaged_shards(path: Path, entries: Sequence[dict[str, Any]]) -> dict[int, s
     return wrong
 
 
+def is_undamaged(path: Path) -> bool:
+    """Whether every file of a store is as it was written."""
+    return not damaged_shards(path, read_manifest(path))
+
+
 class StoreWriter:
     """A store being filled. `open` creates it, or continues one with the same header.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
-from limbeck.check import export
-from limbeck.check import needs as curate
-from limbeck.check.needs import curate_problems
+from limbeck.check import needs
+from limbeck.check.needs import curation_needs
 from limbeck.check.recipe import check_recipe
 from limbeck.text.encode import Example
 from tests.export.test_verified import recipe_of
@@ -19,7 +19,9 @@ ROWS = [Example(prompt="p", topic="maths", reference="1", source="a:1"), Example
 
 def told(*rules, rows=ROWS) -> str:
     recipe = tiny_recipe(f"curate={json.dumps(rules)}")
-    return "\n".join(f"{found.where}: {found.message}" for found in curate_problems(recipe, rows))
+    return "\n".join(
+        f"{found.where}: {found.message}" for found in curation_needs(recipe, SimpleNamespace(examples=rows))
+    )
 
 
 def verify(kind="exact", **settings):
@@ -30,7 +32,7 @@ def verify(kind="exact", **settings):
 def test_packages(monkeypatch):
     rules = [{"kind": "near_duplicates"}, {"kind": "language", "allowed": ["en"]}, verify("math", topics=["maths"])]
     assert told(*rules) == ""
-    monkeypatch.setattr(curate, "find_spec", lambda name: None)
+    monkeypatch.setattr(needs, "find_spec", lambda name: None)
     lines = told(*rules).splitlines()
     assert [line.split()[0] for line in lines] == ["curate[0]:", "curate[1]:", "curate[2].verifier:"]
     assert "pip install 'limbeck[curate]'" in lines[0] and "pip install 'limbeck[verify]'" in lines[2]
@@ -63,7 +65,7 @@ def test_references(rule, lacks):
 
 
 def test_the_sandbox(monkeypatch):
-    monkeypatch.setattr(curate, "unavailable", lambda isolation: f"no {isolation} here.")
+    monkeypatch.setattr(needs, "unavailable", lambda isolation: f"no {isolation} here.")
     assert "curate[0].verifier.isolation" in told(verify("unit_tests", topics=["maths"]))
     assert "no bwrap here." in told(verify("unit_tests", topics=["maths"]))
 
@@ -73,7 +75,7 @@ def problems(recipe):
 
 
 def test_a_package_that_is_missing(tiny_llama, text_jsonl, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(needs, "find_spec", lambda name: None)
     (found,) = problems(recipe_of(tiny_llama, text_jsonl, export=[{"kind": "safetensors", "quant": "int8"}]))
     assert found.where == "export[0]" and "needs the package 'torchao'" in found.message
     assert "pip install 'limbeck[export]'" in found.message
@@ -97,7 +99,7 @@ def test_what_a_format_says_of_the_student_is_told(tiny_llama, text_jsonl, monke
     def family_of(model):
         raise TeacherError(f"{model.config.model_type} of {model.get_input_embeddings().weight.device} does not fit")
 
-    module, name = export.FAMILIES["gguf"]
+    module, name = needs.FAMILIES["gguf"]
     monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: family_of}))
     (found,) = problems(recipe_of(tiny_llama, text_jsonl, export=[{"kind": "gguf"}]))
     assert found.message == "export[0] does not fit the student: llama of meta does not fit"

@@ -18,7 +18,7 @@ from limbeck.models.open import open_lm
 from limbeck.recipe import OpenAITeacher
 from limbeck.text.encode import Encoder, Example
 from limbeck.text.packing import labels_of, pack
-from limbeck.types import Row
+from limbeck.types import Callbacks, Row
 from tests import tiny
 from tests.endpoint.servers import VLLM_PYTHON, transformers_serve, vllm
 from tests.recipes import tiny_recipe
@@ -88,7 +88,7 @@ def label(served, tmp_path, rows, tokenizer, *overrides):
     )  # fmt: skip
     keeping, record = prepare(recipe, tmp_path / "traces", tokenizer, said.append)
     keep_record(recipe, tmp_path / "traces", record)
-    watch = {"on_progress": lambda progress: None, "on_message": said.append}
+    callbacks = Callbacks(lambda progress: None, said.append, lambda: False)
     made = {}
     # Supports as they were before eight bits were made of them.
     make = keeping.make
@@ -97,7 +97,7 @@ def label(served, tmp_path, rows, tokenizer, *overrides):
         made[row.id] = answers
         return make(row, answers)
 
-    return run_ask(recipe, tmp_path / "traces", replace(keeping, make=spy), rows, **watch), made
+    return run_ask(recipe, tmp_path / "traces", replace(keeping, make=spy), rows, callbacks), made
 
 
 def own_logp(folder, traces):

@@ -19,7 +19,7 @@ from limbeck.store import reply_log as journals
 from limbeck.system.jsonl import checked_line
 from limbeck.system.signals import stop_requests
 from limbeck.text.encode import Encoder, Example
-from limbeck.types import Row
+from limbeck.types import Callbacks, Row
 from tests import tiny
 from tests.pipeline.killed import CONTEXT
 from tests.recipes import tiny_recipe
@@ -51,8 +51,8 @@ def ask(
     recipe: Recipe, path: Path, tokenizer: Any, rows: list[Row], *, messages: list[str] | None = None, **watch: Any
 ) -> TraceStore:
     said = [] if messages is None else messages
-    watch = {"on_progress": lambda progress: None, "on_message": said.append, **watch}
-    return run_ask(recipe, path, keep_text(recipe, tokenizer), rows, **watch)
+    watch = {"on_progress": lambda progress: None, "on_message": said.append, "stop_asked": lambda: False, **watch}
+    return run_ask(recipe, path, keep_text(recipe, tokenizer), rows, Callbacks(**watch))
 
 
 def files_of(path: Path) -> dict[str, str]:

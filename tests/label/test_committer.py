@@ -11,6 +11,7 @@ from limbeck.label.local import label_rows, run_label
 from limbeck.label.plan import store_header
 from limbeck.models.open import open_hf
 from limbeck.system.atomic import fingerprint
+from limbeck.types import Callbacks
 from tests.label.asking import failed_of, rows_of
 from tests.recipes import tiny_recipe
 
@@ -39,8 +40,13 @@ def files_of(path):
 
 
 def here(recipe, path, teacher, rows, **watch):
-    watch = {"on_progress": lambda progress: None, "on_message": lambda message: None, **watch}
-    return run_label(recipe, path, teacher, rows, **watch)
+    watch = {
+        "on_progress": lambda progress: None,
+        "on_message": lambda message: None,
+        "stop_asked": lambda: False,
+        **watch,
+    }
+    return run_label(recipe, path, teacher, rows, Callbacks(**watch))
 
 
 def test_a_runner_of_another_kind_makes_the_same_files(recipe, teacher, rows, tmp_path):

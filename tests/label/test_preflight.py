@@ -17,7 +17,7 @@ from limbeck.label.remote import run_ask
 from limbeck.pipeline.run import run_recipe
 from limbeck.text.encode import Encoder, Example
 from limbeck.text.packing import label_positions, labels_of
-from limbeck.types import Row
+from limbeck.types import Callbacks, Row
 from tests import tiny
 from tests.endpoint.bigram import END, TOKENIZER, Endpoint, Manners, bigram
 from tests.endpoint.fake_server import FakeServer
@@ -67,8 +67,8 @@ def go(tmp_path):
             keeping, record = prepare(recipe, folder, TOKENIZER, said.append)
             if record is not None:
                 keep_record(recipe, folder, record)
-            watch = {"on_progress": lambda progress: None, "on_message": said.append}
-            return run_ask(recipe, folder, keeping, rows, **watch), served, said
+            callbacks = Callbacks(lambda progress: None, said.append, lambda: False)
+            return run_ask(recipe, folder, keeping, rows, callbacks), served, said
 
     return run
 
