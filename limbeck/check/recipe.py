@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from limbeck.recipe import Recipe
-    from limbeck.types import OnProgress, Progress
+    from limbeck.types import OnProgress
 
     Check = Callable[[Recipe, Opened], Iterable[Finding]]
 
@@ -85,7 +85,7 @@ def check_recipe(recipe: Recipe, *, estimate: bool = True, on_progress: OnProgre
 
     `estimate` also measures, which takes some seconds longer and, behind an endpoint, a few requests.
     """
-    opened = Opened(recipe, on_progress or _ignore)
+    opened = Opened(recipe, on_progress or (lambda _: None))
     findings: list[Finding] = []
     for check in CHECKS:
         findings += _new(check, opened, findings)
@@ -105,7 +105,3 @@ def _new(check: Check, opened: Opened, known: list[Finding]) -> list[Finding]:
     except CannotOpen as error:
         found += [error.problem] if error.problem is not None and error.problem not in known else []
     return found
-
-
-def _ignore(_progress: Progress) -> None:
-    """Nobody is watching."""

@@ -76,7 +76,7 @@ def warn_of_teacher(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> list[
         return []
     target = recipe.trace.target
     found = doubt_of(_logits(recipe, teacher, rows), target.k if isinstance(target, TopK) else 1)
-    return [*_sure(found), *_warm(recipe, found), *_tail(recipe, found)]
+    return list(_doubts(recipe, found))
 
 
 def _logits(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> Tensor:
@@ -89,38 +89,28 @@ def _logits(recipe: Recipe, teacher: HfLM, rows: Sequence[Row]) -> Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, teacher.vocab)
 
 
-def _sure(found: TeacherStats) -> list[Problem]:
-    if found.sure <= TOO_SURE:
-        return []
-    message = (
-        f"has a teacher whose first choice has the probability {found.sure:.5f} on the first rows: soft targets carry "
-        "hardly more than labels there. Choose text that it is less sure of, or another teacher."
-    )
-    return [problem("teacher.path", message)]
-
-
-def _warm(recipe: Recipe, found: TeacherStats) -> list[Problem]:
-    warmest = recipe.objective.max_temperature
-    if warmest <= WARM or (found.sure <= TOO_SURE and found.evenness <= FLAT):
-        return []
-    flat = f"looks trained with label smoothing: the tokens that it does not choose are {found.evenness:.0%} even"
-    why = flat if found.evenness > FLAT else f"is sure of nearly everything ({found.sure:.5f})"
-    message = (
-        f"goes up to {warmest:g}, but this teacher {why}. Heating that up teaches noise (Müller et al. 2019, "
-        f"arXiv 1906.02629); use at most {WARM:g}."
-    )
-    return [problem("objective.temperature", message)]
-
-
-def _tail(recipe: Recipe, found: TeacherStats) -> list[Problem]:
-    target = recipe.trace.target
-    if not isinstance(target, TopK) or found.tail <= MUCH_TAIL:
-        return []
-    message = (
-        f"is {target.k}, which leaves {found.tail:.1%} of the teacher's mass on the first rows to one tail cell: "
-        "gradients are biased by it. Raise k, or use sampled, which is unbiased."
-    )
-    return [problem("trace.target.k", message)]
+def _doubts(recipe: Recipe, found: TeacherStats) -> Iterator[Problem]:
+    warmest, target = recipe.objective.max_temperature, recipe.trace.target
+    if found.sure > TOO_SURE:
+        message = (
+            f"has a teacher whose first choice has the probability {found.sure:.5f} on the first rows: soft targets "
+            "carry hardly more than labels there. Choose text that it is less sure of, or another teacher."
+        )
+        yield problem("teacher.path", message)
+    if warmest > WARM and (found.sure > TOO_SURE or found.evenness > FLAT):
+        flat = f"looks trained with label smoothing: the tokens that it does not choose are {found.evenness:.0%} even"
+        why = flat if found.evenness > FLAT else f"is sure of nearly everything ({found.sure:.5f})"
+        message = (
+            f"goes up to {warmest:g}, but this teacher {why}. Heating that up teaches noise (Müller et al. 2019, "
+            f"arXiv 1906.02629); use at most {WARM:g}."
+        )
+        yield problem("objective.temperature", message)
+    if isinstance(target, TopK) and found.tail > MUCH_TAIL:
+        message = (
+            f"is {target.k}, which leaves {found.tail:.1%} of the teacher's mass on the first rows to one tail cell: "
+            "gradients are biased by it. Raise k, or use sampled, which is unbiased."
+        )
+        yield problem("trace.target.k", message)
 
 
 NO_RECORD = Path(os.devnull) / "record"

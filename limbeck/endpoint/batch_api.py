@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.endpoint.client import body_of
 from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.parse import Malformed, parse, read_answer
-from limbeck.endpoint.status import RequestRejected, RetryLater, judge
+from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import TeacherError
 
 if TYPE_CHECKING:
@@ -121,12 +121,7 @@ def _result(endpoint: Endpoint, found: dict[str, Any], ask: ApiRequest) -> ApiRe
         return RetryLater(kind, endpoint.redact(str(said)[:300]))  # type: ignore[arg-type]
     status, body = response.get("status_code"), response.get("body")
     if not isinstance(status, int) or not 200 <= status < 300:
-        status = status if isinstance(status, int) else 500
-        try:
-            verdict = judge(status, {}, json.dumps(body).encode(), endpoint.where)
-        except TeacherError as problem:
-            raise TeacherError(endpoint.redact(str(problem))) from None
-        return type(verdict)(**{**vars(verdict), "reason": endpoint.redact(verdict.reason)})
+        return endpoint.judge(status if isinstance(status, int) else 500, {}, json.dumps(body).encode())
     try:
         return read_answer(body, ask, 0.0)
     except Malformed as problem:
@@ -180,10 +175,7 @@ def _refusal(endpoint: Endpoint, status: int, headers: Any, body: bytes) -> Retr
             f"{endpoint.where} has no batches ({status}): not every endpoint knows /files and /batches. Set "
             "teacher.mode to live."
         )
-    try:
-        found = judge(status, headers, body, endpoint.where)
-    except TeacherError as error:
-        raise TeacherError(endpoint.redact(str(error))) from None
+    found = endpoint.judge(status, headers, body)
     if isinstance(found, RequestRejected):
-        raise TeacherError(f"{endpoint.where} refuses the batch: {endpoint.redact(found.reason)}.")
-    return RetryLater(found.trouble, endpoint.redact(found.reason), found.after)
+        raise TeacherError(f"{endpoint.where} refuses the batch: {found.reason}.")
+    return found

@@ -12,7 +12,7 @@ import contextlib
 import os
 import socket
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -64,23 +64,19 @@ class Endpoint:
             return RetryLater("malformed", self.redact(str(error)), billed=True)
         except _trouble() as error:
             return self._judge_connection(error)
-        seconds = asyncio.get_running_loop().time() - begun
-        try:
-            return self._read(ask, status, headers, body, seconds)
-        except TeacherError as error:
-            raise TeacherError(self.redact(str(error))) from None
+        return self._read(ask, status, headers, body, asyncio.get_running_loop().time() - begun)
 
     def _read(
         self, ask: ApiRequest, status: int, headers: Any, body: bytes, seconds: float
     ) -> ApiReply | RetryLater | RequestRejected:
         if not 200 <= status < 300:
-            return self._clean(judge(status, headers, body, self.where))
+            return self.judge(status, headers, body)
         try:
             if self.key != NO_KEY and self.key.encode() in body:
                 raise Malformed("the body repeats the API key")
             found = parse(body)
             if isinstance(found, dict) and found.get("error") and not found.get("choices"):
-                return self._clean(_hidden_error(found["error"], headers, body, self.where))
+                return self._hidden_error(found["error"], headers, body)
             return read_given(found, ask, seconds) if ask.given else read_answer(found, ask, seconds)
         except Malformed as error:
             return RetryLater("malformed", self.redact(str(error)), billed=True)
@@ -91,13 +87,8 @@ class Endpoint:
 
         path = "/completions" if ask.prompt is not None or ask.given else "/chat/completions"
         try:
-            response = await self.client.post(
-                path,
-                body=body_of(self.settings, ask),
-                cast_to=httpx2.Response,
-                stream=True,
-                stream_cls=openai.AsyncStream,
-            )
+            form = {"cast_to": httpx2.Response, "stream": True, "stream_cls": openai.AsyncStream}
+            response = await self.client.post(path, body=body_of(self.settings, ask), **form)
         except openai.APIStatusError as error:
             return error.status_code, error.response.headers, error.response.content
         async with contextlib.aclosing(response):
@@ -126,10 +117,22 @@ class Endpoint:
             return RetryLater("malformed", f"the body cannot be decompressed ({said})", billed=True)
         return RetryLater("reset", f"the connection broke off ({said})", billed=True)
 
-    def _clean(self, outcome: RetryLater | RequestRejected) -> RetryLater | RequestRejected:
-        if isinstance(outcome, RetryLater):
-            return RetryLater(outcome.trouble, self.redact(outcome.reason), outcome.after, outcome.billed)
-        return RequestRejected(outcome.kind, self.redact(outcome.reason))
+    def judge(self, status: int, headers: Any, body: bytes) -> RetryLater | RequestRejected:
+        """`status.judge`, with nothing secret in what it returns or raises."""
+        try:
+            found = judge(status, headers, body, self.where)
+        except TeacherError as error:
+            raise TeacherError(self.redact(str(error))) from None
+        return replace(found, reason=self.redact(found.reason))
+
+    def _hidden_error(self, error: Any, headers: Any, body: bytes) -> RetryLater | RequestRejected:
+        """Some gateways send errors with status 200; their code is the status that was meant."""
+        code = error.get("code") if isinstance(error, dict) else None
+        status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
+        if 400 <= status < 600:
+            return self.judge(status, headers, body)
+        said = error.get("message", error) if isinstance(error, dict) else error
+        raise Malformed(f"an error with status 200: {str(said)[:200]}")
 
     def redact(self, text: str) -> str:
         """`text` with every piece of the key, of four characters or more, as `***`."""
@@ -211,16 +214,6 @@ def redact(text: str, key: str) -> str:
     out = ["***" if secret and (at == 0 or not hidden[at - 1]) else "" if secret else char
            for at, (char, secret) in enumerate(zip(text, hidden, strict=True))]  # fmt: skip
     return "".join(out)
-
-
-def _hidden_error(error: Any, headers: Any, body: bytes, where: str) -> RetryLater | RequestRejected:
-    """Some gateways send errors with status 200; their code is the status that was meant."""
-    code = error.get("code") if isinstance(error, dict) else None
-    status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
-    if 400 <= status < 600:
-        return judge(status, headers, body, where)
-    said = error.get("message", error) if isinstance(error, dict) else error
-    raise Malformed(f"an error with status 200: {str(said)[:200]}")
 
 
 async def _whole(chunks: AsyncIterator[bytes]) -> bytes:

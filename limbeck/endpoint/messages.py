@@ -98,14 +98,8 @@ def answer_to_json(answer: ApiReply) -> dict[str, Any]:
 
 def answer_from_json(value: Mapping[str, Any]) -> ApiReply:
     """Raises KeyError, TypeError or ValueError for what `answer_to_json` did not make."""
-    return ApiReply(
-        tuple(_choice_from_json(choice) for choice in value["choices"]),
-        value["model"],
-        value["system_fingerprint"],
-        value["usage"][0],
-        value["usage"][1],
-        value["seconds"],
-    )
+    choices, (prompt, completion) = tuple(map(_choice_from_json, value["choices"])), value["usage"]
+    return ApiReply(choices, value["model"], value["system_fingerprint"], prompt, completion, value["seconds"])
 
 
 def _choice_to_json(choice: ApiChoice) -> dict[str, Any]:

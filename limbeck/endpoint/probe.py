@@ -21,7 +21,7 @@ from limbeck.endpoint.align import Ends, align, check_text, token_id
 from limbeck.endpoint.capabilities import STEADY, Capabilities
 from limbeck.endpoint.messages import ApiRequest
 from limbeck.endpoint.parse import Malformed, parse, read_answer
-from limbeck.endpoint.status import RetryLater, judge
+from limbeck.endpoint.status import RetryLater
 from limbeck.errors import TeacherError, UnalignedTokens
 from limbeck.types import Sampling
 
@@ -419,11 +419,11 @@ async def _once(endpoint: Endpoint, path: str, body: dict[str, Any]) -> RawReply
 def _refused(endpoint: Endpoint, status: int, headers: Any, content: bytes) -> RawReply | RetryLater:
     """What is wrong with every request ends the probe; what is wrong with this one is its answer."""
     try:
-        verdict = judge(status, headers, content, endpoint.where)
+        verdict = endpoint.judge(status, headers, content)
     except TeacherError as error:
         if status in (401, 402, 403, 429) or 300 <= status < 400:
-            raise TeacherError(endpoint.redact(str(error))) from None
-        return RawReply(status, {}, endpoint.redact(str(error)))
+            raise
+        return RawReply(status, {}, str(error))
     if isinstance(verdict, RetryLater) and status != 500:  # which is what servers say to what they did not foresee
         return verdict
-    return RawReply(status, {}, endpoint.redact(verdict.reason))
+    return RawReply(status, {}, verdict.reason)

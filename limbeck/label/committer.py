@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.label.plan import plan_shards
 from limbeck.recipe import OpenAITeacher, Recipe
@@ -54,18 +54,6 @@ class BuiltShard(NamedTuple):
     failed: Sequence[dict[str, Any]] = ()
 
 
-class ShardRunner(Protocol):
-    """Who makes shards."""
-
-    def __call__(self, work: WorkList, committer: Committer) -> None:
-        """Make the shards of `work` in any order, `add` each to the committer, and `commit_ready` ones now and then.
-
-        What a shard holds may depend on its rows, the recipe and the teacher alone. Raises Stopped when a stop was
-        asked for; what was committed by then is kept.
-        """
-        ...
-
-
 @dataclass
 class Committer:
     """Shards become visible in the order of the plan, whatever the order in which they are made: a killed job and one
@@ -99,10 +87,13 @@ def fill_store(
     *,
     header: StoreHeader,
     rows: Sequence[Row],
-    runner: ShardRunner,
+    runner: Callable[[WorkList, Committer], None],
     on_message: Callable[[str], None],
 ) -> TraceStore:
     """Fill the store at `path` with the traces of `rows`; what is there already is verified and kept.
+
+    `runner` makes the shards of a work list in any order, adds each to the committer, and commits ready ones now and
+    then. What a shard holds may depend on its rows, the recipe and the teacher alone.
 
     Damaged shards are named and made anew, alone; with `teacher.retry_failed` also those that lack a reply. Raises what
     the runner raises, and StoreError when `path` holds another teacher's traces.

@@ -28,9 +28,7 @@ def ask_judges(on_message: Callable[[str], None]) -> Ask:
     """What puts conversations to a verifier's judge and returns its replies, "" where it gave none. Raises what opening
     a model or asking an endpoint raises."""
 
-    @cache
-    def opened(path: str) -> HfLM:
-        return open_hf(path)
+    opened = cache(open_hf)
 
     def ask(judge: Judge, conversations: Conversations) -> list[str]:
         if judge.endpoint is not None:

@@ -66,8 +66,10 @@ def run_probe(recipe: Recipe, folder: Path, reader: Reader, on_message: Callable
     kept = _read(folder / FILE)
     if kept.get("teacher") == fingerprint(settings.identity):
         return Capabilities.from_json(kept["capabilities"])
+    target = recipe.trace.target
+    wanted = max(target.k, 1) if isinstance(target, TopK) else ALTERNATIVES[0]
     on_message(f"asking {name_of(settings)} what it can do: {probe_cost(recipe)}")
-    return asyncio.run(_probe(settings, reader, _wanted(recipe)))
+    return asyncio.run(_probe(settings, reader, wanted))
 
 
 def keep_record(recipe: Recipe, folder: Path, record: Capabilities) -> None:
@@ -90,11 +92,6 @@ def _read(file: Path) -> dict[str, Any]:
     except ValueError as error:
         raise TeacherError(f"{file} is damaged ({error}); delete it, and the endpoint is probed again.") from error
     return found if isinstance(found, dict) else {}
-
-
-def _wanted(recipe: Recipe) -> int:
-    target = recipe.trace.target
-    return max(target.k, 1) if isinstance(target, TopK) else ALTERNATIVES[0]
 
 
 def probe_cost(recipe: Recipe) -> str:

@@ -11,7 +11,7 @@ import torch
 from limbeck.endpoint.align import Ends, align, check_text
 from limbeck.endpoint.messages import ApiRequest
 from limbeck.endpoint.probe import IDS, Reader
-from limbeck.errors import DataError, UnalignedTokens
+from limbeck.errors import UnalignedTokens
 from limbeck.label.replies import (
     UNCUT,
     BuiltTraces,
@@ -19,8 +19,9 @@ from limbeck.label.replies import (
     TraceBuilder,
     ask_header,
     keep_text,
+    reply_facts,
     reply_text,
-    reply_trace,
+    reply_traces,
 )
 from limbeck.label.traces import make_trace, vote
 from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
@@ -116,12 +117,7 @@ def keep_votes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuild
     encoder = Encoder(tokenizer, max_length=UNCUT, chat_template=recipe.data.chat_template, need_reply=False)
 
     def keep(row: Row, said: Sequence[EndpointReply]) -> tuple[list[Recorded], list[tuple[int, str]]]:
-        traces, failed = [], []
-        for one in said:
-            try:
-                traces.append(reply_trace(row, one, header, encoder))
-            except DataError as error:
-                failed.append((one.draw, str(error)))
+        traces, failed = reply_traces(row, said, header, encoder)
         return vote(traces), failed
 
     return _keeping(header, keep)
@@ -168,24 +164,23 @@ def _keeping(header: StoreHeader, keep: Any, **more: Any) -> TraceBuilder:
 
     def make(row: Row, said: Sequence[EndpointReply]) -> BuiltTraces:
         kept, failed = keep(row, said)
-        return BuiltTraces([(trace, _record(header, trace, support)) for trace, support in kept], failed)
+        traces = []
+        for trace, support in kept:
+            rounding = np.random.default_rng(int(trace.id[:15], 16))
+            record = header.codec.encode(support, labels_of(trace), trace.context_hash, rounding)
+            traces.append((trace, record))
+        return BuiltTraces(traces, failed)
 
     return TraceBuilder(header, make, **more)
-
-
-def _record(header: StoreHeader, trace: Trace, support: Support) -> bytes:
-    rounding = np.random.default_rng(int(trace.id[:15], 16))
-    return header.codec.encode(support, labels_of(trace), trace.context_hash, rounding)
 
 
 def _reply(row: Row, said: EndpointReply, header: StoreHeader, reply_ids: np.ndarray, facts: dict[str, Any]) -> Trace:
     """The trace of a reply in the endpoint's own tokens: another cut of its text would have other distributions."""
     reply = reply_text(row, said.choice)
-    meta = {"draw": said.draw, "finish_reason": said.choice.finish_reason, "reply": reply, "model": said.model, **facts}
-    if said.system_fingerprint:
-        meta["system_fingerprint"] = said.system_fingerprint
     ids = np.concatenate([row.ids, reply_ids]).astype(np.int32)
-    return make_trace(row, header, ids, ((len(row.ids), len(ids)),), row.text + reply, said.draw, meta)
+    return make_trace(
+        row, header, ids, ((len(row.ids), len(ids)),), row.text + reply, said.draw, reply_facts(said, reply, **facts)
+    )
 
 
 def _first(row: Row) -> int:

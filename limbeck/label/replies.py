@@ -84,17 +84,23 @@ def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuilde
     encoder = Encoder(tokenizer, max_length=UNCUT, chat_template=recipe.data.chat_template, need_reply=False)
 
     def make(row: Row, said: Sequence[EndpointReply]) -> BuiltTraces:
-        made = BuiltTraces([], [])
-        for one in said:
-            try:
-                trace = reply_trace(row, one, header, encoder)
-            except DataError as error:
-                made.failed.append((one.draw, str(error)))
-            else:
-                made.traces.append((trace, bare_record(trace)))
-        return made
+        traces, failed = reply_traces(row, said, header, encoder)
+        return BuiltTraces([(trace, bare_record(trace)) for trace in traces], failed)
 
     return TraceBuilder(header, make)
+
+
+def reply_traces(
+    row: Row, said: Sequence[EndpointReply], header: StoreHeader, encoder: Encoder
+) -> tuple[list[Trace], list[tuple[int, str]]]:
+    """The traces of replies, and (draw, reason) of those that cannot be used."""
+    traces, failed = [], []
+    for one in said:
+        try:
+            traces.append(reply_trace(row, one, header, encoder))
+        except DataError as error:
+            failed.append((one.draw, str(error)))
+    return traces, failed
 
 
 def failures_and_replies(log: ReplyLog, keys: Mapping[int, str]) -> tuple[list[FailedDraw], list[EndpointReply]]:
@@ -120,10 +126,13 @@ def reply_trace(row: Row, said: EndpointReply, header: StoreHeader, encoder: Enc
     reply = reply_text(row, said.choice)
     closed = said.choice.finish_reason == "stop"
     encoded = encoder.encode_reply(row.text, reply, chat=bool(row.messages), closed=closed, source=row.source)
-    meta = {"draw": said.draw, "finish_reason": said.choice.finish_reason, "reply": reply, "model": said.model}
-    if said.system_fingerprint:
-        meta["system_fingerprint"] = said.system_fingerprint
-    return make_trace(row, header, encoded.ids, encoded.spans, encoded.text, said.draw, meta)
+    return make_trace(row, header, encoded.ids, encoded.spans, encoded.text, said.draw, reply_facts(said, reply))
+
+
+def reply_facts(said: EndpointReply, reply: str, **more: Any) -> dict[str, Any]:
+    """What the trace of a reply says of it. The order is that of the stored JSON."""
+    facts = {"draw": said.draw, "finish_reason": said.choice.finish_reason, "reply": reply, "model": said.model, **more}
+    return facts | ({"system_fingerprint": said.system_fingerprint} if said.system_fingerprint else {})
 
 
 def reply_text(row: Row, choice: ApiChoice) -> str:

@@ -71,7 +71,6 @@ def estimate_requests(recipe: Recipe, rows: Sequence[Row]) -> RequestCost:
 
 
 def _asks(recipe: Recipe, row: Row) -> Iterator[ApiRequest]:
-    """The requests about one row."""
     mode, settings = recipe.trace.mode, recipe.teacher
     assert isinstance(settings, OpenAITeacher)
     if not isinstance(mode, GenerateMode):

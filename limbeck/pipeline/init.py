@@ -26,17 +26,9 @@ WIDTH = 116
 
 # Written out even where they are at their default: what one looks at first. The rest is there as comments.
 MAIN = {
-    "data.max_length",
-    "trace.mode.kind",
-    "trace.target.kind",
-    "objective.divergence.kind",
-    "objective.temperature",
-    "objective.ce_weight",
-    "train.optimizer.lr",
-    "train.schedule.kind",
-    "train.batch_tokens",
-    "evaluate.answers",
-}
+    "data.max_length", "trace.mode.kind", "trace.target.kind", "objective.divergence.kind", "objective.temperature",
+    "objective.ce_weight", "train.optimizer.lr", "train.schedule.kind", "train.batch_tokens", "evaluate.answers",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -96,7 +88,6 @@ def recipe_text(choice: InitChoice) -> str:
 
 
 def _as_r1(choice: InitChoice) -> dict[str, Any]:
-    """Traces of a reasoning model into a student that exists."""
     if choice.student is None:
         raise RecipeError("--preset r1 fine-tunes a model that exists: name it with --student (hub id or folder).")
     size = _billions(choice.student)

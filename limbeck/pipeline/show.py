@@ -13,6 +13,7 @@ from limbeck.pipeline.stages import NAMES
 from limbeck.recipe import Recipe, name_of
 from limbeck.recipe.recipe import load_run_recipe
 from limbeck.store import TraceStore
+from limbeck.system.cost import disk_bytes
 from limbeck.system.rundir import RunDir
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.types import Trace
@@ -146,7 +147,7 @@ def show_run(run: Path) -> RunView:
     """Raises RunDirError when `run` is no run folder."""
     recipe = _recipe(run)
     records = [RunDir(run).record(stage) for stage in NAMES]
-    folders = {path.name: _size(path) for path in sorted(run.iterdir()) if path.is_dir() and path.name != "stages"}
+    folders = {path.name: disk_bytes(path) for path in sorted(run.iterdir()) if path.is_dir() and path.name != "stages"}
     training = {who: last for who in ("student", "twin") if (last := _last_line(run / "train" / who / "metrics.jsonl"))}
     summary = run / "summary.json"
     return RunView(
@@ -161,12 +162,7 @@ def show_run(run: Path) -> RunView:
     )
 
 
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
 def _last_line(file: Path) -> dict[str, Any] | None:
-    """The newest whole line of metrics."""
     for line in reversed(file.read_text().splitlines() if file.exists() else []):
         try:
             return json.loads(line)

@@ -160,7 +160,6 @@ def _supervision(context: RunContext) -> Supervision:
 
 
 def _train(context: RunContext, role: str) -> None:
-    """Train the student or its twin, and save the artifact."""
     recipe, twin, told = context.recipe, role == "twin", context.callbacks
     out, start, name = context.path / "train" / role, context.path / "student", "twin" if twin else "train"
     claim_folder(out, train_fingerprint(context, role), context.ranks, told.on_message)

@@ -20,7 +20,7 @@ from limbeck.train import sources
 from limbeck.types import Dist, Head, LiveTarget
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -28,10 +28,6 @@ FP64 = 1e-3  # largest relative error of float32 products against float64, logit
 ZERO = 1e-5
 PRECISION = 1e-3  # nats, of a single position
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 16.0)
-
-
-def _tempered(name: str) -> bool:
-    return DIVERGENCES[name].tempered
 
 
 # ---- value and gradient ----------------------------------------------------------------------------------------------
@@ -57,11 +53,8 @@ def self_distillation(pair: Pair) -> Iterator[Measure]:
 def fused_is_plain_live(pair: Pair) -> Iterator[Measure]:
     """The fused loss on a live teacher, against float64 by autograd."""
     for temperature in (1.0, 2.0):
-        errors = {}
-        for name in pair.names:
-            if temperature == 1.0 or _tempered(name):
-                terms = Terms(name, temperature, 0.3)
-                errors[name] = _error(pair, pair.other, terms)
+        names = [name for name in pair.names if temperature == 1.0 or DIVERGENCES[name].tempered]
+        errors = {name: _error(pair, pair.other, Terms(name, temperature, 0.3)) for name in names}
         if errors:
             yield worst(f"error at T = {temperature:g}", errors, FP64)
 
@@ -116,8 +109,7 @@ def cells_of(pair: Pair, k: int) -> Dist:
 def temperature(pair: Pair) -> Iterator[Measure]:
     """T^2 once and one T on both sides: the gradient on logits is T (q - p), whose size hardly depends on T."""
     sizes, errors = {}, {}
-    z_NV = pair.side.logits_NV
-    u_NV = pair.other.logits_NV
+    z_NV, u_NV = pair.side.logits_NV, pair.other.logits_NV
     likely = torch.cat([u_NV.topk(min(16, pair.vocab), 1).indices.flatten(), pair.labels])
     some = torch.cat([likely, torch.arange(0, pair.vocab, max(pair.vocab // 256, 1), device=likely.device)]).unique()
     z_NV, u_NV = z_NV[:, some], u_NV[:, some]
@@ -170,14 +162,11 @@ def sparse_bound(pair: Pair) -> Iterator[Measure]:
 
 
 def _kl_by_row(pair: Pair, target: Dist | LiveTarget) -> Tensor:
-    """Forward KL of every row, one call for each."""
-    values = []
-    for row in range(len(pair.labels)):
-        part = slice(row, row + 1)
-        with torch.no_grad():
-            out = chunked.fused_terms(pair.side.hidden_ND[part], pair.side.head, target[part], Terms())
-        values.append(out.loss.double())
-    return torch.stack(values)
+    hidden_ND, head = pair.side.hidden_ND, pair.side.head
+    parts = [slice(row, row + 1) for row in range(len(pair.labels))]
+    with torch.no_grad():
+        outs = [chunked.fused_terms(hidden_ND[part], head, target[part], Terms()) for part in parts]
+    return torch.stack([out.loss.double() for out in outs])
 
 
 # ---- precision -------------------------------------------------------------------------------------------------------
@@ -209,8 +198,7 @@ def _half(side: Side) -> Side:
 
 def _logits_of(side: Side) -> Tensor:
     """The logits that the loss sees, widened to float32."""
-    parts: Sequence[Tensor] = [z_nV.clone() for _, z_nV in chunked.iter_logits(side.hidden_ND, side.head)]
-    return torch.cat(list(parts))
+    return torch.cat([z_nV.clone() for _, z_nV in chunked.iter_logits(side.hidden_ND, side.head)])
 
 
 def _padded(pair: Pair) -> int:

@@ -150,11 +150,8 @@ class Pair:
     @cached_property
     def stored_terms(self) -> Terms:
         """The same where a top-k target has what it needs; forward KL otherwise."""
-        return replace(self.terms, divergence="forward_kl", params={}) if self._needs == "full" else self.terms
-
-    @property
-    def _needs(self) -> str:
-        return divergences.DIVERGENCES[self.names[0]].needs
+        needs = divergences.DIVERGENCES[self.names[0]].needs
+        return replace(self.terms, divergence="forward_kl", params={}) if needs == "full" else self.terms
 
     @cached_property
     def distiller(self) -> Distiller:

@@ -108,10 +108,9 @@ class SelfTest:
 
 
 def _plain(measure: Measure) -> dict[str, Any]:
-    numbers = {
-        key: value if math.isfinite(value) else None for key, value in measure._asdict().items() if key != "what"
-    }
-    return {"what": measure.what, **numbers, "passed": measure.passed}
+    what, *numbers = measure
+    finite = [value if math.isfinite(value) else None for value in numbers]
+    return {**dict(zip(measure._fields, [what, *finite], strict=True)), "passed": measure.passed}
 
 
 @dataclass(frozen=True)
@@ -148,7 +147,8 @@ def run_selftest(
         _shake(theirs)
     with tempfile.TemporaryDirectory(prefix="limbeck-selftest-") as folder:
         names = (choice.divergence,) if choice.divergence else NAMES
-        rows = short_rows(ours.tokenizer, choice.rows, _context(ours, theirs))
+        context = min(lm.max_context or 2**30 for lm in (ours, theirs))
+        rows = short_rows(ours.tokenizer, choice.rows, context)
         pair = Pair(ours, theirs, rows, names, Path(folder), _apart(ours, theirs))
         findings = []
         for number, statement in enumerate(STATEMENTS):
@@ -171,10 +171,6 @@ def _shake(lm: HfLM) -> None:
             if parameter.dim() > 1:
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.add_(noise * parameter.std(), alpha=SHAKE)
-
-
-def _context(*lms: HfLM) -> int:
-    return min(lm.max_context or 2**30 for lm in lms)
 
 
 def _apart(teacher: HfLM, student: HfLM) -> str | None:
@@ -210,9 +206,7 @@ def _facts(pair: Pair, alike: bool) -> Iterator[str]:
         shaken = f", weights shaken by {SHAKE:.0%}" * (alike and who == "student")
         dtype = str(lm.dtype).removeprefix("torch.")
         yield f"{who}: {lm.name} ({lm.model.config.model_type}, {layers} layers, {dtype}{shaken})"
-    tokens, supervised = (
-        sum(sizes) for sizes in zip(*((len(r.ids), r.num_supervised) for r in pair.rows), strict=True)
-    )
+    tokens, supervised = sum(len(row.ids) for row in pair.rows), sum(row.num_supervised for row in pair.rows)
     yield f"{len(pair.rows)} rows, {tokens} tokens, {supervised} supervised, {pair.vocab} tokens in the vocabulary"
     if template_hash(pair.teacher.tokenizer) != template_hash(pair.student.tokenizer):
         yield "the chat templates differ: Limbeck renders with the teacher's"

@@ -170,7 +170,12 @@ def _kl_at(logq_NV: Tensor, whole: Sequence[Tensor], pair: Pair, by: int) -> flo
 
 def _student_shift(pair: Pair, wanted: list[int]) -> Iterator[Measure]:
     labels_N = torch.tensor(wanted, device=pair.teacher.device)
-    certain = Dist(labels_N[:, None], torch.zeros_like(labels_N[:, None], dtype=torch.float32), _nothing(labels_N))
+    tail_N = torch.full((len(wanted),), -math.inf, device=pair.teacher.device)
+    certain = Dist(
+        labels_N[:, None],
+        torch.zeros_like(labels_N[:, None], dtype=torch.float32),
+        torch.full((len(wanted),), -math.inf, device=labels_N.device),
+    )
     with torch.no_grad():
         out = pair.forward(replace(pair.live_batch, target=certain), Terms())
     truth = float(-torch.log_softmax(pair.student_alone.double(), 1).gather(1, labels_N[:, None]).mean())
@@ -178,7 +183,3 @@ def _student_shift(pair: Pair, wanted: list[int]) -> Iterator[Measure]:
         "nats between the student's cross-entropy and shift 0", abs(float(out.terms["ce"]) / out.num - truth), 1e-3
     )
     yield Measure("nats between KL to the labels and it", abs(float(out.loss - out.terms["ce"])) / out.num, 1e-3)
-
-
-def _nothing(labels_N: Tensor) -> Tensor:
-    return torch.full_like(labels_N, -math.inf, dtype=torch.float32)

@@ -47,10 +47,14 @@ def build_student(recipe: Recipe, run: RunDir, teacher: HfLM | None, rows: list[
         model, facts = _pruned(student, teacher, rows)
     elif isinstance(student, ScratchStudent):
         like = blueprint(student) if teacher is None else teacher.model
-        model, facts = _scratch(student, like, recipe.seed)
+        model = build_scratch(like, student, seed=recipe.seed, vocab=len(head_weight(like)))
+        facts = {"kind": "scratch", "seed": recipe.seed, "teacher_embeddings": student.teacher_embeddings}
     else:
         model, facts = _pretrained(student, tokenizer)
-    facts |= _sizes(model) | ({} if teacher is None else _sizes_of_teacher(teacher.model))
+    facts |= _sizes(model)
+    if teacher is not None:
+        sizes = _sizes(teacher.model)
+        facts |= {f"teacher_{name}": sizes[name] for name in ("parameters", "layers")}
     path = run.path / "student"
     card = make_card(recipe, lineage=lineage_of(recipe, teacher, facts))
     save_artifact(
@@ -108,11 +112,6 @@ def _pruned(student: PruneStudent, teacher: HfLM, rows: list[Row]) -> tuple[PreT
     return model, {"kind": "prune", **measured, "kept": list(kept), "removed": removed}
 
 
-def _scratch(student: ScratchStudent, like: PreTrainedModel, seed: int) -> tuple[PreTrainedModel, dict[str, Any]]:
-    model = build_scratch(like, student, seed=seed, vocab=len(head_weight(like)))
-    return model, {"kind": "scratch", "seed": seed, "teacher_embeddings": student.teacher_embeddings}
-
-
 def _pretrained(student: PretrainedStudent, reader: PreTrainedTokenizerBase) -> tuple[PreTrainedModel, dict[str, Any]]:
     folder = resolve_model(student.path)
     tokenizer = load_tokenizer(folder, trust_remote_code=student.trust_remote_code)
@@ -147,13 +146,6 @@ def _sizes(model: PreTrainedModel) -> dict[str, Any]:
         "hidden_size": getattr(config, "hidden_size", None),
         "layers": getattr(config, "num_hidden_layers", None),
         "heads": getattr(config, "num_attention_heads", None),
-    }
-
-
-def _sizes_of_teacher(teacher: PreTrainedModel) -> dict[str, Any]:
-    return {
-        "teacher_parameters": count_parameters(teacher),
-        "teacher_layers": getattr(teacher.config.get_text_config(), "num_hidden_layers", None),
     }
 
 

@@ -41,18 +41,13 @@ if TYPE_CHECKING:
 
 
 TOLERANCE = 0.10
+CHUNK = 8192  # rows of an embedding at a time
 MAX_RATIO = 8
 STEP = 64
 MLP_KEYS = (
-    "intermediate_size",
-    "n_inner",
-    "ffn_dim",
-    "ffn_hidden_size",
-    "moe_intermediate_size",
-    "shared_expert_intermediate_size",
-    "shared_intermediate_size",
-    "intermediate_size_mlp",
-)
+    "intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size",
+    "shared_expert_intermediate_size", "shared_intermediate_size", "intermediate_size_mlp",
+)  # fmt: skip
 KV_KEYS = ("num_key_value_heads", "num_kv_heads")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
@@ -292,9 +287,6 @@ def _cannot_resize(family: str, why: str) -> str:
         "hidden size, layers and heads (Llama, Qwen, GPT-2, Gemma 2, Granite, Cohere ...). "
         "Use a `prune` or `pretrained` student."
     )
-
-
-CHUNK = 8192
 
 
 def copy_embeddings(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
