@@ -171,11 +171,7 @@ def _kl_at(logq_NV: Tensor, whole: Sequence[Tensor], pair: Pair, by: int) -> flo
 def _student_shift(pair: Pair, wanted: list[int]) -> Iterator[Measure]:
     labels_N = torch.tensor(wanted, device=pair.teacher.device)
     tail_N = torch.full((len(wanted),), -math.inf, device=pair.teacher.device)
-    certain = Dist(
-        labels_N[:, None],
-        torch.zeros_like(labels_N[:, None], dtype=torch.float32),
-        torch.full((len(wanted),), -math.inf, device=labels_N.device),
-    )
+    certain = Dist(labels_N[:, None], torch.zeros_like(labels_N[:, None], dtype=torch.float32), tail_N)
     with torch.no_grad():
         out = pair.forward(replace(pair.live_batch, target=certain), Terms())
     truth = float(-torch.log_softmax(pair.student_alone.double(), 1).gather(1, labels_N[:, None]).mean())
