@@ -1,7 +1,7 @@
 """One request to an OpenAI-compatible endpoint, through the official client, and what became of it.
 
 The client's own retries are off and its models are not used: what is retried, and what counts as an answer, is decided
-here (`bodies`, `refusals`). Redirects are not followed, so that the key goes to no other host. The key is in no
+here (`parse`, `status`). Redirects are not followed, so that the key goes to no other host. The key is in no
 message: whatever an endpoint or an exception says is redacted before it is told.
 """
 

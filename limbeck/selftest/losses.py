@@ -1,6 +1,6 @@
 """Statements about losses, on a few hidden rows and the heads of the user's pair: each yields what it measured.
 
-The numbers in the table of `selftest.py` are those of docs/reference/correctness.md.
+The numbers in the table of `run` are those of docs/reference/correctness.md.
 """
 
 from __future__ import annotations

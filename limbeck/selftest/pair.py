@@ -1,5 +1,5 @@
 """What the statements of `limbeck selftest` work with: the two models, a few short rows, and what is made of them by
-the code that trains. What it is compared with stands in `selftest_rulers.py`."""
+the code that trains. `oracles` has what it is compared with."""
 
 from __future__ import annotations
 
