@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.check.recipe import check_recipe
 from limbeck.errors import Stopped
 from limbeck.pipeline.context import RunContext
-from limbeck.pipeline.stages import DATA, NAMES, STAGES, estimate_costs
+from limbeck.pipeline.stages import DATA, STAGES, estimate_costs
 from limbeck.pipeline.summary import write_summary
 from limbeck.recipe.recipe import dump_recipe
 from limbeck.recipe.rules.check import raise_problems
@@ -47,14 +47,15 @@ def run_recipe(
     RUN/summary.json. Raises RecipeError before any work when `check` finds a problem; Stopped after a requested stop,
     with everything saved; and what the stages raise.
     """
-    if until not in NAMES:
-        raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(NAMES)}")
+    names = tuple(stage.name for stage in STAGES)
+    if until not in names:
+        raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(names)}")
     quiet = lambda _: None  # noqa: E731
     on_progress = (on_progress if first_rank() else None) or quiet  # ranks that train together report as one
     with _opened(Path(run_dir)) as run, stop_requests() as stop_asked, contextlib.ExitStack() as resources:
-        context = RunContext(recipe, run, NAMES, Callbacks(on_progress, on_message or quiet, stop_asked), resources)
+        context = RunContext(recipe, run, names, Callbacks(on_progress, on_message or quiet, stop_asked), resources)
         _check(context)
-        for stage in STAGES[: NAMES.index(until) + 1]:
+        for stage in STAGES[: names.index(until) + 1]:
             if stop_asked():
                 raise Stopped(f"stopped before the stage {stage.name}; run the same command again to go on.")
             key = _due(stage, context)
@@ -63,7 +64,7 @@ def run_recipe(
                     stage.run(context)
             if stage is DATA and estimate and first_rank():
                 estimate_costs(context)
-        return write_summary(recipe, run, NAMES) if first_rank() else {}
+        return write_summary(recipe, run, names) if first_rank() else {}
 
 
 @contextlib.contextmanager
