@@ -125,8 +125,8 @@ def wait_for(mark: str, *, to_run: bool, seconds: float) -> None:
 def test_a_killed_parent_leaves_nothing():
     mark = f"limbeck-orphan-{os.getpid()}"
     program = f"import os\nif os.fork() == 0:\n    os.execv('/usr/bin/sleep', ['{mark}', '600'])\nos.wait()"
-    script = "from limbeck.curate.sandbox.run import Limits, run_tests\n"
-    script += f"run_tests({program!r}, ['assert True'], Limits(60))"
+    script = "from limbeck.curate.sandbox.run import SandboxLimits, run_tests\n"
+    script += f"run_tests({program!r}, ['assert True'], SandboxLimits(60))"
     with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2]) as process:
         wait_for(mark, to_run=True, seconds=20)
         process.send_signal(signal.SIGKILL)
