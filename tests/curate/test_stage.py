@@ -35,6 +35,7 @@ def finished(tiny_llama, text_jsonl, tmp_path_factory):
     return run, limbeck.run_recipe(curated(tiny_llama, text_jsonl, *rules), run)
 
 
+@pytest.mark.slow
 def test_the_student_learns_from_what_is_kept(finished):
     run, summary = finished
     found = json.loads((run / "curate" / "summary.json").read_text())
@@ -67,6 +68,7 @@ def test_words_of_the_data_are_curated_as_well(tiny_llama, text_jsonl, tmp_path)
     assert len(json.loads((tmp_path / "curate" / "kept.json").read_text())) == 5
 
 
+@pytest.mark.slow
 def test_when_nothing_is_left_the_rule_is_named(tiny_llama, text_jsonl, tmp_path):
     recipe = curated(tiny_llama, text_jsonl, {"kind": "length", "min": 1}, {"kind": "length", "min": 5000})
     with pytest.raises(DataError, match=r"rule 2 \(length\) left out .*reply shorter than 5000 characters"):

@@ -44,6 +44,7 @@ def run(tmp_path, teacher, students, rows, recipe=RECIPE):
         return run_evaluate(recipe, folder, teacher, students, rows, on_progress=lambda _: None)
 
 
+@pytest.mark.slow
 def test_summary_and_files(tmp_path, models, rows):
     teacher, students = models
     summary = run(tmp_path, teacher, students, rows)

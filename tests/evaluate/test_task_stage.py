@@ -23,6 +23,8 @@ from tests import tiny
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # whole runs
+
 ASKED = {"kind": "problems", "family": "sum", "levels": [1, 2], "count": 12, "part": 3}
 TASKS = {"source": ASKED, "limit": 6, "n": 2, "decoding": {"kind": "r1"}, "max_tokens": 6, "ks": [1, 2]}
 

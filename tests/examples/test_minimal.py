@@ -24,6 +24,7 @@ def test_fits_on_a_page_and_needs_only_torch_and_transformers():
     assert names == {"pathlib", "typing", "torch", "transformers"}
 
 
+@pytest.mark.slow
 def test_student_comes_closer_to_its_teacher_than_its_twin(minimal, capsys):
     kl = minimal["main"]()
     assert kl["student"] < 0.5 * kl["before"]

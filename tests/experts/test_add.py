@@ -25,6 +25,8 @@ from limbeck.pipeline.run import run_recipe
 from tests import tiny
 from tests.pipeline.test_run import recipe_of
 
+pytestmark = pytest.mark.slow  # whole runs
+
 KEY = "sk-" + "a1B2" * 8
 
 

@@ -20,6 +20,8 @@ from limbeck.export.onnx import write_onnx
 from limbeck.models.hf import HfLM
 from tests import tiny
 
+pytestmark = pytest.mark.slow  # whole runs
+
 FAMILIES = {"llama": {"num_hidden_layers": 2}, "gpt2": {"n_layer": 2}, "gemma2": {"num_hidden_layers": 2}}
 """What differs between families here: rotations and tied heads; learned positions, biases and another kind of product;
 windows, capped scores and logits. (tests/models/test_onnx.py exports Qwen 2.)"""

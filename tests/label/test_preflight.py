@@ -219,6 +219,7 @@ def test_a_record_in_sentences():
     assert "no log-probs" in told and "ignores seed" in told and "any model's name" in told and "renders" in told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [{"kind": "top_k", "k": 5}, {"kind": "votes"}])
 def test_a_student_is_trained_on_what_an_endpoint_tells(tiny_llama, text_jsonl, tmp_path, target):
     """A whole run, and again: nothing is asked anew."""

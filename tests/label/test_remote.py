@@ -403,6 +403,7 @@ def test_a_damaged_line_is_asked_again_and_a_damaged_shard_is_not(go, server, tr
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", ["start", "append", "half", "fsync"])
 def test_killed_again_and_again(server, rows, tiny_tokenizer, traces, tmp_path, at):
     """At random times, after and within lines of the journal, and at fsyncs: of journal, shards and manifests. Each
@@ -425,6 +426,7 @@ def test_killed_again_and_again(server, rows, tiny_tokenizer, traces, tmp_path, 
     assert len(keys) == len(set(keys)) == 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_by_a_signal_what_is_paid_is_kept(server, rows, tiny_tokenizer, traces, by):
     recipe = recipe_of(server.url)

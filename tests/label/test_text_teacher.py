@@ -22,6 +22,7 @@ def words(model, data, **changes) -> Recipe:
     return recipe_of(model, data, **(settings | changes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("student", ["scratch", "pretrained"])
 def test_a_student_learns_from_words_alone(tiny_llama, text_jsonl, tmp_path, student):
     changes = {} if student == "scratch" else {"student": {"kind": "pretrained", "path": str(tiny_llama)}}

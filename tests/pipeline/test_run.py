@@ -226,6 +226,7 @@ def test_corrupt_shard_is_named_and_labelled_alone(finished, tmp_path):
     assert all(shard.stat().st_mtime_ns == times[shard.name] for shard in shards if shard != shards[1])
 
 
+@pytest.mark.slow
 def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_path, caplog):
     caplog.set_level("INFO", "limbeck")
     recipe = recipe_of(
