@@ -19,7 +19,7 @@ from tests import tiny
 from tests.endpoint.fake_answers import as_json, error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from tests.endpoint.fake_answers import Request
 
@@ -79,7 +79,7 @@ class Endpoint:
 
     # ---- requests ----
 
-    async def answer(self, request: Request) -> AsyncIterator[bytes]:
+    async def answer(self, request: Request) -> AsyncGenerator[bytes]:
         if request.path == "/v1/chat/completions":
             yield self.chat(self._body(request))
         elif request.path == "/v1/completions" and self.manners.completions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def event(value: Any) -> bytes:
 
 # ---- what a model says -----------------------------------------------------------------------------------------------
 
-Answer = Callable[[Request], AsyncIterator[bytes]]
+Answer = Callable[[Request], AsyncGenerator[bytes]]
 """The bytes of a whole response, head and all; an empty piece closes the connection."""
 
 USAGE = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
@@ -177,7 +177,7 @@ def chunks(asked: dict[str, Any], text: str) -> list[dict[str, Any]]:
 def assistant(text: str = "Four, of course.") -> Answer:
     """A model that always says the same. In its streams stand comments between the events."""
 
-    async def answer(request: Request) -> AsyncIterator[bytes]:
+    async def answer(request: Request) -> AsyncGenerator[bytes]:
         asked = request.json()
         if asked.get("stream"):
             yield STREAM_HEAD
@@ -199,5 +199,5 @@ def answer_of(request: Request) -> dict[str, Any]:
     return completion(asked, *texts, model=MODEL) | {"id": f"chatcmpl-{request.number}", "usage": usage}
 
 
-async def words(request: Request) -> AsyncIterator[bytes]:
+async def words(request: Request) -> AsyncGenerator[bytes]:
     yield as_json(answer_of(request))

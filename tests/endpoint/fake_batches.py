@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 from tests.endpoint.fake_answers import as_json, error, plain
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from tests.endpoint.fake_answers import Request
 
@@ -50,7 +50,7 @@ class BatchServer:
     live: int = 0
     drop_answers: int = 0  # batches that are created although the answer is an error
 
-    async def answer(self, request: Request) -> AsyncIterator[bytes]:
+    async def answer(self, request: Request) -> AsyncGenerator[bytes]:
         path, _, query = request.path.removeprefix("/v1/").partition("?")
         match [request.line.split(" ")[0], *path.split("/")]:
             case ["POST", "files"]:

@@ -8,11 +8,12 @@ how often the same one came before, and its number, and says what goes wrong. Th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import Any
@@ -222,14 +223,15 @@ class FakeServer:
 
     async def _send(self, request: Request, writer: asyncio.StreamWriter) -> bool:
         await asyncio.sleep(self.latency)
-        async for piece in self._pieces(request):
-            if not piece:
-                return False
-            writer.write(piece)
-            await writer.drain()
+        async with contextlib.aclosing(self._pieces(request)) as pieces:
+            async for piece in pieces:
+                if not piece:
+                    return False
+                writer.write(piece)
+                await writer.drain()
         return True
 
-    def _pieces(self, request: Request) -> AsyncIterator[bytes]:
+    def _pieces(self, request: Request) -> AsyncGenerator[bytes]:
         fault = self.script(request)
         if isinstance(fault, bytes):
             return _whole(fault)
@@ -243,15 +245,15 @@ class FakeServer:
         self.answered[request.key] += 1
         return self._perfect(request)
 
-    def _perfect(self, request: Request) -> AsyncIterator[bytes]:
+    def _perfect(self, request: Request) -> AsyncGenerator[bytes]:
         return _whole(self.answer) if isinstance(self.answer, bytes) else self.answer(request)
 
 
-async def _whole(response: bytes) -> AsyncIterator[bytes]:
+async def _whole(response: bytes) -> AsyncGenerator[bytes]:
     yield response
 
 
-async def spoilt(fault: str, request: Request, perfect: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def spoilt(fault: str, request: Request, perfect: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     secret = request.secret.encode()
     if fault in STATUSES:
         status, body, headers = STATUSES[fault]
@@ -281,16 +283,18 @@ async def spoilt(fault: str, request: Request, perfect: AsyncIterator[bytes]) ->
         yield b""
 
 
-async def passed_on(request: Request, upstream: str) -> AsyncIterator[bytes]:
+async def passed_on(request: Request, upstream: str) -> AsyncGenerator[bytes]:
     """The request to the server behind, and whatever it answers back, byte for byte."""
     parts = urlsplit(upstream)
     kept = [f"{name}: {value}" for name, value in request.headers if name.lower() not in ("host", "connection")]
     lines = [request.line, *kept, f"host: {parts.netloc}", "connection: close", "", ""]
     behind, sender = await asyncio.open_connection(parts.hostname, parts.port)
-    sender.write("\r\n".join(lines).encode("latin-1") + request.body)
-    while piece := await behind.read(65536):
-        yield piece
-    sender.close()
+    try:
+        sender.write("\r\n".join(lines).encode("latin-1") + request.body)
+        while piece := await behind.read(65536):
+            yield piece
+    finally:  # also where the client left before the end
+        sender.close()
     yield b""
 
 
