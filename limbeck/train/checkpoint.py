@@ -62,18 +62,15 @@ def _cursor(raw: dict[str, Any]) -> Cursor:
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters (tied ones once) and persistent buffers as full CPU tensors. A collective under FSDP2."""
-    persistent = set(model.state_dict())
-    named = [*model.named_parameters(), *((name, t) for name, t in model.named_buffers() if name in persistent)]
-    return {name: full(tensor.detach()).cpu().contiguous() for name, tensor in named}
+    return _gathered({**dict(model.named_parameters()), **_buffers(model)})
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
     """What changes while the module learns, by the name it has in a checkpoint: trainable parameters, and persistent
     buffers. A student's tensors have the names that they have in the student alone."""
-    persistent = set(module.state_dict())
-    named = [(name, param) for name, param in module.named_parameters() if param.requires_grad]
-    named += [(name, buffer) for name, buffer in module.named_buffers() if name in persistent]
-    tensors = {name.removeprefix("student."): tensor for name, tensor in named}
+    trainable = {name: param for name, param in module.named_parameters() if param.requires_grad}
+    named = {**trainable, **_buffers(module)}
+    tensors = {name.removeprefix("student."): tensor for name, tensor in named.items()}
     if len(tensors) < len(named):
         raise StoreError(
             "a part of the student and one beside it share a name in checkpoints; rename the part beside it."
@@ -81,15 +78,24 @@ def _trained(module: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The persistent ones."""
+    persistent = set(module.state_dict())
+    return {name: buffer for name, buffer in module.named_buffers() if name in persistent}
+
+
+def _gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Full tensors on the CPU. A collective where they are sharded."""
+    return {name: full(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
+
+
 def save(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer, state: FitState, ranks: Ranks) -> None:
     """Write one checkpoint of all that is trained in `module` (rank 0) while the other ranks help to gather it."""
     tensors = _trained(module)
-    weights = {name: full(tensor.detach()).cpu().contiguous() for name, tensor in tensors.items()}
     names = {id(tensor): name for name, tensor in tensors.items()}
-    moments: dict[str, Tensor] = {}
-    for param, values in optimizer.state.items():
-        for key, value in values.items():
-            moments[f"{names[id(param)]}/{key}"] = full(value.detach()).cpu().contiguous()
+    states = optimizer.state.items()
+    moments = {f"{names[id(param)]}/{key}": value for param, values in states for key, value in values.items()}
+    weights, moments = _gathered(tensors), _gathered(moments)
     if ranks.is_first:
         with atomic_dir(folder / f"step-{state.step:08d}") as tmp:
             save_file(weights, tmp / "model.safetensors")
