@@ -16,7 +16,7 @@ from limbeck.models.gguf_import import resolve_model
 from limbeck.models.open import open_hf
 from limbeck.recipe import HfTeacher
 from limbeck.store import TraceStore
-from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
+from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.parallel import join_ranks
 from limbeck.types import Vocab
 
@@ -69,6 +69,11 @@ class RunContext:
         return load_tokenizer(resolve_model(path), trust_remote_code=trust)
 
     @cached_property
+    def tokenizer_identity(self) -> list[str]:
+        """Hashes of the tokenizer and of its template. Every token is hashed for it, once: all fingerprints hold it."""
+        return [tokenizer_hash(self.tokenizer), template_hash(self.tokenizer)]
+
+    @cached_property
     def reader_config(self) -> Any:
         """The text part of the config of the model whose tokenizer makes the rows."""
         path, trust = self.recipe.reader
@@ -77,7 +82,7 @@ class RunContext:
     @property
     def columns(self) -> Vocab:
         """The real tokens: heads may be padded."""
-        return Vocab(min(self.reader_config.vocab_size, len(self.tokenizer)), tokenizer_hash(self.tokenizer))
+        return Vocab(min(self.reader_config.vocab_size, len(self.tokenizer)), self.tokenizer_identity[0])
 
     @cached_property
     def data_identity(self) -> list[Any]:

@@ -28,7 +28,6 @@ from limbeck.store.writer import is_undamaged
 from limbeck.students.build import build_student
 from limbeck.system.atomic import fingerprint
 from limbeck.system.ranks import first_rank
-from limbeck.text.tokenizer import template_hash, tokenizer_hash
 from limbeck.train.loop import TrainContext
 from limbeck.train.run import Supervision, train_student, trusts_remote_code
 from limbeck.train.stage import artifact_dtype, claim_folder, save_trained, twin_recipe
@@ -64,7 +63,7 @@ def _in(*parts: str) -> Callable[[RunContext], tuple[Path, ...]]:
 
 
 def data_fingerprint(context: RunContext) -> str:
-    words = [tokenizer_hash(context.tokenizer), template_hash(context.tokenizer)]
+    words = context.tokenizer_identity
     return fingerprint(context.data_identity, words, context.recipe.trace.mode.generates, context.recipe.seed)
 
 
