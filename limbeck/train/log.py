@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from limbeck.system.atomic import atomic_write, raise_if_full
+from limbeck.system.jsonl import LineFile, json_line, whole_lines
 from limbeck.train.trackers import TrackedJob, Trackers, job_id
 
 if TYPE_CHECKING:
@@ -24,14 +25,13 @@ class MetricsWriter:
             return
         path = out / "metrics.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        atomic_write(path, "".join(line + "\n" for line in kept))
+        lines = [line for _, line in whole_lines(path)] if path.exists() else []
+        atomic_write(path, b"".join(line for line in lines if json.loads(line)["step"] <= step))
         if settings.all_trackers:
             name = f"{out.parent.parent.name}-{out.name}"  # RUN/train/student
             job = TrackedJob(name, out, step, job_id(out, step), settings.model_dump(mode="json"))
             self._trackers = Trackers(settings.all_trackers, job)
-        self._path = path
-        self._file = path.open("a")
+        self._file = LineFile.open(path)
 
     def write(self, state: FitState, values: dict[str, float], *, rate: float) -> None:
         if self._file is None:
@@ -45,10 +45,9 @@ class MetricsWriter:
             "tokens_per_second": round(rate, 1),
         }
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
+            self._file.append(json_line(line))
         except OSError as error:
-            raise_if_full(error, self._path)
+            raise_if_full(error, self._file.path)
             raise
         if self._trackers is not None:
             self._trackers.log(state.step, {**values, "tokens_per_second": rate})
@@ -64,11 +63,3 @@ class MetricsWriter:
             self._file.close()
         if self._trackers is not None:
             self._trackers.finish()
-
-
-def _lines(path: Path) -> list[str]:
-    """Whole lines only: a kill can leave half of the last one."""
-    if not path.exists():
-        return []
-    text = path.read_text()
-    return text[: text.rfind("\n") + 1].splitlines()
