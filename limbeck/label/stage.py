@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from limbeck.types import Callbacks, Row
 
 
-def fill_store(
+def store_targets(
     recipe: Recipe,
     folder: Path,
     rows: Sequence[Row],

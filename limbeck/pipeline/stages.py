@@ -18,7 +18,7 @@ from limbeck.evaluate.task_stage import run_tasks, task_files
 from limbeck.export.stage import run_exports
 from limbeck.export.verified import ParityRows
 from limbeck.label.judge import ask_judges
-from limbeck.label.stage import fill_store
+from limbeck.label.stage import store_targets
 from limbeck.label.strip_reasoning import strips_thinking
 from limbeck.models.open import open_hf
 from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
@@ -97,7 +97,7 @@ def label_fingerprint(context: RunContext) -> str:
 
 def _label(context: RunContext) -> None:
     rows = [row for row in context.rows if context.recipe.trace.mode.generates or row.split == "train"]
-    fill_store(
+    store_targets(
         context.recipe,
         context.path / "traces",
         rows,
