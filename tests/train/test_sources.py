@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 
@@ -11,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.errors import RecipeError, Stopped
+from limbeck.errors import RecipeError
 from limbeck.losses import Terms
 from limbeck.recipe import Constant, EpochsBudget, Optimizer, StepsBudget, Train
 from limbeck.text.packing import pack
@@ -39,10 +43,17 @@ def context(out, stop=lambda: False):
     return TrainContext("train", out, 0, Ranks(), quiet, quiet, stop)
 
 
-def at_call(number):
-    """True at that call, as a stop that is asked for in that step."""
+def dies(number):
+    """Kills this process at that call: in that step, behind the checkpoint of the step before."""
     calls = itertools.count(1)
-    return lambda: next(calls) == number
+    return lambda: next(calls) == number and os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(training, out):
+    """One of this module's trainings in a process of its own, which SIGKILL ends in step 3 of 4."""
+    call = f"from pathlib import Path; from tests.train.test_sources import *; {training}(Path({str(out)!r}), dies(3))"
+    assert subprocess.run([sys.executable, "-c", call], check=False).returncode == -signal.SIGKILL
+    assert [each.name for each in (out / "checkpoints").glob("step-*")]
 
 
 def rows_source(num=12):
@@ -76,18 +87,21 @@ class Grown:
         return None
 
 
+def grow(out, stop=lambda: False):
+    made = student()
+    return made, fit(made, Grown(), settings(4, checkpoint_minutes=1e-9), context(out, stop))
+
+
+@pytest.mark.slow
 def test_rows_of_unknown_length_are_trained_killed_and_resumed(tmp_path):
-    states = []
-    for out in (tmp_path / "whole", tmp_path / "two"):
-        made = student()
-        if out.name == "two":
-            with pytest.raises(Stopped, match="stopped at step 2"):
-                fit(student(), Grown(), settings(4), context(out, at_call(2)))
-        states.append((fit(made, Grown(), settings(4), context(out)), made))
-    (one, whole), (two, resumed) = states
+    killed("grow", tmp_path / "two")
+    (whole, one), (resumed, two) = grow(tmp_path / "whole"), grow(tmp_path / "two")
     assert (one.positions, one.tokens) == (two.positions, two.tokens) and one.positions < one.tokens
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_epochs_of_rows_without_an_end_are_refused(tmp_path):
     with pytest.raises(RecipeError, match="no end"):
         fit(
             student(),
@@ -118,18 +132,16 @@ def half_frozen():
     return Distiller(model, Terms(ce_weight=1.0), vocab=Vocab(384), extras={"matching": Matching()})
 
 
+def train_half(out, stop=lambda: False):
+    made = half_frozen()
+    fit(made, rows_source(), settings(4, checkpoint_minutes=1e-9), context(out, stop))
+    return made
+
+
+@pytest.mark.slow
 def test_a_frozen_part_stays_and_a_projection_is_resumed_bit_equal(tmp_path):
-    start, whole, resumed = half_frozen(), half_frozen(), half_frozen()
-    fit(whole, rows_source(), settings(4), context(tmp_path / "whole"))
-    seen: list[int] = []
-    with pytest.raises(Exception, match="stopped at step 2"):
-        fit(
-            half_frozen(),
-            rows_source(),
-            settings(4),
-            context(tmp_path / "two", lambda: seen.append(1) or len(seen) == 2),
-        )
-    fit(resumed, rows_source(), settings(4), context(tmp_path / "two"))
+    killed("train_half", tmp_path / "two")
+    start, whole, resumed = half_frozen(), train_half(tmp_path / "whole"), train_half(tmp_path / "two")
     moved = set()
     for (name, a), b, c in zip(whole.named_parameters(), resumed.parameters(), start.parameters(), strict=True):
         assert torch.equal(a, b), name
@@ -212,15 +224,16 @@ def test_a_mix_draws_by_its_shares_and_goes_on_where_it_was(world):
         MixedSource((Grown(),), (0.5, 0.5))
 
 
-def test_a_mix_is_resumed_bit_equal(tmp_path):
-    def mixed():
-        return MixedSource((rows_source(12), Grown()), (1.0, 1.0), seed=2)
+def train_mixed(out, stop=lambda: False):
+    made, mixed = student(), MixedSource((rows_source(12), Grown()), (1.0, 1.0), seed=2)
+    fit(made, mixed, settings(4, checkpoint_minutes=1e-9), context(out, stop))
+    return made
 
-    whole, resumed = student(), student()
-    fit(whole, mixed(), settings(4), context(tmp_path / "whole"))
-    with pytest.raises(Stopped, match="stopped at step 3"):
-        fit(student(), mixed(), settings(4), context(tmp_path / "two", at_call(3)))
-    fit(resumed, mixed(), settings(4), context(tmp_path / "two"))
+
+@pytest.mark.slow
+def test_a_mix_is_resumed_bit_equal(tmp_path):
+    killed("train_mixed", tmp_path / "two")
+    whole, resumed = train_mixed(tmp_path / "whole"), train_mixed(tmp_path / "two")
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
 
