@@ -27,9 +27,9 @@ from common import machine
 
 from limbeck.metrics.calibration import ece, reliability
 from limbeck.router.dataset import FitSettings, PromptCase
+from limbeck.router.estimates import softmax
 from limbeck.router.fit import featurize_all, fit
 from limbeck.router.frontier import auroc
-from limbeck.router.logistic import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import struct
 import zlib
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +16,8 @@ from limbeck.capture.assemble import CUT, TEXTS, assemble
 from limbeck.errors import CaptureError
 
 if TYPE_CHECKING:
-    from limbeck.capture.framing import Frame
+    from collections.abc import Iterator
+
     from limbeck.text.redact import Redactor
 
 VERSION = 1
@@ -180,3 +183,36 @@ def _tags(sources: list[Any], clean: Redactor) -> dict[str, str]:
             if isinstance(value, str | int | float | bool):
                 found[clean.text(name)[:MAX_TAG]] = clean.text(str(value))[:MAX_TAG]
     return dict(list(found.items())[:MAX_TAGS])
+
+
+# ---- how an exchange travels to the recorder: three lengths, what is known of it as JSON, two bodies -----------------
+
+LENGTHS = struct.Struct(">III")
+
+
+@dataclass(frozen=True)
+class Frame:
+    meta: dict[str, Any]
+    request: bytes
+    reply: bytes
+
+
+def pack(meta: dict[str, Any], request: bytes, reply: bytes) -> bytes:
+    head = json.dumps(meta).encode()
+    return b"".join((LENGTHS.pack(len(head), len(request), len(reply)), head, request, reply))
+
+
+def take(buffer: bytearray) -> Iterator[Frame]:
+    """The whole frames at the beginning of a buffer, which are taken out of it."""
+    at = 0
+    while len(buffer) - at >= LENGTHS.size:
+        sizes = LENGTHS.unpack_from(buffer, at)
+        end = at + LENGTHS.size + sum(sizes)
+        if len(buffer) < end:
+            break
+        first = at + LENGTHS.size
+        second = first + sizes[0]
+        third = second + sizes[1]
+        yield Frame(json.loads(buffer[first:second]), bytes(buffer[second:third]), bytes(buffer[third:end]))
+        at = end
+    del buffer[:at]

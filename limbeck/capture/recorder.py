@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -20,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.capture.assemble import CUT
-from limbeck.capture.exchange import record_of
-from limbeck.capture.framing import Frame, take
-from limbeck.capture.segments import SegmentWriter
+from limbeck.capture.exchange import Frame, record_of, take
 from limbeck.errors import CaptureError, RunDirError
-from limbeck.system.jsonl import compact_line
+from limbeck.system.jsonl import LineFile, compact_line
+from limbeck.system.lock import try_lock
 from limbeck.text.redact import Redactor, make_redactor
 
 READ_BYTES = 2**20
@@ -194,6 +194,65 @@ def _settle(state: State, *, idle: bool) -> None:
 def _tell(state: State) -> None:
     _say({**state.counts, "trouble": state.trouble})
     state.counts.clear()
+
+
+SEGMENT = re.compile(r"capture-(\d{5,})\.jsonl")
+
+
+class SegmentWriter:
+    """An open store. Every method that writes raises OSError; after that the journal must be closed and made anew."""
+
+    def __init__(self, folder: Path, segment_bytes: int) -> None:
+        """Make the folder, lock it. Raises RunDirError when another recorder holds it, OSError."""
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder, self._segment_bytes = folder, segment_bytes
+        self._segment: LineFile | None = None
+        lock = try_lock(folder / ".lock", mode=0o600)
+        if lock is None:
+            raise RunDirError(
+                f"the store {folder} is in use by another capture. Stop it, or give this one a folder of its own."
+            )
+        self._lock = lock
+        self.num_bytes = sum(file.stat().st_size for file in segments(folder))
+
+    def append(self, line: bytes) -> None:
+        """Write a line; it is durable after the next `sync`."""
+        if self._segment is None or self._segment.size + len(line) > self._segment_bytes:
+            self._open_next()
+        assert self._segment is not None
+        self._segment.append(line)
+        self.num_bytes += len(line)
+
+    def _open_next(self) -> None:
+        self.sync()
+        if self._segment is not None:
+            self._segment.close()
+            self._segment = None
+        numbers = [int(SEGMENT.fullmatch(file.name)[1]) for file in segments(self._folder)]  # type: ignore[index]
+        path = self._folder / f"capture-{max(numbers, default=-1) + 1:05d}.jsonl"
+        self._segment = LineFile.open(path, mode=0o600, new=True)
+
+    def sync(self) -> None:
+        """Make everything durable. Raises FileNotFoundError when the segment is no longer where it was written: a
+        deleted file takes writes without complaint."""
+        if self._segment is None:
+            return
+        self._segment.sync()
+        if not os.path.samestat(os.fstat(self._segment.fd), os.stat(self._segment.path)):
+            raise FileNotFoundError(2, "the store's file was replaced", str(self._segment.path))
+
+    def close(self) -> None:
+        self._lock.release()
+        if self._segment is not None:
+            with contextlib.suppress(OSError):
+                self._segment.close()
+        self._segment = None
+
+
+def segments(folder: Path) -> list[Path]:
+    """The segments of a store, oldest first."""
+    found = [(int(match[1]), file) for file in folder.iterdir() if (match := SEGMENT.fullmatch(file.name))]
+    return [file for _, file in sorted(found)]
 
 
 if __name__ == "__main__":

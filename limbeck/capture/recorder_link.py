@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.capture import headers
-from limbeck.capture.framing import pack
+from limbeck.capture.exchange import pack
 from limbeck.errors import RunDirError, StoreError
 
 if TYPE_CHECKING:

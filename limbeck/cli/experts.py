@@ -72,7 +72,7 @@ def list_(registry: RegistryFolder, as_json: Json = False) -> None:
     Example: limbeck experts list experts
     """
     from limbeck.cli.expert_tables import listed
-    from limbeck.experts.listing import list_experts
+    from limbeck.experts.registry import list_experts
 
     found = list_experts(_registry(registry))
     print_result(found if as_json else listed(found), as_json=as_json)
@@ -85,7 +85,7 @@ def show(registry: RegistryFolder, name: Name, version: Version = None, as_json:
     Example: limbeck experts show experts my
     """
     from limbeck.cli.expert_tables import shown
-    from limbeck.experts.listing import show_expert
+    from limbeck.experts.registry import show_expert
 
     found = show_expert(_registry(registry), name, version)
     print_result(found if as_json else shown(found), as_json=as_json)

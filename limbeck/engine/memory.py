@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-import contextlib
-from typing import TYPE_CHECKING
-
+from limbeck.engine.scheduler import PROBE
 from limbeck.errors import TeacherError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from limbeck.types import LocalLM
-from limbeck.engine.scheduler import PROBE
 
 Logits = Callable[[slice], Iterator[tuple[slice, Tensor]]]
 """Some of the rows that were asked for, in blocks: (where among those, logits_nV in fp32), reused for the next one."""

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from limbeck.errors import ExpertError, LimbeckError, StoreError
-from limbeck.experts.card import ExpertCard
+from limbeck.experts.card import FIRST, ExpertCard, check_name, check_version, following
 from limbeck.experts.finished_run import FinishedRun
 from limbeck.experts.registry import Registry
-from limbeck.experts.replay import PROMPTS, REPLAY, write_replays
 from limbeck.experts.scoring import HELDOUT, REPRODUCED, jsonl, score_rows, scores_of
 from limbeck.experts.transfer_set import PromptChoice, TransferSet
-from limbeck.experts.verify import counted, verify_expert
-from limbeck.experts.versions import FIRST, check_name, check_version, following
+from limbeck.experts.verify import PROMPTS, REPLAY, counted, verify_expert, write_replays
 from limbeck.models.open import open_lm
 from limbeck.models.weights import pickle_only
 from limbeck.system.atomic import verify_dir

@@ -18,15 +18,27 @@ import logging
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ExpertError
 from limbeck.experts import integrity as sealed
-from limbeck.experts.card import ExpertCard, PromptRow, card_json, read_card_json, read_row, rows_jsonl
+from limbeck.experts.card import (
+    NAME,
+    VERSION,
+    ExpertCard,
+    PromptRow,
+    card_json,
+    check_name,
+    check_version,
+    precedence,
+    read_card_json,
+    read_row,
+    rows_jsonl,
+)
 from limbeck.experts.readme import render
-from limbeck.experts.versions import NAME, VERSION, check_name, check_version, precedence
 from limbeck.system.atomic import fsync_dir, raise_if_full, seal_dir
 from limbeck.system.lock import is_held, locked, wait_lock
 
@@ -316,3 +328,29 @@ def _link(source: str, destination: str) -> None:
         os.link(source, destination)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, destination)
+
+
+def list_experts(registry: Registry) -> dict[str, Any]:
+    """Every intact version, newest first within a name, and what is damaged with its reason. Raises ExpertError."""
+    experts, damaged = registry.experts(every=True), registry.damaged()
+    return {"registry": str(registry.path), "experts": [_line(one) for one in experts], "damaged": damaged}
+
+
+def _line(expert: Expert) -> dict[str, Any]:
+    card = expert.card
+    keys = ("format", "quant", "parameters", "bytes", "quality", "scores", "tokens_per_second")
+    return {
+        "name": expert.name,
+        "version": expert.version,
+        "domain": card.scope.domain,
+        **{key: getattr(card, key) for key in keys},
+    }
+
+
+def show_expert(registry: Registry, name: str, version: str | None) -> dict[str, Any]:
+    """All that is known of one. Raises ExpertError."""
+    expert = registry.expert(name, version)
+    splits = Counter(row.split for row in expert.prompts())
+    return {"name": name, "version": expert.version, "path": str(expert.path), "prompts": dict(splits)} | asdict(
+        expert.card
+    )

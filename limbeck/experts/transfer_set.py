@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -13,13 +15,14 @@ from limbeck.errors import DataError, ExpertError
 from limbeck.evaluate.compare import TEACHER
 from limbeck.evaluate.task_stage import choose_rows
 from limbeck.experts.card import PromptRow, Scope
-from limbeck.experts.prompts import prompt_of, sample
-from limbeck.experts.replay import MOST_PROMPT, PROMPTS, TOKENS
+from limbeck.experts.verify import MOST_PROMPT, PROMPTS, TOKENS
 from limbeck.recipe import DatasetSource
 from limbeck.recipe.languages import SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
 
     from limbeck.experts.finished_run import FinishedRun
     from limbeck.experts.registry import Registry
@@ -192,3 +195,43 @@ def _lines(text: str) -> list[str]:
     if "\n" not in text and len(text) < 4096 and file.is_file():
         return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     return [text.strip()] if text.strip() else []
+
+
+# ---- prompts, as a router sees them ----------------------------------------------------------------------------------
+
+FIRST_TOKENS = 64
+"""Of plain text, which has no prompt: its beginning stands for one."""
+LONGEST = 8000
+"""Characters of a prompt that are kept."""
+
+T = TypeVar("T")
+
+
+def prompt_of(row: Row, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The first thing that the user says; of a pair without a template its prompt; of plain text its beginning."""
+    if row.messages:
+        return first_user_turn(json.loads(row.messages))[:LONGEST]
+    start = row.spans[0][0] if row.spans else None
+    if start is None:
+        return row.text[:LONGEST]
+    kept = row.ids[: start if start > 1 else FIRST_TOKENS]
+    return str(tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False))[:LONGEST]
+
+
+def first_user_turn(messages: Sequence[dict[str, object]]) -> str:
+    """Its text; "" when the user says nothing. Content may be text or parts of which some are text."""
+    for turn in messages:
+        if turn.get("role") == "user":
+            content = turn.get("content")
+            if isinstance(content, list):
+                return "\n".join(str(part["text"]) for part in content if isinstance(part, dict) and "text" in part)
+            return str(content or "")
+    return ""
+
+
+def sample(items: Sequence[T], most: int, seed: int) -> list[T]:
+    """At most `most` of them, drawn without replacement, in their order; the same for a seed."""
+    if len(items) <= most:
+        return list(items)
+    chosen = sorted(random.Random(seed).sample(range(len(items)), most))
+    return [items[index] for index in chosen]

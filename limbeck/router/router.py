@@ -20,11 +20,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from limbeck.errors import StoreError
-from limbeck.router.cascade import Cascade
+from limbeck.router.estimates import Cascade, Quality, sigmoid, softmax
 from limbeck.router.features import SKETCH, Features, Hashing, sketch, weighted
 from limbeck.router.frontier import choose
-from limbeck.router.logistic import sigmoid, softmax
-from limbeck.router.quality import Quality
 from limbeck.system.atomic import fingerprint, verify_dir
 
 if TYPE_CHECKING:

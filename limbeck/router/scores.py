@@ -14,9 +14,9 @@ import torch
 from limbeck.metrics import intervals
 from limbeck.metrics.calibration import ece, reliability
 from limbeck.router import frontier
+from limbeck.router.estimates import softmax
 from limbeck.router.fit import Fitted, featurize_all, judged_rows, problem_of
 from limbeck.router.frontier import Point, RouteTarget, RoutingProblem, price_for
-from limbeck.router.logistic import softmax
 from limbeck.router.router import TEACHER
 
 if TYPE_CHECKING:

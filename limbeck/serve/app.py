@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import FastAPI, Path, Request, Security
@@ -15,27 +16,41 @@ from starlette.responses import Response
 
 from limbeck.serve import completions as writing
 from limbeck.serve import page, schemas
-from limbeck.serve.encode import turns_of
+from limbeck.serve.completions import turns_of
 from limbeck.serve.errors import ApiError, bad, no_model
-from limbeck.serve.request import call_of
+from limbeck.serve.middleware import call_of
 from limbeck.serve.responses import Envelope, EventStream, timed_out
-from limbeck.serve.schemas import ChatRequest, CompletionRequest
+from limbeck.serve.schemas import ChatRequest, CompletionRequest, explain
 from limbeck.serve.settings import AUTO
-from limbeck.serve.state import ServerState
-from limbeck.serve.validation import explain
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from limbeck.serve.dispatch import Chosen
-    from limbeck.serve.request import RequestContext
+    from limbeck.serve.dispatch import Catalogue, Chosen, Routes
+    from limbeck.serve.middleware import RequestContext
+    from limbeck.serve.pool import ExpertPool
+    from limbeck.serve.prometheus import Metrics
+    from limbeck.serve.settings import Serving
+    from limbeck.serve.upstream import UpstreamModels
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Failure} for status in (400, 401, 404, 405, 408, 413, 429, 500, 503)
 }
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+
+
+@dataclass
+class ServerState:
+    """What all requests share."""
+
+    settings: Serving
+    catalogue: Catalogue
+    pool: ExpertPool
+    routes: Routes
+    remotes: UpstreamModels
+    metrics: Metrics
 
 
 def make_app(house: ServerState) -> FastAPI:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from limbeck.serve.request import RequestContext
+    from limbeck.serve.middleware import RequestContext
 
 QUIET = frozenset({"/health", "/metrics"})
 

@@ -9,21 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import uuid
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-from limbeck.serve import request
 from limbeck.serve.errors import ApiError
 from limbeck.serve.limits import Keys, Rates, json_depth
 from limbeck.system.net import is_loopback
 from limbeck.system.units import num_bytes
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from limbeck.serve.logs import Log
     from limbeck.serve.prometheus import Metrics
-    from limbeck.serve.request import RequestContext
     from limbeck.serve.settings import ServeLimits
 
 OPEN = frozenset({"/", "/page.css", "/page.js", "/health"})
@@ -33,8 +33,46 @@ ENDPOINTS = frozenset(
     {*OPEN, "/metrics", "/openapi.json", "/v1/models", "/v1/experts", "/v1/chat/completions", "/v1/completions"}
 )
 WRITING = frozenset({"/v1/chat/completions", "/v1/completions"})
+KEY = "limbeck.call"
 DRAIN_RETRY = 5.0
 SAFE = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+
+
+@dataclass(eq=False)
+class RequestContext:
+    """`key` names who asks. Handlers fill in the second half; `held` is closed when the answer is sent or given up."""
+
+    method: str
+    path: str
+    client: str
+    deadline: float = 0.0
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    begun: float = field(default_factory=time.monotonic)
+    key: str = ""
+    held: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
+
+    status: int = 0
+    code: str | None = None
+    first_token: float | None = None
+    model: str | None = None
+    expert: str | None = None
+    route: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt: Any = None
+    reply: Any = None
+    user: str | None = None
+    cancelled: bool = False
+    cut: bool = False
+
+    def wrote(self) -> None:
+        """A token is there: the first one is timed."""
+        if self.first_token is None:
+            self.first_token = time.monotonic() - self.begun
+
+
+def call_of(request: Request) -> RequestContext:
+    return request.scope[KEY]
 
 
 @dataclass
@@ -73,9 +111,9 @@ class LimitsMiddleware:
                 await send({"type": "websocket.close", "code": 1008})
             return
         client = scope.get("client") or ("", 0)
-        call = request.RequestContext(scope["method"], endpoint_of(scope["path"]), str(client[0]))
+        call = RequestContext(scope["method"], endpoint_of(scope["path"]), str(client[0]))
         call.deadline = asyncio.get_running_loop().time() + self.limits.request_seconds
-        request.put(scope, call)
+        scope[KEY] = call
         sender = _Sender(call, send)
         scope["limbeck.gate"] = self
         self.busy[call] = asyncio.current_task()  # type: ignore[assignment]

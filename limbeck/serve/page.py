@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 if TYPE_CHECKING:
     from limbeck.experts import Expert
-    from limbeck.serve.state import ServerState
+    from limbeck.serve.app import ServerState
 
 HERE = Path(__file__).parent
 FILES = {

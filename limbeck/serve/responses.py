@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from limbeck.engine.api import Scored, Writing
-    from limbeck.serve.loading import LoadedExpert
-    from limbeck.serve.request import RequestContext
+    from limbeck.serve.middleware import RequestContext
+    from limbeck.serve.pool import LoadedExpert
     from limbeck.types import GeneratedToken
 
 LEAST_LOGP = -9999.0

@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 from limbeck.errors import MissingExtra, RecipeError, StoreError
 from limbeck.experts import Registry
 from limbeck.router.router import JSON_FILE, Router, experts_fingerprint
-from limbeck.serve.catalogue import Catalogue
-from limbeck.serve.dispatch import Routes
+from limbeck.serve.dispatch import Catalogue, Routes
 from limbeck.serve.errors import ApiError
 from limbeck.serve.limits import Keys, Rates
-from limbeck.serve.loading import opener
 from limbeck.serve.logs import Log
-from limbeck.serve.pool import ExpertPool
+from limbeck.serve.pool import ExpertPool, opener
 from limbeck.serve.upstream import UpstreamModel, UpstreamModels
 from limbeck.system.device import total_memory
 from limbeck.system.net import is_loopback
@@ -27,11 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from limbeck.experts import Expert
+    from limbeck.serve.app import ServerState
     from limbeck.serve.dispatch import Decider
-    from limbeck.serve.loading import LoadedExpert
     from limbeck.serve.middleware import LimitsMiddleware
+    from limbeck.serve.pool import LoadedExpert
     from limbeck.serve.settings import Serving
-    from limbeck.serve.state import ServerState
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,9 @@ def build(
     """All parts of the server, put together; `open_with` and `router` stand in for what
     opens experts and for the registry's router. Raises as `run_serve`."""
     try:
-        from limbeck.serve.app import make_app
+        from limbeck.serve.app import ServerState, make_app
         from limbeck.serve.middleware import LimitsMiddleware
         from limbeck.serve.prometheus import Metrics
-        from limbeck.serve.state import ServerState
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", "limbeck serve") from error
     metrics, log = Metrics(), Log(on_message, settings.log_prompts)

@@ -23,8 +23,8 @@ from limbeck.system.sse import DONE, data_of, event, split_events
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
+    from limbeck.serve.middleware import RequestContext
     from limbeck.serve.prometheus import Metrics
-    from limbeck.serve.request import RequestContext
     from limbeck.serve.settings import Upstream, UpstreamPrices
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.capture.exchange import record_of
-from limbeck.capture.framing import Frame, pack, take
+from limbeck.capture.exchange import Frame, pack, record_of, take
 from limbeck.capture.recorder_link import is_sampled
 from limbeck.errors import CaptureError
 from limbeck.system.jsonl import compact_line

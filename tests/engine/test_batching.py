@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM, Phi3Config
 from limbeck.engine import hf_memory, kv_slots
 from limbeck.engine.api import Scored
 from limbeck.engine.batching import BatchEngine, BatchWorker
-from limbeck.engine.compat import prove
-from limbeck.engine.hf_memory import TorchMemory
+from limbeck.engine.hf_memory import TorchMemory, prove
 from limbeck.engine.kv_slots import SlotPiece, _split
 from limbeck.errors import TeacherError
 from limbeck.models.hf import HfLM, attending

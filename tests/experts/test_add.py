@@ -10,15 +10,13 @@ import pytest
 import torch
 
 from limbeck.errors import ExpertError, RunDirError, StoreError
-from limbeck.experts import ExpertCard, Registry, Scope, replay
+from limbeck.experts import ExpertCard, Registry, Scope, verify
 from limbeck.experts import add as job
 from limbeck.experts.add import add_expert
-from limbeck.experts.listing import list_experts, show_expert
-from limbeck.experts.registry import seal_dir
-from limbeck.experts.replay import read_replays
+from limbeck.experts.registry import list_experts, seal_dir, show_expert
 from limbeck.experts.scoring import read_heldout
 from limbeck.experts.transfer_set import PromptChoice
-from limbeck.experts.verify import verify_expert
+from limbeck.experts.verify import read_replays, verify_expert
 from limbeck.metrics.intervals import paired_bootstrap
 from limbeck.models.open import open_lm
 from limbeck.pipeline.run import run_recipe
@@ -34,7 +32,7 @@ KEY = "sk-" + "a1B2" * 8
 def quick():
     """Short answers do."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replay, "TOKENS", 6)
+        patch.setattr(verify, "TOKENS", 6)
         yield
 
 

@@ -7,13 +7,10 @@ import pytest
 import torch
 
 from limbeck.errors import DataError
-from limbeck.router.background import background_prompts
-from limbeck.router.cascade import Cascade
-from limbeck.router.dataset import FitSettings, PromptCase, part_cases
+from limbeck.router.dataset import FitSettings, PromptCase, background_prompts, part_cases
+from limbeck.router.estimates import Cascade, fit_logistic, fit_temperature, ridge, shrunk_means, sigmoid, softmax
 from limbeck.router.features import CHARS, WORDS, Hashing, plain, rarity, sketch, weighted
-from limbeck.router.linear import Matrix, fit_heads
-from limbeck.router.logistic import fit_logistic, fit_temperature, sigmoid, softmax
-from limbeck.router.quality import ridge, shrunk_means
+from limbeck.router.fit import Matrix, fit_heads
 from tests.router.routing import cases, costs, prompts
 
 # ---- features --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.errors import StoreError
-from limbeck.router.cascade import Cascade
 from limbeck.router.dataset import FitSettings
+from limbeck.router.estimates import Cascade
 from limbeck.router.fit import Fitted, fit
 from limbeck.router.frontier import auroc
 from limbeck.router.router import Router, experts_fingerprint, write

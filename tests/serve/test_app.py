@@ -381,7 +381,7 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     made: list[Any] = []
 
     def open_with(settings: Any) -> Any:
-        from limbeck.serve.loading import LoadedExpert, opener
+        from limbeck.serve.pool import LoadedExpert, opener
 
         def open_expert(expert: Any, sequence_bytes: int) -> Any:
             found = opener(settings)(expert, sequence_bytes)

@@ -14,7 +14,7 @@ import pytest
 from limbeck.errors import RecipeError, StoreError
 from limbeck.experts import Registry
 from limbeck.serve import run
-from limbeck.serve.loading import opener
+from limbeck.serve.pool import opener
 from limbeck.serve.settings import load_serving
 from tests.serve.conftest import expert_card, running
 

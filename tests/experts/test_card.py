@@ -5,7 +5,7 @@ import random
 import pytest
 
 from limbeck.errors import ExpertError
-from limbeck.experts.versions import check_name, check_version, following, precedence
+from limbeck.experts.card import check_name, check_version, following, precedence
 
 BAD_NAMES = ["", ".", "..", "a/b", "../a", "/a", "A", "-a", ".a", "a b", "a\n", "a\0", "ä", "a" * 65, "a\\b", "~"]
 BAD_VERSIONS = ["", "1", "1.0", "1.0.0.0", "v1.0.0", "01.0.0", "1.0.0-", "1.0.0-01", "1.0.0/..", "1.0.0\n", "٣.0.0"]
