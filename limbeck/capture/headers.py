@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote_plus, unquote_to_bytes
 
 import h11
@@ -41,13 +40,11 @@ KEY_NAME = re.compile(r"key|token|secret|sig|auth|pass|code|session", re.IGNOREC
 MIN_COOKIE = 16
 """Shorter values of cookies are settings, such as a language."""
 
-
 RECORDED = (b"/chat/completions", b"/completions")
 ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class Refusal:
+class Refusal(NamedTuple):
     """An answer of the proxy's own, in the shape of OpenAI's errors."""
 
     status: int

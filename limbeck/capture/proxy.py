@@ -44,9 +44,9 @@ GRACE_SECONDS = 10.0
 class RequestRefused(Exception):
     """A request that gets no answer of the upstream's."""
 
-    def __init__(self, refusal: Refusal) -> None:
-        super().__init__(refusal.message)
-        self.refusal = refusal
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.refusal = Refusal(status, code, message)
 
 
 @dataclass
@@ -77,12 +77,10 @@ class UpstreamPool:
                 )
         except TimeoutError as error:
             reason = f"The upstream did not accept a connection in {self.connect_timeout:g} s."
-            raise RequestRefused(Refusal(504, "upstream_timeout", reason)) from error
+            raise RequestRefused(504, "upstream_timeout", reason) from error
         except OSError as error:  # also TLS errors and names that do not resolve
             reason = error.strerror or str(error) or type(error).__name__
-            raise RequestRefused(
-                Refusal(502, "upstream_unreachable", f"The upstream cannot be reached: {reason}.")
-            ) from error
+            raise RequestRefused(502, "upstream_unreachable", f"The upstream cannot be reached: {reason}.") from error
         return peer
 
     def give(self, peer: Connection) -> None:
@@ -238,7 +236,7 @@ class Proxy:
         while isinstance(event := await self._next_part(client, upstream), h11.Data):
             passed += len(event.data)
             if passed > self.settings.max_body:
-                raise RequestRefused(heads.too_large(self.settings.max_body))
+                raise RequestRefused(*heads.too_large(self.settings.max_body))
             if exchange:
                 exchange.asked(bytes(event.data))
             upstream.send(event)
@@ -261,11 +259,9 @@ class Proxy:
                     return response
                 event = await client.next_event(self.settings.timeout)
         except h11.RemoteProtocolError as error:
-            raise RequestRefused(Refusal(400, "bad_request", f"The request's body is broken: {error}.")) from error
+            raise RequestRefused(400, "bad_request", f"The request's body is broken: {error}.") from error
         except TimeoutError as error:
-            raise RequestRefused(
-                Refusal(408, "request_timeout", "The request's body did not come to its end.")
-            ) from error
+            raise RequestRefused(408, "request_timeout", "The request's body did not come to its end.") from error
         assert isinstance(event, h11.Data | h11.EndOfMessage)
         return event
 
@@ -280,20 +276,16 @@ class Proxy:
         try:
             event = await upstream.next_event(self.settings.timeout) if wait else upstream.ready_event()
         except h11.RemoteProtocolError as error:
-            raise RequestRefused(
-                Refusal(502, "upstream_closed", f"The upstream's answer is no HTTP: {error}.")
-            ) from error
+            raise RequestRefused(502, "upstream_closed", f"The upstream's answer is no HTTP: {error}.") from error
         except TimeoutError as error:
             raise self._silent() from error
         if isinstance(event, h11.ConnectionClosed):
-            raise RequestRefused(
-                Refusal(502, "upstream_closed", "The upstream closed the connection without an answer.")
-            )
+            raise RequestRefused(502, "upstream_closed", "The upstream closed the connection without an answer.")
         return event if isinstance(event, h11.Response) else None
 
     def _silent(self) -> RequestRefused:
         reason = f"The upstream gave no answer in {self.settings.timeout:g} s."
-        return RequestRefused(Refusal(504, "upstream_timeout", reason))
+        return RequestRefused(504, "upstream_timeout", reason)
 
     async def _bring_back(
         self, client: Connection, upstream: Connection, response: h11.Response, exchange: Exchange | None

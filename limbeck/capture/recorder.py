@@ -97,17 +97,13 @@ def _start(settings: dict[str, Any]) -> State | None:
             break
         except RunDirError as error:
             if time.monotonic() > end:
-                return _refuse(str(error), in_use=True)
+                return _say({"refused": str(error), "in_use": True})
             time.sleep(0.05)
         except OSError as error:
             reason = f"the store {settings['store']} cannot be written: {error.strerror}. Choose another folder."
-            return _refuse(reason, in_use=False)
+            return _say({"refused": reason, "in_use": False})
     _say({"ready": True})
     return state
-
-
-def _refuse(reason: str, *, in_use: bool) -> None:
-    _say({"refused": reason, "in_use": in_use})
 
 
 def _say(told: dict[str, Any]) -> None:
@@ -118,11 +114,8 @@ def _say(told: dict[str, Any]) -> None:
 def _record(state: State, frame: Frame) -> None:
     try:
         record = record_of(frame, state.redactor, state.settings["tags"])
-    except CaptureError:
-        state.counts["unreadable"] += 1
-        return
-    except (TypeError, ValueError, LookupError, AttributeError, RecursionError):
-        # The answer has the shape of a completion on the outside and another one within.
+    except (CaptureError, TypeError, ValueError, LookupError, AttributeError, RecursionError):
+        # All but the first: the answer has the shape of a completion on the outside and another one within.
         state.counts["unreadable"] += 1
         return
     line = compact_line(record)

@@ -124,16 +124,8 @@ class RecorderLink:
             start_new_session=True,  # Ctrl-C is for the proxy; the recorder ends when the pipe does
         )
         self._offered = self._decided = 0
-        told = {
-            "store": str(settings.store.absolute()),
-            "redact": settings.redact,
-            "tags": settings.tags,
-            "max_bytes": settings.max_bytes,
-            "segment_bytes": settings.segment_bytes,
-            "retry_seconds": settings.retry_seconds,
-        }
         assert self._process.stdin is not None
-        self._process.stdin.write(pack(told, b"", b""))
+        self._process.stdin.write(pack(asdict(settings) | {"store": str(settings.store.absolute())}, b"", b""))
         try:
             async with asyncio.timeout(START_SECONDS):
                 return await self._hear() or {"refused": "the recorder ended at once.", "in_use": False}

@@ -71,7 +71,7 @@ def verify_expert(expert: Expert, *, on_progress: OnProgress = lambda _: None) -
     """Open an expert (whose files the registry has hashed), replay its answers and score its held-out rows again.
 
     Raises ExpertError for damaged files, and what `open_lm` raises."""
-    lm = open_expert(expert)
+    lm = open_lm(expert.model_path, dtype=expert.card.dtype)  # the precision that its answers were written in
     replays, rows = read_replays(expert.path), read_heldout(expert.path)
     others = differing(lm, replays, counted(on_progress, "replay", len(replays), "answers"))
     found = scores_of(score_rows(lm, rows, counted(on_progress, "score", len(rows), "rows"))) if rows else {}
@@ -91,11 +91,6 @@ def verify_expert(expert: Expert, *, on_progress: OnProgress = lambda _: None) -
         scores=scores,
         stated_only=tuple(name for name in stated if name not in {score.metric for score in scores}),
     )
-
-
-def open_expert(expert: Expert) -> LocalLM:
-    """The model of an expert, in the precision that its answers were written in. Raises what `open_lm` raises."""
-    return open_lm(expert.model_path, dtype=expert.card.dtype)
 
 
 def counted(on_progress: OnProgress, stage: str, total: int, unit: str) -> Callable[[int], None]:

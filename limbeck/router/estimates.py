@@ -76,27 +76,18 @@ WORTH = 0.98  # a regression has to lower the left-out error to this share of th
 SHRINK = 4.0  # a mean counts this many rows at the mean of all rows
 
 
-@dataclass(frozen=True)
-class Quality:
-    """Expected quality of model m on a prompt: `kinds_E @ means_EM + outside * floor_M + words_M`, within 0 and 1.
+def expected_quality(
+    means_EM: np.ndarray, floor_M: np.ndarray, kinds_NE: np.ndarray, words_NM: np.ndarray
+) -> np.ndarray:
+    """Quality within 0 and 1 of each model on each prompt [N, M]: kinds_NE @ means_EM + outside * floor_M + words_NM.
 
-    `kinds_E` are the probabilities of the experts' kinds, `outside` of none of them. `floor_M` is what counts out of
-    scope; `words_M` what the regression says (0 where it was not worth it).
-    """
-
-    models: tuple[str, ...]
-    means_EM: np.ndarray
-    floor_M: np.ndarray
-
-    def expected(self, kinds_E: np.ndarray, words_M: np.ndarray) -> np.ndarray:
-        """[M], or [N, M] of many prompts. A model other than an expert is expected to know words of any kind; an
-        expert's regression counts as far as the prompt is of its own kind."""
-        experts = kinds_E.shape[-1]
-        outside = 1.0 - kinds_E.sum(-1, keepdims=True)
-        reach = np.concatenate(
-            [kinds_E, np.ones((*kinds_E.shape[:-1], len(self.models) - experts), kinds_E.dtype)], axis=-1
-        )
-        return np.clip(kinds_E @ self.means_EM + outside * self.floor_M + reach * words_M, 0.0, 1.0)
+    `kinds_NE` are the probabilities of the experts' kinds, `outside` of none of them. `floor_M` counts out of scope.
+    `words_NM` is what the regression says (0 where it was not worth it): an expert's counts as far as the prompt is of
+    its own kind, any other model's in full."""
+    outside = 1.0 - kinds_NE.sum(-1, keepdims=True)
+    others = np.ones((len(kinds_NE), len(floor_M) - kinds_NE.shape[1]), kinds_NE.dtype)
+    reach_NM = np.concatenate([kinds_NE, others], axis=-1)
+    return np.clip(kinds_NE @ means_EM + outside * floor_M + reach_NM * words_NM, 0.0, 1.0)
 
 
 def shrunk_means(quality_NM: np.ndarray, kind_N: np.ndarray, experts: int, worst: float) -> np.ndarray:

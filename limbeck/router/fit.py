@@ -95,7 +95,7 @@ def fit(cases: Iterable[PromptCase], wish: FitSettings) -> Fitted:
     router = _with(router, scope=scope)
     inside_N = router.in_scope(looks.scope_NF)
     router = _with(router, threshold=float(np.quantile(inside_N, 1 - wish.keep, method="lower")))
-    if not _is_judged(parts.calibrate):
+    if len(judged_rows(parts.calibrate)) < MIN_JUDGED:
         return Fitted(router, parts, wish, left_out, None, 0.0)
     return _judged(router, parts, wish, left_out)
 
@@ -223,26 +223,16 @@ def _only(part: Split, kinds: Sequence[int], *, most: int | None = None) -> Spli
 # ---- quality ---------------------------------------------------------------------------------------------------------
 
 
-def _is_judged(part: Split) -> bool:
-    """Whether there are enough prompts on which both the own expert and the teacher were judged."""
-    own = part.quality_NM[np.arange(len(part)), part.kind_N]
-    return int((np.isfinite(own) & np.isfinite(part.quality_NM[:, -1])).sum()) >= MIN_JUDGED
-
-
 def judged_rows(part: Split) -> np.ndarray:
     """Rows on which both the own expert and the teacher were judged."""
     own = part.quality_NM[np.arange(len(part)), part.kind_N]
     return np.flatnonzero(np.isfinite(own) & np.isfinite(part.quality_NM[:, -1]))
 
 
-def lowest(part: Split) -> float:
-    """The lowest quality that any expert was seen with: what counts where one was never judged."""
-    return float(np.nanmin(part.quality_NM[:, :-1]))
-
-
 def _judged(router: Router, parts: Splits, wish: FitSettings, left_out: LeftOut) -> Fitted:
     part = parts.calibrate.take(judged_rows(parts.calibrate))
-    worst, num = lowest(part), len(router.experts)
+    worst = float(np.nanmin(part.quality_NM[:, :-1]))  # of any expert: what counts where one was never judged
+    num = len(router.experts)
     looks = featurize_all(router, part.prompts)
     inside_N = router.in_scope(looks.scope_NF)
     kinds_NE = router.kinds(looks.logits_NE, inside_N)
@@ -304,14 +294,11 @@ def _words(router: Router, part: Split, kinds_NE: np.ndarray) -> tuple[np.ndarra
         reach_N = reach_NM[rows, model]
         gram_NN = matrix.gram() * np.outer(reach_N, reach_N)
         found = ridge(gram_NN, rest_NM[rows, model])
-        weights_BM[:, model] = matrix.transposed_times_numpy((found.dual_N * reach_N)[:, None])[:, 0]
-        words_NM[:, model] = _apply(vectors, weights_BM[:, model])
+        dual_N1 = torch.from_numpy((found.dual_N * reach_N)[:, None].astype(np.float32))
+        weights_BM[:, model] = matrix.transposed_times(dual_N1).numpy()[:, 0]
+        words_NM[:, model] = [vector.values_M @ weights_BM[vector.buckets_M, model] for vector in vectors]
         words_NM[rows, model] = found.left_out_N / np.maximum(reach_N, 1e-9)
     return weights_BM, words_NM
-
-
-def _apply(vectors: Sequence[Vector], weights_B: np.ndarray) -> np.ndarray:
-    return np.array([vector.values_M @ weights_B[vector.buckets_M] for vector in vectors])
 
 
 # ---- logistic regression on sparse vectors: convex, so the start does not matter -------------------------------------
@@ -351,9 +338,6 @@ class Matrix:
         """rows.T @ rest_NE: [B, E]."""
         indices, starts, values = self.columns
         return embedding_bag(indices, rest_NE, starts, mode="sum", per_sample_weights=values)
-
-    def transposed_times_numpy(self, rest_NE: np.ndarray) -> np.ndarray:
-        return self.transposed_times(torch.from_numpy(rest_NE.astype(np.float32))).numpy()
 
     def gram(self) -> np.ndarray:
         """rows @ rows.T [N, N], a block of columns at a time."""

@@ -78,16 +78,16 @@ def page(report: Mapping[str, Any]) -> str:
     """report.html: the same report gives the same page."""
     routing = report["routing"]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    bins = {"student": report["kinds"]["bins"]}
+    names = [shortened(name, 64) for name in report["experts"]]
     html = environment.from_string(_asset("router", "page.html.j2")).render(
         style=Markup(_asset("report", "colours.css") + _asset("report", "page.css")),
-        experts=[shortened(name, 64) for name in report["experts"]],
+        experts=names,
         verdict=_verdict(report),
         tiles=_tiles(report),
         frontier=chart(routing) if routing else None,
-        reliability=reliability(bins),
+        reliability=reliability({"student": report["kinds"]["bins"]}),
         ece=f"{report['kinds']['ece']:.3f}",
-        confusion=_confusion(report),
+        confusion=list(zip(names, report["kinds"]["confusion"], strict=True)),
         models=_models(routing) if routing else [],
         compared=_compared(routing) if routing else [],
         facts=_facts(report),
@@ -151,11 +151,6 @@ def _tiles(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         if isinstance(value, list | tuple) and number(value[0]) is not None:
             tiles.append((show(value[0]), label, f"{show(value[1])} to {show(value[2])}"))
     return tiles
-
-
-def _confusion(report: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
-    names = [shortened(name, 64) for name in report["experts"]]
-    return list(zip(names, report["kinds"]["confusion"], strict=True))
 
 
 def _models(routing: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from limbeck.errors import StoreError
-from limbeck.router.estimates import Cascade, Quality, sigmoid, softmax
+from limbeck.router.estimates import Cascade, expected_quality, sigmoid, softmax
 from limbeck.router.features import SKETCH, Features, Hashing, sketch, weighted
 from limbeck.router.frontier import choose
 from limbeck.system.atomic import fingerprint, verify_dir
@@ -165,24 +165,21 @@ class Router:
         quality = dict(zip(self.models, expected_M.tolist(), strict=True)) if self.judged else {}
         likely = int(kinds_NE[0].argmax())
         name, chance = self.experts[likely], float(kinds_NE[0, likely])
+
+        def decided(expert: str | None, confidence: float, reason: str) -> RouteDecision:
+            return RouteDecision(expert, confidence, probabilities, reason, 1 - inside, quality)
+
         if inside < self.settings.threshold:
-            reason = f"out of scope: {1 - inside:.0%} sure that it is of no expert's kind"
-            return RouteDecision(None, 1 - inside, probabilities, reason, 1 - inside, quality)
+            return decided(None, 1 - inside, f"out of scope: {1 - inside:.0%} sure that it is of no expert's kind")
         if not self.judged:
-            return RouteDecision(name, chance, probabilities, f"{chance:.0%} of {name}'s kind", 1 - inside, quality)
+            return decided(name, chance, f"{chance:.0%} of {name}'s kind")
         allowed_NM = np.ones((1, len(self.models)), bool)
-        chosen = int(choose(expected_M[None], self.cost_M, allowed_NM, self.settings.price)[0])
-        if chosen == len(self.experts):
-            reason = (
-                f"better answered by the teacher: expected quality {quality[TEACHER]:.2f}, {name}'s {quality[name]:.2f}"
-            )
-            return RouteDecision(None, chance, probabilities, reason, 1 - inside, quality)
-        name = self.experts[chosen]
-        chance = probabilities[name]
-        reason = (
-            f"{chance:.0%} of {name}'s kind; expected quality {quality[name]:.2f}, the teacher's {quality[TEACHER]:.2f}"
-        )
-        return RouteDecision(name, chance, probabilities, reason, 1 - inside, quality)
+        chosen = self.models[int(choose(expected_M[None], self.cost_M, allowed_NM, self.settings.price)[0])]
+        worth, teacher = f"expected quality {quality[chosen]:.2f}", quality[TEACHER]
+        if chosen == TEACHER:
+            return decided(None, chance, f"better answered by the teacher: {worth}, {name}'s {quality[name]:.2f}")
+        chance = probabilities[chosen]
+        return decided(chosen, chance, f"{chance:.0%} of {chosen}'s kind; {worth}, the teacher's {teacher:.2f}")
 
     @property
     def judged(self) -> bool:
@@ -197,8 +194,7 @@ class Router:
         """Expected quality [N, M]; NaN without judged rows."""
         if not self.judged:
             return np.full((len(kinds_NE), len(self.models)), np.nan)
-        tensors = self.tensors
-        return Quality(self.models, tensors.means_EM, tensors.floor_M).expected(kinds_NE, words_NM)
+        return expected_quality(self.tensors.means_EM, self.tensors.floor_M, kinds_NE, words_NM)
 
 
 def open_features(bits: int, seed: int, encoder: str = "", expect: str | None = None) -> Features:
@@ -220,15 +216,13 @@ def experts_fingerprint(versions: Mapping[str, str]) -> str:
 
 def write(folder: Path, router: Router) -> None:
     """Put router.json and router.safetensors into a folder that exists (within `rundir.atomic_dir`)."""
-    save_file({name: np.ascontiguousarray(value) for name, value in _tensors(router).items()}, folder / TENSOR_FILE)
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in asdict(router.tensors).items()}, folder / TENSOR_FILE
+    )
     (folder / TENSOR_FILE).chmod(0o644)
     cascades = {name: asdict(cascade) for name, cascade in router.cascades.items()}
     values = {"version": VERSION, **asdict(router.settings), "cascades": cascades}
     (folder / JSON_FILE).write_text(json.dumps(values, indent=1, allow_nan=False), encoding="utf-8")
-
-
-def _tensors(router: Router) -> Mapping[str, np.ndarray]:
-    return asdict(router.tensors)
 
 
 def load(folder: Path, expect: str | None = None) -> Router:

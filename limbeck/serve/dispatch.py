@@ -10,49 +10,22 @@ import asyncio
 import contextlib
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import ExpertError
 from limbeck.serve.errors import ApiError, bad, no_model
 from limbeck.serve.settings import AUTO
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from limbeck.experts import Expert, Registry
+    from limbeck.router.estimates import Cascade
+    from limbeck.router.router import RouteDecision, Router
     from limbeck.serve.logs import Log
     from limbeck.serve.prometheus import Metrics
     from limbeck.serve.settings import Routing
     from limbeck.serve.upstream import UpstreamModel
 
 LONGEST_REASON = 200
-
-
-class Dispatch(Protocol):
-    """What a router says: `expert` None is out of scope, or better answered by the teacher."""
-
-    @property
-    def expert(self) -> str | None: ...
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def reason(self) -> str: ...
-
-
-class ReplyJudge(Protocol):
-    """How an expert's reply is judged by how sure it was of its words: `right` is the probability that it is right."""
-
-    @property
-    def threshold(self) -> float: ...
-    def right(self, mean_logp: float) -> float: ...
-
-
-class Decider(Protocol):
-    """A fitted router."""
-
-    @property
-    def cascades(self) -> Mapping[str, ReplyJudge]: ...
-    def decide(self, prompt: str) -> Dispatch: ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +131,7 @@ class Routes:
     settings: Routing
     catalogue: Catalogue
     metrics: Metrics
-    router: Decider | None
+    router: Router | None
     upstream: UpstreamModel | None
     backends: dict[str, UpstreamModel]
     no_router: str = ""
@@ -202,7 +175,7 @@ class Routes:
             return self._to_expert(decision, f"the conversation stays on its first turn's expert; {decision.reason}")
         return self._to_expert(decision, decision.reason)
 
-    def _decided(self, prompt: str) -> Dispatch:
+    def _decided(self, prompt: str) -> RouteDecision:
         assert self.router is not None
         begun = time.perf_counter()
         try:
@@ -210,7 +183,7 @@ class Routes:
         finally:
             self.metrics.observe("limbeck_router_seconds", time.perf_counter() - begun)
 
-    def _to_expert(self, decision: Dispatch, reason: str) -> Chosen:
+    def _to_expert(self, decision: RouteDecision, reason: str) -> Chosen:
         confidence = round(float(decision.confidence), 4)
         if decision.expert is None:
             return self._fallback(reason, confidence)
@@ -224,13 +197,13 @@ class Routes:
             return self._fallback(f"{reason}; the expert {decision.expert} is not here", confidence)
         return Chosen("auto", reason, expert=expert, confidence=confidence)
 
-    def judge(self, chosen: Chosen) -> ReplyJudge | None:
+    def judge(self, chosen: Chosen) -> Cascade | None:
         """Who says whether the expert's reply stands; None where it always does."""
         if not self.settings.cascade or chosen.route != "auto" or chosen.expert is None or self.router is None:
             return None
         return self.router.cascades.get(chosen.expert.name)
 
-    def doubted(self, chosen: Chosen, judge: ReplyJudge, mean_logp: float) -> Chosen | None:
+    def doubted(self, chosen: Chosen, judge: Cascade, mean_logp: float) -> Chosen | None:
         """Who is asked instead of the expert, whose reply is there; None where it stands."""
         right = judge.right(mean_logp)
         least = judge.threshold if self.settings.cascade_threshold is None else self.settings.cascade_threshold

@@ -6,13 +6,7 @@ import json
 import math
 from typing import Any
 
-KINDS = {
-    401: "authentication_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    502: "server_error",
-    503: "server_error",
-}
+KINDS = {401: "authentication_error", 429: "rate_limit_error", **dict.fromkeys((500, 502, 503), "server_error")}
 
 
 class ApiError(Exception):

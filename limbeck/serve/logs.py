@@ -67,16 +67,12 @@ class LogLines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         found = record.exc_info[1] if record.exc_info else None
-        places = (
-            [f"{one.filename}:{one.lineno} {one.name}" for one in traceback.extract_tb(found.__traceback__)]
-            if found
-            else None
-        )
+        steps = traceback.extract_tb(found.__traceback__) if found else []
         message = "an exception in the application" if found else str(record.msg)
         self._log.event(
             "server",
             record.levelname.lower(),
             message=message.strip(),
             exception=type(found).__name__ if found else None,
-            places=places,
+            places=[f"{one.filename}:{one.lineno} {one.name}" for one in steps] if found else None,
         )

@@ -121,17 +121,8 @@ def experts(house: ServerState) -> dict[str, Any]:
 def _shown(house: ServerState, expert: Expert) -> dict[str, Any]:
     card, scope = expert.card, expert.card.scope
     place = house.pool.places.get(f"{expert.name}@{expert.version}")
-    names = (
-        "format",
-        "quant",
-        "parameters",
-        "bytes",
-        "memory_bytes",
-        "tokens_per_second",
-        "machine",
-        "teacher",
-        "licence",
-    )
+    names = ("format", "quant", "parameters", "bytes", "memory_bytes")
+    names += ("tokens_per_second", "machine", "teacher", "licence")
     return {
         "name": expert.name,
         "version": expert.version,

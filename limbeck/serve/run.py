@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from limbeck.experts import Expert
     from limbeck.serve.app import ServerState
-    from limbeck.serve.dispatch import Decider
     from limbeck.serve.middleware import LimitsMiddleware
     from limbeck.serve.pool import LoadedExpert
     from limbeck.serve.settings import Serving
@@ -57,7 +56,7 @@ def build(
     *,
     on_message: Callable[[str], None],
     open_with: Callable[[Serving], Callable[[Expert, int], LoadedExpert]] | None = None,
-    router: Decider | None = None,
+    router: Router | None = None,
 ) -> Built:
     """All parts of the server, put together; `open_with` and `router` stand in for what
     opens experts and for the registry's router. Raises as `run_serve`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
@@ -100,7 +99,7 @@ def protocol_with(limits: ServeLimits) -> type[H11Protocol]:
 
         def _refuse(self, error: ApiError) -> None:
             """Answer without the application, and close."""
-            body = json.dumps(error.body).encode()
+            body = error.encoded
             head = f"HTTP/1.1 {error.status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
             self.transport.write(f"{head}connection: close\r\n\r\n".encode() + body)
             self.transport.close()
