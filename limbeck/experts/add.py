@@ -68,6 +68,7 @@ def add_expert(
     scores, notes = _scores(finished, choice.role, own, own_artifact)
     quality, rows = kept.prompt_rows(own, own_artifact, on_message)
     size = disk_bytes(artifact)
+    facts["recipe_yaml"] = kept.redactor.text(facts["recipe_yaml"])
     card = ExpertCard(
         scope=kept.scope(rows, registry),
         created=datetime.now(UTC).date().isoformat(),
@@ -84,7 +85,7 @@ def add_expert(
         quality=quality,
         notes=notes,
         scores=scores,
-        **facts | {"recipe_yaml": kept.redactor.text(facts["recipe_yaml"])},
+        **facts,
     )
     texts = {REPLAY: jsonl(replays), **({HELDOUT: jsonl(kept.heldout)} if choice.prompts else {})}
     stored = rows if choice.prompts else []

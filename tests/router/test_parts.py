@@ -77,9 +77,7 @@ def test_products_with_sparse_rows():
     dense, matrix = random_matrix(7, 11)
     right, left = np.random.default_rng(1).normal(size=(11, 3)), np.random.default_rng(2).normal(size=(7, 3))
     assert np.allclose(matrix.times(torch.from_numpy(right).float()).numpy(), dense @ right, atol=1e-5)
-    assert np.allclose(
-        matrix.transposed_times(torch.from_numpy(left.astype(np.float32))).numpy(), dense.T @ left, atol=1e-5
-    )
+    assert np.allclose(matrix.transposed_times(torch.from_numpy(left).float()).numpy(), dense.T @ left, atol=1e-5)
     assert np.allclose(matrix.gram(), dense @ dense.T, atol=1e-5)
 
 
