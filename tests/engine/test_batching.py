@@ -182,6 +182,7 @@ def fed(monkeypatch):
 def test_a_long_prompt_does_not_keep_others_waiting(fed):
     lm, served = pair("llama")
     desk = worker(served)
+    fed.clear()  # what proving the model read
     desk._rate = 1.0  # a slow model: 32 tokens a step
     short = job(lm, prompt(4), replace(GREEDY, max_tokens=20))
     desk.admit(short)
@@ -200,6 +201,7 @@ def test_a_long_prompt_does_not_keep_others_waiting(fed):
 def test_short_prompts_are_read_together_and_not_behind_a_long_one(fed):
     lm, served = pair("llama")
     desk = worker(served)
+    fed.clear()  # what proving the model read
     desk._rate = 100.0  # 50 tokens a step where nothing is written
     jobs = [job(lm, prompt(100)), *(job(lm, prompt(5, seed)) for seed in (1, 2, 3))]
     for each in jobs:
@@ -212,6 +214,7 @@ def test_short_prompts_are_read_together_and_not_behind_a_long_one(fed):
 def test_what_stands_in_memory_is_not_read_again(fed):
     lm, served = pair("gemma2")
     desk = worker(served, slots=3)
+    fed.clear()  # what proving the model read
     before = prompt(60)
     for tail in (prompt(7, 1), prompt(5, 2), prompt(1, 3)):
         ids = np.concatenate([before, tail])
@@ -232,6 +235,7 @@ def test_what_stands_in_memory_is_not_read_again(fed):
 def test_several_replies_to_one_prompt_read_it_once(fed):
     lm, served = pair("llama")
     desk = worker(served)
+    fed.clear()  # what proving the model read
     ids, sampling = prompt(70), Sampling(temperature=1.0, max_tokens=5)
     jobs = [job(lm, ids, sampling, draw_index=index) for index in range(4)]
     outs, _ = run(desk, jobs)
