@@ -27,6 +27,7 @@ from limbeck.recipe import DecontaminateRule, Judge, VerdictRule
 from limbeck.system.atomic import atomic_path, atomic_write, fingerprint, sha256_file
 from limbeck.system.jsonl import append_durably, read_values
 from limbeck.system.meter import Meter
+from limbeck.text.finish import finish_reason
 from limbeck.types import Row, Trace
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _candidate(item: Row | Trace, row: Row, tokenizer: PreTrainedTokenizerBase) 
         prompt=turns[-1].get("content") or "" if turns else ("" if reply == row.text else row.text),
         reply=reply,
         reference=row.reference,
-        finish_reason=meta.get("finish_reason", "stop"),
+        finish_reason=finish_reason(meta.get("finish_reason", "stop")),
         num_tokens=item.num_supervised,
         meta=meta,
     )

@@ -22,7 +22,8 @@ class Capabilities:
     depend on the sampling temperature. `ends_told`: also the token that ends a reply has them. `tokens`: whether the
     endpoint's tokens are ours, byte for byte, `tokens_why` what shows it; `prompt` the same of its rendered prompt.
     `spread` is the largest difference, in nats, between log-probs of one greedy request sent several times. None:
-    nothing was to be seen (no reply ended, no log-probs to compare).
+    nothing was to be seen (no reply ended, no log-probs to compare). `strange_ends` are finish reasons in words that
+    nobody knows.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Capabilities:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     version: int = VERSION
+    strange_ends: tuple[str, ...] = ()
 
     @property
     def steady(self) -> bool:
@@ -66,7 +68,15 @@ class Capabilities:
     def identity(self) -> str:
         """16 hex digits over what stored traces depend on: not over what it cost to find out, nor over what a second
         look may find a little different."""
-        left_out = ("requests", "prompt_tokens", "completion_tokens", "spread", "same_text", "tokens_why")
+        left_out = (
+            "requests",
+            "prompt_tokens",
+            "completion_tokens",
+            "spread",
+            "same_text",
+            "tokens_why",
+            "strange_ends",
+        )
         return fingerprint({name: value for name, value in asdict(self).items() if name not in left_out})
 
     def to_json(self) -> dict[str, Any]:
@@ -76,9 +86,11 @@ class Capabilities:
     def from_json(cls, value: dict[str, Any]) -> Capabilities:
         """Raises TeacherError for a record of another version, or none."""
         names = {each.name for each in fields(cls)}
-        if not isinstance(value, dict) or value.get("version") != VERSION or set(value) != names:
+        known = isinstance(value, dict) and set(value) | {"strange_ends"} == names  # older records lack it
+        if not known or value["version"] != VERSION:
             raise TeacherError(
                 "the record of what the endpoint can do is damaged or of another version; delete it, and the endpoint "
                 "is probed again."
             )
-        return cls(**{**value, "fingerprints": tuple(value["fingerprints"])})
+        lists = {name: tuple(value.get(name, ())) for name in ("fingerprints", "strange_ends")}
+        return cls(**{**value, **lists})

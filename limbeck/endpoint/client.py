@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
-import ssl
+import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from limbeck.endpoint.parse import Malformed, given_body, parse, read_answer, read_given
-from limbeck.endpoint.status import RequestRejected, RetryLater, judge
+from limbeck.endpoint.given import given_body, read_given
+from limbeck.endpoint.network import judge_network, network_errors
+from limbeck.endpoint.parse import Malformed, parse, read_answer
+from limbeck.endpoint.status import RequestRejected, RetryLater, hidden_error, judge
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.recipe import OpenAITeacher, name_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from limbeck.endpoint.messages import ApiReply, ApiRequest
 
@@ -62,8 +63,8 @@ class Endpoint:
             return RetryLater("timeout", reason, billed=True)
         except Malformed as error:
             return RetryLater("malformed", self.redact(str(error)), billed=True)
-        except _trouble() as error:
-            return self._judge_connection(error)
+        except network_errors() as error:
+            return judge_network(error, self.where, self.redact)
         return self._read(ask, status, headers, body, asyncio.get_running_loop().time() - begun)
 
     def _read(
@@ -75,8 +76,8 @@ class Endpoint:
             if self.key != NO_KEY and self.key.encode() in body:
                 raise Malformed("the body repeats the API key")
             found = parse(body)
-            if isinstance(found, dict) and found.get("error") and not found.get("choices"):
-                return self._hidden_error(found["error"], headers, body)
+            if isinstance(found, dict) and not found.get("choices") and (error := hidden_error(found)):
+                return self._hidden_error(error, headers, body)
             return read_given(found, ask, seconds) if ask.given else read_answer(found, ask, seconds)
         except Malformed as error:
             return RetryLater("malformed", self.redact(str(error)), billed=True)
@@ -94,43 +95,24 @@ class Endpoint:
         async with contextlib.aclosing(response):
             return response.status_code, response.headers, await _whole(response.aiter_bytes())
 
-    def _judge_connection(self, error: Exception) -> RetryLater:
-        import httpx2
-        import openai
-
-        causes = _causes(error)
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                raise TeacherError(
-                    self.redact(f"the certificate of {self.where} cannot be trusted ({cause.verify_message}). ")
-                    + "Check teacher.base_url, the clock, and the machine's certificates; nothing was sent."
-                ) from None
-        said = self.redact(next((str(cause) for cause in reversed(causes) if str(cause)), type(error).__name__))
-        kinds = {type(cause) for cause in causes}
-        if any(isinstance(cause, socket.gaierror) for cause in causes):
-            return RetryLater("connect", f"the host name is unknown ({said})")
-        if kinds & {httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout, httpx2.ProxyError}:
-            return RetryLater("connect", f"no connection ({said})")
-        if any(isinstance(cause, openai.APITimeoutError | httpx2.TimeoutException) for cause in causes):
-            return RetryLater("timeout", f"nothing came in time ({said})", billed=True)
-        if httpx2.DecodingError in kinds:
-            return RetryLater("malformed", f"the body cannot be decompressed ({said})", billed=True)
-        return RetryLater("reset", f"the connection broke off ({said})", billed=True)
-
     def judge(self, status: int, headers: Any, body: bytes) -> RetryLater | RequestRejected:
         """`status.judge`, with nothing secret in what it returns or raises."""
         try:
             found = judge(status, headers, body, self.where)
         except TeacherError as error:
             raise TeacherError(self.redact(str(error))) from None
+        if isinstance(found, RequestRejected):
+            return replace(found, reason=self.redact(found.reason), doubt=self.redact(found.doubt))
         return replace(found, reason=self.redact(found.reason))
 
     def _hidden_error(self, error: Any, headers: Any, body: bytes) -> RetryLater | RequestRejected:
         """Some gateways send errors with status 200; their code is the status that was meant."""
         code = error.get("code") if isinstance(error, dict) else None
-        status = int(code) if isinstance(code, int) or (isinstance(code, str) and code.isdecimal()) else 0
-        if 400 <= status < 600:
-            return self.judge(status, headers, body)
+        if re.fullmatch("[45][0-9][0-9]", str(code)[:9]):
+            return self.judge(int(str(code)), headers, body)
+        about_prompt = self.judge(400, headers, body)
+        if isinstance(about_prompt, RequestRejected) and about_prompt.kind != "invalid":
+            return about_prompt
         said = error.get("message", error) if isinstance(error, dict) else error
         raise Malformed(f"an error with status 200: {str(said)[:200]}")
 
@@ -186,8 +168,7 @@ def body_of(settings: OpenAITeacher, ask: ApiRequest) -> dict[str, Any]:
     if ask.prompt is not None:
         body["prompt"] = ask.prompt
     else:
-        system = [] if settings.system is None else [{"role": "system", "content": settings.system}]
-        body["messages"] = [*system, *ask.messages]
+        body["messages"] = with_system(settings.system, ask.messages)
     body["temperature"] = sampling.temperature
     body[settings.max_tokens_key] = sampling.max_tokens
     optional = {
@@ -201,6 +182,22 @@ def body_of(settings: OpenAITeacher, ask: ApiRequest) -> dict[str, Any]:
     body |= {key: value for key, (value, sent) in optional.items() if sent}
     body |= settings.extra_body
     return {key: value for key, value in body.items() if value is not None}
+
+
+def with_system(system: str | None, messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """A conversation with the recipe's system prompt. Many templates refuse a second system message, so that one of
+    the conversation's own becomes the second part of the recipe's."""
+    first = messages[0] if messages else {}
+    if system is None:
+        return list(messages)
+    if first.get("role") not in ("system", "developer"):
+        return [{"role": "system", "content": system}, *messages]
+    own = first.get("content") or ""
+    if isinstance(own, str):
+        joined: Any = f"{system}\n\n{own}" if own else system
+    else:
+        joined = [{"type": "text", "text": f"{system}\n\n"}, *own]
+    return [{**first, "content": joined}, *messages[1:]]
 
 
 def redact(text: str, key: str) -> str:
@@ -223,20 +220,3 @@ async def _whole(chunks: AsyncIterator[bytes]) -> bytes:
         if len(found) > MOST_BYTES:
             raise Malformed(f"the body is longer than {MOST_BYTES:,} bytes")
     return bytes(found)
-
-
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in found:
-        found.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    return found
-
-
-def _trouble() -> tuple[type[Exception], ...]:
-    """What the client raises when no whole answer came; a function, because the client is optional."""
-    import httpx2
-    import openai
-
-    return (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, OSError)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from limbeck.text.finish import finish_reason
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
@@ -40,8 +41,8 @@ class ApiToken:
 
 @dataclass(frozen=True)
 class ApiChoice:
-    """One reply. `finish_reason` as the endpoint gave it (stop, length, content_filter ...); `tokens` None without
-    log-probs; `reasoning` what a reasoning endpoint told apart from the reply."""
+    """One reply. `finish_reason` in our words (`text.finish`), or the endpoint's own where it is none of them; `tokens`
+    None without log-probs; `reasoning` what a reasoning endpoint told apart from the reply."""
 
     text: str
     finish_reason: str
@@ -51,8 +52,8 @@ class ApiChoice:
 
 @dataclass(frozen=True)
 class ApiReply:
-    """What came back for one request. Token counts are the endpoint's own, None where it told none; `seconds` from
-    sending to the last byte."""
+    """What came back for one request. Token counts are the endpoint's own, reasoning included, None where it told none;
+    `seconds` from sending to the last byte."""
 
     choices: tuple[ApiChoice, ...]
     model: str
@@ -115,7 +116,7 @@ def _choice_from_json(value: Mapping[str, Any]) -> ApiChoice:
     tokens = value.get("tokens")
     if tokens is not None:
         tokens = tuple(ApiToken(*_read(token[:4]), tuple(_read(one) for one in token[4])) for token in tokens)
-    return ApiChoice(value["text"], value["finish_reason"], tokens, value.get("reasoning", ""))
+    return ApiChoice(value["text"], finish_reason(value["finish_reason"]), tokens, value.get("reasoning", ""))
 
 
 def _spelling(token: ApiToken | Alternative) -> tuple[str, str | bool | None, int | None, float]:

@@ -1,7 +1,9 @@
 """What an endpoint sent, as an answer or as the reason why it is none. Nothing is believed before it was looked at.
 
-Servers send proxies' HTML with status 200, half a JSON document, null for a text, NaN for a log-prob, or log-probs of
-another length than the tokens. All of that is `Malformed`: the row is asked again and at last set aside, never stored.
+Servers send proxies' HTML with status 200, half a JSON document, or log-probs of another length than the tokens. All
+of that is `Malformed`: the row is asked again and at last set aside, never stored. What is only said in other words is
+read: contents as parts, log-probs in the shape of chats or of plain completions, token counts as floats. A count that
+is missing or none stays unknown, and is charged at its worst.
 """
 
 from __future__ import annotations
@@ -9,15 +11,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from limbeck.endpoint.messages import Alternative, ApiChoice, ApiReply, ApiToken
+from limbeck.errors import DataError
+from limbeck.text.content import Spoken, spoken
+from limbeck.text.finish import finish_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from limbeck.endpoint.messages import ApiRequest
-    from limbeck.recipe import OpenAITeacher
 
 
 SLACK = 1e-3
@@ -27,7 +32,11 @@ TOKEN_ID = re.compile(r"token_id:(\d+)")
 """How vLLM names tokens under `return_tokens_as_token_ids`."""
 
 
-Key = TypeVar("Key")
+NEVER = -9999.0
+"""The log-prob of what cannot be: some servers write this number, some null, some minus infinity."""
+
+WORDLESS = ("content_filter", "refusal", "tool_calls")
+"""How replies end that need not have log-probs."""
 
 
 class Malformed(Exception):
@@ -35,9 +44,10 @@ class Malformed(Exception):
 
 
 def parse(body: bytes) -> Any:
-    """JSON, strictly: UTF-8, no NaN, no infinity. Raises Malformed."""
+    """JSON in UTF-8. NaN and the infinities are let through, as servers in Python write them: each number is looked at
+    where it is used. Raises Malformed."""
     try:
-        return json.loads(body.decode(), parse_constant=_refuse_constant)
+        return json.loads(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise Malformed(f"the body is not UTF-8 (byte {error.start})") from None
     except RecursionError:
@@ -56,119 +66,154 @@ def read_answer(found: Any, ask: ApiRequest, seconds: float) -> ApiReply:
     choices = _list(body.get("choices"), "choices")
     if not 1 <= len(choices) <= ask.sampling.n:
         raise Malformed(f"it has {len(choices)} choices; {ask.sampling.n} were asked for")
-    read = _chat_choice if ask.prompt is None else _text_choice
-    ordered = sorted((_object(choice, "a choice") for choice in choices), key=_index)
-    if len({_index(choice) for choice in ordered}) < len(ordered) and ask.sampling.n > 1:
-        raise Malformed("two choices have one index")
-    usage = _object(body.get("usage") or {}, "usage")
+    ordered = sorted((_object(choice, "a choice") for choice in choices), key=_index)  # stable: some count no index
+    read = tuple(_choice(choice, ask) for choice in ordered)
+    prompt, reply = read_usage(body.get("usage"), wrote=any(choice.text or choice.reasoning for choice in read))
     return ApiReply(
-        tuple(read(choice, ask) for choice in ordered),
-        _text(body.get("model") or "", "model"),
-        _text(body.get("system_fingerprint") or "", "system_fingerprint"),
-        _count(usage.get("prompt_tokens"), "usage.prompt_tokens"),
-        _count(usage.get("completion_tokens"), "usage.completion_tokens"),
+        read,
+        read_text(body.get("model") or "", "model"),
+        read_text(body.get("system_fingerprint") or "", "system_fingerprint"),
+        prompt,
+        reply,
         seconds,
     )
+
+
+# ---- usage -----------------------------------------------------------------------------------------------------------
+
+
+def read_usage(usage: Any, *, wrote: bool = True) -> tuple[int | None, int | None]:
+    """Tokens of the prompt and of the reply that may be billed; None for what is not told, or is no count.
+
+    A prompt of 0 tokens, and 0 tokens of a reply that says something, are counts of a server that does not count.
+    Reasoning is a part of the reply by OpenAI's rule, and beside it by others': the total shows which, or that it is
+    more than the reply. Where nothing shows, the larger count is taken.
+    """
+    told = usage if isinstance(usage, Mapping) else {}
+    details = told.get("completion_tokens_details")
+    prompt, reply, total = (
+        next((count for name in names if (count := _count(told.get(name))) is not None), None)
+        for names in (("prompt_tokens", "input_tokens"), ("completion_tokens", "output_tokens"), ("total_tokens",))
+    )
+    prompt, reply = prompt or None, None if wrote and not reply else reply
+    hidden = [_count(each.get("reasoning_tokens")) for each in (details, told) if isinstance(each, Mapping)]
+    thought = max((count for count in hidden if count), default=0)
+    if reply is None and prompt is not None and total and total > prompt:
+        reply = total - prompt
+    if reply is None:
+        return prompt, None
+    reply = max(reply, reply + thought if thought > reply else 0, total - prompt if total and prompt else 0)
+    return prompt, reply
+
+
+def _count(value: Any) -> int | None:
+    """Servers write counts as whole numbers, floats, texts, or not at all."""
+    if isinstance(value, str):
+        value = int(value) if value.isdecimal() and len(value) < 16 else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e15:
+        return None
+    return math.ceil(value)
 
 
 # ---- choices ---------------------------------------------------------------------------------------------------------
 
 
-def _chat_choice(choice: dict[str, Any], ask: ApiRequest) -> ApiChoice:
-    message = _object(choice.get("message"), "message")
-    reason = _reason(choice)
-    reasoning = _text(message.get("reasoning_content") or message.get("reasoning") or "", "reasoning_content")
-    content = message.get("content")
-    if content is None and isinstance(message.get("refusal"), str):
-        content, reason = message["refusal"], "refusal"
-    if content is None:
-        if reason != "content_filter" and not reasoning:
-            raise Malformed("the content is null")
-        content = ""
-    text = _text(content, "content")
-    logprobs = choice.get("logprobs")
-    found = None if logprobs is None else _object(logprobs, "logprobs").get("content")
-    items = _wanted(found, ask, reason)
-    tokens = None if items is None else _with_ids(_chat_tokens(items, text), choice)
-    return ApiChoice(text, reason, tokens, reasoning)
+def _choice(choice: dict[str, Any], ask: ApiRequest) -> ApiChoice:
+    reason = finish_reason(choice.get("finish_reason"))
+    if reason == "error":
+        raise Malformed(f"the finish_reason is {str(choice['finish_reason'])[:40]!r}: the endpoint broke off")
+    said = _words(choice) if ask.prompt is None else Spoken(read_text(choice.get("text"), "text"), "", "")
+    text = said.text or said.refusal
+    if said.refusal and not said.text:
+        reason = "refusal"
+    elif ask.prompt is None and choice["message"].get("tool_calls"):
+        reason = "tool_calls"  # some say that they stopped
+    tokens = _tokens(choice, text, needed=bool(text) and reason not in WORDLESS) if ask.logprobs else None
+    return ApiChoice(text, reason, tokens, said.reasoning)
 
 
-def _text_choice(choice: dict[str, Any], ask: ApiRequest) -> ApiChoice:
-    text = _text(choice.get("text"), "text")
-    reason = _reason(choice)
-    logprobs = choice.get("logprobs")
-    found = None if logprobs is None else _object(logprobs, "logprobs")
-    names = _wanted(found and found.get("tokens"), ask, reason)
-    tokens = None if names is None else _with_ids(_text_tokens(found or {}, names, text), choice)
-    return ApiChoice(text, reason, tokens)
-
-
-def _reason(choice: dict[str, Any]) -> str:
-    reason = choice.get("finish_reason")
-    if not isinstance(reason, str) or not reason or reason == "error":
-        raise Malformed(f"the finish_reason is {reason!r}")
-    return reason
+def _words(choice: dict[str, Any]) -> Spoken:
+    """What a chat's choice says. No content at all is an empty reply: the budget went into reasoning, or it was
+    filtered away, or a tool is called."""
+    try:
+        said = spoken(_object(choice.get("message"), "message"))
+    except DataError as error:
+        raise Malformed(str(error).rstrip(".")) from None
+    return Spoken(*(read_text(value, name) for name, value in said._asdict().items()))
 
 
 def _index(choice: dict[str, Any]) -> int:
-    index = choice.get("index", 0)
-    if not isinstance(index, int):
-        raise Malformed(f"a choice has the index {index!r}")
-    return index
-
-
-def _wanted(tokens: Any, ask: ApiRequest, reason: str) -> list[Any] | None:
-    """The list of tokens where log-probs were asked for. What was filtered away may have none."""
-    if not ask.logprobs:
-        return None
-    if not tokens:
-        if reason in ("content_filter", "refusal"):
-            return None
-        raise Malformed("log-probs were asked for, and there are none")
-    return _list(tokens, "logprobs")
+    return _count(choice.get("index")) or 0
 
 
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _chat_tokens(items: Sequence[Any], content: str) -> tuple[ApiToken, ...]:
-    tokens = []
-    for item in items:
-        token = _object(item, "a log-prob")
-        one = _alternative(token)
-        tops = (_object(top, "a top log-prob") for top in _list(token.get("top_logprobs") or [], "top_logprobs"))
-        tokens.append(ApiToken(*one, tuple(sorted(map(_alternative, tops), key=_by_logp))))
-    _check_text(tokens, content)
-    return tuple(tokens)
+def _tokens(choice: dict[str, Any], text: str, *, needed: bool) -> tuple[ApiToken, ...] | None:
+    """A choice's log-probs, in the shape of chats (objects under `content`) or of completions (lists side by side):
+    which of them is sent does not depend on what was asked. None where there are none and none are `needed`."""
+    told = choice.get("logprobs")
+    if isinstance(told, dict) and isinstance(told.get("content"), list):
+        told = told["content"]
+    ids = choice.get("token_ids")
+    if isinstance(told, list) and told:
+        tokens = tuple(_token(_object(item, "a log-prob")) for item in told)
+    elif isinstance(told, dict) and told.get("tokens"):
+        tokens = _side_by_side(told)
+        ids = told.get("token_ids") if ids is None else ids
+    elif needed:
+        raise Malformed("log-probs were asked for, and there are none")
+    else:
+        return None
+    _check_text(tokens, text)
+    for token in tokens:
+        require_logp(token)
+    return tokens if ids is None else _with_ids(tokens, ids)
 
 
-def _text_tokens(logprobs: dict[str, Any], names: Sequence[Any], text: str) -> tuple[ApiToken, ...]:
+def _token(item: dict[str, Any]) -> ApiToken:
+    return ApiToken(*_alternative(item), _tops(item.get("top_logprobs")))
+
+
+def _side_by_side(logprobs: dict[str, Any]) -> tuple[ApiToken, ...]:
+    names = _list(logprobs["tokens"], "tokens")
     logps = _list(logprobs.get("token_logprobs"), "token_logprobs")
     tops = _list(logprobs.get("top_logprobs") or [None] * len(names), "top_logprobs")
     if not len(names) == len(logps) == len(tops):
         raise Malformed(f"{len(names)} tokens have {len(logps)} log-probs and {len(tops)} top_logprobs")
-    tokens = []
-    for name, logp, top in zip(names, logps, tops, strict=True):
-        one = _alternative({"token": name, "logprob": logp})
-        others = [_alternative({"token": t, "logprob": p}) for t, p in _object(top or {}, "top_logprobs").items()]
-        tokens.append(ApiToken(*one, tuple(sorted(others, key=_by_logp))))
-    _check_text(tokens, text)
-    return tuple(tokens)
+    own = (_alternative({"token": name, "logprob": logp}) for name, logp in zip(names, logps, strict=True))
+    return tuple(ApiToken(*one, _tops(top)) for one, top in zip(own, tops, strict=True))
 
 
-def _by_logp(token: Alternative) -> float:
-    return -token.logp
+def _tops(told: Any) -> tuple[Alternative, ...]:
+    """The most probable tokens of a position, the best first: objects in a list, or log-probs by their text."""
+    if isinstance(told, dict):
+        told = [{"token": token, "logprob": logp} for token, logp in told.items()]
+    found = [_alternative(_object(top, "a top log-prob")) for top in _list(told or [], "top_logprobs")]
+    return tuple(sorted(found, key=lambda token: -token.logp))
 
 
 def _alternative(item: dict[str, Any]) -> Alternative:
-    text, logp, spelled = _text(item.get("token"), "token"), item.get("logprob"), item.get("bytes")
-    if isinstance(logp, bool) or not isinstance(logp, int | float) or not math.isfinite(logp) or logp > SLACK:
-        raise Malformed(f"the log-prob of {text!r} is {logp!r}")
+    text = read_text(item.get("token"), "token")
+    logp, spelled = read_logp(item.get("logprob"), text), item.get("bytes")
     if named := TOKEN_ID.fullmatch(text):
-        return Alternative("", None, int(named[1]), min(float(logp), 0.0))
-    if spelled is not None:
-        spelled = _bytes(spelled)
-    return Alternative(text, spelled, None, min(float(logp), 0.0))
+        return Alternative("", None, int(named[1]), logp)
+    return Alternative(text, None if spelled is None else _bytes(spelled), None, logp)
+
+
+def require_logp(token: ApiToken) -> None:
+    """Raises Malformed for a position of which nothing is told: not its token's log-prob, nor any other's."""
+    if max((token.logp, *(one.logp for one in token.top))) <= NEVER:
+        raise Malformed(f"the log-prob of {token.text!r} is not told")
+
+
+def read_logp(value: Any, token: str) -> float:
+    """At most 0; NEVER for what cannot be. Raises Malformed for what is no log-prob."""
+    if value is None or value == -math.inf:
+        return NEVER
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value <= SLACK:
+        raise Malformed(f"the log-prob of {token!r} is {str(value)[:40]!r}")
+    return min(float(value), 0.0) if value > NEVER else NEVER
 
 
 def _bytes(spelled: Any) -> bytes:
@@ -195,13 +240,10 @@ def _check_text(tokens: Sequence[ApiToken], text: str) -> None:
         raise Malformed(f"its {len(tokens)} log-probs are not those of its text")
 
 
-def _with_ids(tokens: tuple[ApiToken, ...], choice: dict[str, Any]) -> tuple[ApiToken, ...]:
-    """The ids that vLLM sends beside them under `return_token_ids`."""
-    ids = choice.get("token_ids")
-    if ids is None:
-        return tokens
-    ids = [_count(id, "token_ids") for id in _list(ids, "token_ids")]
-    if len(ids) != len(tokens):
+def _with_ids(tokens: tuple[ApiToken, ...], told: Any) -> tuple[ApiToken, ...]:
+    """The ids that some servers send beside them: vLLM under `return_token_ids`, Together always."""
+    ids = [_count(id) for id in _list(told, "token_ids")]
+    if len(ids) != len(tokens) or None in ids:
         raise Malformed(f"{len(ids)} token_ids have {len(tokens)} log-probs")
     return tuple(ApiToken(t.text, t.bytes, id, t.logp, t.top) for t, id in zip(tokens, ids, strict=True))
 
@@ -217,7 +259,7 @@ def _list(value: Any, what: str) -> list[Any]:
     return value if isinstance(value, list) else _wrong(value, what, "a list")
 
 
-def _text(value: Any, what: str) -> str:
+def read_text(value: Any, what: str) -> str:
     """A text that can be written: half a surrogate pair cannot."""
     if not isinstance(value, str):
         _wrong(value, what, "a text")
@@ -228,113 +270,5 @@ def _text(value: Any, what: str) -> str:
     return value
 
 
-def _count(value: Any, what: str) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
-        return value
-    _wrong(value, what, "a count")
-
-
 def _wrong(value: Any, what: str, wanted: str) -> NoReturn:
     raise Malformed(f"{what} is {str(value)[:40]!r} ({type(value).__name__}), not {wanted}")
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise Malformed(f"the body holds {name}")
-
-
-# ---- text that was given ---------------------------------------------------------------------------------------------
-#
-# It is sent as token ids. vLLM's `prompt_logprobs` names ids too, so nothing is ambiguous. The older `echo` with
-# `logprobs` on completions names tokens by their text, and which ones they are has to be proven.
-
-SCORED = "scored"
-"""The finish reason of text that was given and not written."""
-
-
-def given_body(settings: OpenAITeacher, ask: ApiRequest) -> dict[str, Any]:
-    """The request. One token is written besides, since servers refuse to write none; it is thrown away."""
-    body: dict[str, Any] = {"model": settings.model, "prompt": list(ask.given), "temperature": 0, "max_tokens": 1}
-    body |= {"echo": True, "logprobs": ask.logprobs} if ask.echo else {"prompt_logprobs": ask.logprobs}
-    body |= settings.extra_body
-    return {key: value for key, value in body.items() if value is not None}
-
-
-def read_given(body: Mapping[str, Any], ask: ApiRequest, seconds: float) -> ApiReply:
-    """The tokens from `ask.first` on, each with the most probable ones in its place, as one choice.
-
-    Raises Malformed.
-    """
-    choices = body.get("choices")
-    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-        raise Malformed("the text was given once, and there is not one choice")
-    tokens = (_echoed if ask.echo else _prompted)(choices[0], ask)
-    usage: Any = body.get("usage")
-    counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if isinstance(count, int) else None for count in counts)
-    choice = ApiChoice("", SCORED, tokens)
-    model, print_ = (str(body.get(name) or "") for name in ("model", "system_fingerprint"))
-    return ApiReply((choice,), model, print_, prompt, completion, seconds)
-
-
-def _prompted(choice: Mapping[str, Any], ask: ApiRequest) -> tuple[ApiToken, ...]:
-    rows = choice.get("prompt_logprobs")
-    if not isinstance(rows, list) or len(rows) != len(ask.given):
-        found = f"{len(rows)} of them" if isinstance(rows, list) else "none"
-        raise Malformed(f"prompt_logprobs of {len(ask.given)} tokens were asked for, and there are {found}")
-    tokens = []
-    for own, row in zip(ask.given[ask.first :], rows[ask.first :], strict=True):
-        if not isinstance(row, dict):
-            raise Malformed("a position has no prompt_logprobs")
-        told = {_id(key): _logp(value) for key, value in row.items()}
-        if own not in told:
-            raise Malformed(f"the prompt_logprobs of token {own} do not tell its own")
-        top = tuple(Alternative("", None, id, logp) for id, logp in _sorted(told) if id != own)
-        tokens.append(ApiToken("", None, own, told[own], top))
-    return tuple(tokens)
-
-
-def _echoed(choice: Mapping[str, Any], ask: ApiRequest) -> tuple[ApiToken, ...]:
-    found = choice.get("logprobs")
-    names, logps, tops = (_echoed_list(found, name) for name in ("tokens", "token_logprobs", "top_logprobs"))
-    if not len(names) == len(logps) == len(tops) or len(names) < len(ask.given):
-        raise Malformed(f"{len(ask.given)} tokens were given, and {len(names)} come back")
-    tokens = []
-    for place in range(ask.first, len(ask.given)):
-        top = tops[place] if isinstance(tops[place], dict) else {}
-        text, own = _named(names[place])
-        others = _sorted({name: _logp(value) for name, value in top.items() if name != names[place]})
-        alternatives = tuple(Alternative(text, None, id, logp) for name, logp in others for text, id in [_named(name)])
-        tokens.append(ApiToken(text, None, own, _logp(logps[place]), alternatives))
-    return tuple(tokens)
-
-
-def _echoed_list(logprobs: Any, name: str) -> list[Any]:
-    found = logprobs.get(name) if isinstance(logprobs, dict) else None
-    if not isinstance(found, list):
-        raise Malformed("the text was to be echoed with log-probs, and there are none")
-    return found
-
-
-def _named(name: object) -> tuple[str, int | None]:
-    """Text and id of a token, which vLLM names by id when it is asked to."""
-    if not isinstance(name, str):
-        raise Malformed(f"a token is {str(name)[:40]!r}, not a text")
-    found = TOKEN_ID.fullmatch(name)
-    return ("", int(found[1])) if found else (name, None)
-
-
-def _id(key: object) -> int:
-    if not isinstance(key, str) or not key.isdecimal():
-        raise Malformed(f"a token id is {str(key)[:40]!r}")
-    return int(key)
-
-
-def _logp(value: object) -> float:
-    found = value.get("logprob") if isinstance(value, dict) else value
-    if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found > SLACK:
-        raise Malformed(f"a log-prob is {found!r}")
-    return min(float(found), 0.0)
-
-
-def _sorted(told: Mapping[Key, float]) -> list[tuple[Key, float]]:
-    return sorted(told.items(), key=lambda pair: -pair[1])

@@ -19,10 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from limbeck.endpoint.align import Ends, align, check_text, token_id
 from limbeck.endpoint.capabilities import STEADY, Capabilities
+from limbeck.endpoint.client import with_system
 from limbeck.endpoint.messages import ApiRequest
-from limbeck.endpoint.parse import Malformed, parse, read_answer
-from limbeck.endpoint.status import RetryLater
+from limbeck.endpoint.network import judge_network, network_errors
+from limbeck.endpoint.parse import Malformed, parse, read_answer, read_usage
+from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import TeacherError, UnalignedTokens
+from limbeck.text.finish import UNKNOWN, is_understood
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ IDS = {"return_token_ids": True, "return_tokens_as_token_ids": True}
 NO_MODEL = "limbeck-probe-no-such-model"
 WORD = re.compile(r"[A-Za-z]{3,}")
 FEW = 4
+NONE_TOLD = "it tells no log-probs"
 CUT_OTHERWISE = 0.1  # a model may write a word in other pieces than its tokenizer would, but seldom does
 APART = 100.0  # nats: nothing in common
 
@@ -83,6 +87,9 @@ class _EndpointProbe:
     models: set[str] = field(default_factory=set)
     prints: set[str] = field(default_factory=set)
     told: int = 0
+    strange_ends: set[str] = field(default_factory=set)
+    unread: str = ""  # why an answer could not be read
+    garbled: str = ""  # why log-probs could not be read
 
     @classmethod
     def at(cls, endpoint: Endpoint, reader: Reader) -> _EndpointProbe:
@@ -93,9 +100,8 @@ class _EndpointProbe:
     def chat(self) -> bool:
         return self.endpoint.settings.endpoint == "chat"
 
-    def messages(self, text: str) -> list[dict[str, str]]:
-        system = self.endpoint.settings.system
-        return [*([] if system is None else [{"role": "system", "content": system}]), {"role": "user", "content": text}]
+    def messages(self, text: str) -> list[Any]:
+        return with_system(self.endpoint.settings.system, [{"role": "user", "content": text}])
 
     async def ask(self, text: str, *, longest: int = 24, logprobs: int | None = None, **more: Any) -> RawReply:
         """A question; `more` are further keys of the body, None takes one away."""
@@ -110,10 +116,9 @@ class _EndpointProbe:
         path = "/completions" if "prompt" in body else "/chat/completions"
         given = {key: value for key, value in body.items() if value is not None}
         reply = await post(self.endpoint, path, given, tries=tries)
-        usage = reply.body.get("usage") if isinstance(reply.body, dict) else None
-        for name in ("prompt_tokens", "completion_tokens"):
-            count = usage.get(name) if isinstance(usage, dict) else None
-            setattr(self, name, getattr(self, name) + (count if isinstance(count, int) else 0))
+        prompt, completion = read_usage(reply.body.get("usage") if isinstance(reply.body, dict) else None)
+        self.prompt_tokens += prompt or 0
+        self.completion_tokens += completion or 0
         return reply
 
     def read(self, reply: RawReply, *, n: int = 1, logprobs: int | None = None) -> ApiReply | None:
@@ -122,9 +127,12 @@ class _EndpointProbe:
         ask = ApiRequest(prompt=None if self.chat else "", sampling=Sampling(n=n), logprobs=wanted)
         try:
             answer = read_answer(reply.body, ask, 0.0) if reply.good else None
-        except Malformed:
+        except Malformed as error:
+            self.unread = str(error)
             return None
         if answer is not None:
+            ends = {choice.finish_reason for choice in answer.choices}
+            self.strange_ends |= {"none" if end == UNKNOWN else end for end in ends if not is_understood(end)}
             self.models |= {answer.model} - {""}
             self.prints |= {answer.system_fingerprint} - {""}
         return answer
@@ -142,7 +150,7 @@ async def probe(endpoint: Endpoint, reader: Reader, *, logprobs: int = ALTERNATI
     repeats = [first, *(found for each in more if (found := run.read(each)) is not None)]
     short = run.read(await run.ask(SHORT, longest=48))
     hot = run.read(await run.ask(OPEN, longest=1, temperature=2.0, seed=3))
-    tokens, why = _tokens([answer.choices[0] for answer in (first, short) if answer is not None], reader)
+    tokens, why = _tokens([answer.choices[0] for answer in (first, short) if answer is not None], reader, run.garbled)
     sampled, given = await _sampling(run), await _given_text(run)
     stops, schema = await _stops(run, first.choices[0].text), await _follows_schema(run)
     served = await run.ask(OPEN, longest=1, logprobs=0, model=NO_MODEL)
@@ -166,6 +174,7 @@ async def probe(endpoint: Endpoint, reader: Reader, *, logprobs: int = ALTERNATI
         requests=run.requests,
         prompt_tokens=run.prompt_tokens,
         completion_tokens=run.completion_tokens,
+        strange_ends=tuple(sorted(run.strange_ends)),
         **sampled,
         **given,
     )
@@ -187,13 +196,14 @@ async def _first(run: _EndpointProbe, wanted: int) -> ApiReply:
             refused = reply.reason
             continue
         answer = run.read(reply, logprobs=count)
+        run.garbled = run.garbled if answer else run.unread
         found = max((len(token.top) for token in answer.choices[0].tokens or ()), default=0) if answer else 0
         run.told = min(count, found)
         run.base |= keys
         if run.told or (answer := run.read(reply, logprobs=0)) is not None:
             assert answer is not None
             return answer
-        refused = "its answer cannot be read"
+        refused = f"its answer cannot be read ({run.unread})"
     raise TeacherError(f"{run.endpoint.where} does not answer a plain question: {run.endpoint.redact(refused)}.")
 
 
@@ -239,13 +249,16 @@ def _ends_told(short: ApiReply | None, reader: Reader) -> bool | None:
 # ---- tokens ----------------------------------------------------------------------------------------------------------
 
 
-def _tokens(choices: Sequence[ApiChoice], reader: Reader) -> tuple[Literal["agree", "differ", "unknown"], str]:
+def _tokens(
+    choices: Sequence[ApiChoice], reader: Reader, garbled: str
+) -> tuple[Literal["agree", "differ", "unknown"], str]:
     """Whether the tokens of replies are ours, and what shows it. Ids have to spell the text in our vocabulary. Without
     ids every token has to have the bytes of one of ours, and a text has to be cut as ours is: letters alone would be in
     every vocabulary."""
     told = [choice for choice in choices if choice.tokens]
     if not told:
-        return "unknown", "it tells no log-probs"
+        none = "log-probs were asked for, and there are none"
+        return "unknown", f"its log-probs cannot be read: {garbled}" if garbled not in ("", none) else NONE_TOLD
     theirs = ours = 0
     unknown = 0.0
     for choice in told:
@@ -406,8 +419,8 @@ async def _once(endpoint: Endpoint, path: str, body: dict[str, Any]) -> RawReply
             status, headers, content = response.status_code, response.headers, response.content
     except openai.APIStatusError as error:
         status, headers, content = error.status_code, error.response.headers, error.response.content
-    except (openai.APIConnectionError, httpx2.HTTPError, httpx2.StreamError, OSError) as error:  # a timeout is one too
-        return RetryLater("reset", endpoint.redact(str(error) or type(error).__name__))
+    except network_errors() as error:  # a timeout is one too
+        return judge_network(error, endpoint.where, endpoint.redact)
     if not 200 <= status < 300:
         return _refused(endpoint, status, headers, content)
     try:
@@ -426,4 +439,6 @@ def _refused(endpoint: Endpoint, status: int, headers: Any, content: bytes) -> R
         return RawReply(status, {}, str(error))
     if isinstance(verdict, RetryLater) and status != 500:  # which is what servers say to what they did not foresee
         return verdict
+    if isinstance(verdict, RequestRejected) and verdict.doubt:  # the probe's questions are harmless
+        raise TeacherError(verdict.doubt)
     return RawReply(status, {}, verdict.reason)

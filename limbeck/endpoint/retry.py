@@ -15,24 +15,27 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from limbeck.endpoint.budget import Ledger, answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
+from limbeck.endpoint.budget import Ledger, charge_of, most_prompt_tokens, most_reply_tokens, worst_cost
 from limbeck.endpoint.client import open_endpoint
-from limbeck.endpoint.messages import ApiReply
+from limbeck.endpoint.messages import ApiReply, ApiRequest
 from limbeck.endpoint.rate_limit import Throttle, backoff, rate_within
 from limbeck.endpoint.status import RequestRejected, RetryLater
 from limbeck.errors import BudgetError, TeacherError
 from limbeck.system.units import duration
+from limbeck.types import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from limbeck.endpoint.client import Endpoint
-    from limbeck.endpoint.messages import ApiRequest
     from limbeck.recipe import OpenAITeacher
 
 logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+
+HARMLESS = "Reply with the single word: yes"
+CONTROL_TRIES = 3
 
 UNKNOWN_SECONDS = 15.0
 """How long an endpoint that never answered may be out of reach: then its address is probably wrong."""
@@ -60,6 +63,9 @@ class RetryingClient:
     answered: int = 0
     answered_at: float = float("-inf")
     sending: set[asyncio.Task[Any]] = field(default_factory=set)
+    cleared_at: float = float("-inf")  # when a harmless question was last sent, and answered
+    refused: bool = False  # it was refused: the job ends
+    _doubting: asyncio.Lock = field(default_factory=asyncio.Lock)
     _settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @classmethod
@@ -73,12 +79,12 @@ class RetryingClient:
     async def ask(self, ask: ApiRequest) -> RequestOutcome:
         """Raises TeacherError or BudgetError when the job cannot go on; other requests should then be let end."""
         settings, begun = self.endpoint.settings, asyncio.get_running_loop().time()
-        prompt, reply = most_prompt_tokens(settings, ask), most_reply_tokens(ask)
-        worst = cost_of(settings.prices, prompt, reply)
         cost, malformed, attempt = 0.0, 0, 0
         while True:
-            found, paid, sent = await self._send(ask, prompt + reply, worst)
+            found, paid, sent = await self._send(ask)
             cost, attempt = cost + paid, attempt + 1
+            if isinstance(found, RequestRejected) and found.doubt:
+                await self._require_harmless(found.doubt)
             if not isinstance(found, RetryLater):
                 return RequestOutcome(found, cost, attempt)
             self._note(found)
@@ -94,53 +100,74 @@ class RetryingClient:
             logger.info("attempt %d, the next in %.1f s: %s: %s", attempt, wait, found.trouble, found.reason)
             await asyncio.sleep(wait)
 
-    async def _send(
-        self, ask: ApiRequest, tokens: int, worst: float
-    ) -> tuple[ApiReply | RetryLater | RequestRejected, float, float]:
+    async def _require_harmless(self, doubt: str) -> None:
+        """A prompt was refused in words that may mean every one: find out by a harmless question, one for all that wait
+        to know. Raises TeacherError when that is refused too."""
+        refused_at = asyncio.get_running_loop().time()
+        async with self._doubting:
+            if self.cleared_at >= refused_at:
+                return
+            if self.refused:
+                raise TeacherError(doubt)
+            asked_at = asyncio.get_running_loop().time()
+            chat = self.endpoint.settings.endpoint == "chat"
+            turns = ({"role": "user", "content": HARMLESS},) if chat else ()
+            control = ApiRequest(turns, None if chat else HARMLESS, Sampling(max_tokens=16))
+            for attempt in range(CONTROL_TRIES):
+                found, _, _ = await self._send(control)
+                if isinstance(found, ApiReply):
+                    self.cleared_at = asked_at
+                    return
+                if isinstance(found, RequestRejected):
+                    break
+                await asyncio.sleep(max(backoff(attempt, self.rng), min(found.after or 0.0, UNKNOWN_SECONDS)))
+            self.refused = True
+            raise TeacherError(doubt)
+
+    async def _send(self, ask: ApiRequest) -> tuple[ApiReply | RetryLater | RequestRejected, float, float]:
         """One attempt: what came, what it cost, when it was sent."""
-        await self._afford(worst)
-        cost = 0.0
+        settings = self.endpoint.settings
+        worst, tokens = worst_cost(settings, ask), most_prompt_tokens(settings, ask) + most_reply_tokens(ask)
+        held, cost = await self._afford(worst), 0.0
         try:
             sent = await self.throttle.acquire(tokens)
             task = asyncio.current_task()
             assert task is not None
             self.sending.add(task)
             try:
-                cost = worst  # should it be cancelled under way, it may still be billed
+                cost = held  # should it be cancelled under way, it may still be billed
                 found = await self.endpoint.ask(ask)
-                cost = self._cost(found, worst)
+                cost = charge_of(settings, ask, found)
             finally:
                 self.sending.discard(task)
                 self.throttle.release()
         finally:
-            self.ledger.settle(worst, cost)
+            self.ledger.settle(held, cost)
             self._settled.set()
         if isinstance(found, ApiReply):
+            self.ledger.learn(worst, cost)
             self.answered += 1
             self.answered_at = asyncio.get_running_loop().time()
             used = (found.prompt_tokens or 0) + (found.completion_tokens or 0)
             self.throttle.succeeded(tokens, used or tokens)
         return found, cost, sent
 
-    def _cost(self, found: ApiReply | RetryLater | RequestRejected, worst: float) -> float:
-        if isinstance(found, ApiReply):
-            return answer_cost(self.endpoint.settings.prices, found, worst)
-        return worst if isinstance(found, RetryLater) and found.billed else 0.0
-
-    async def _afford(self, worst: float) -> None:
-        """Set the worst case aside; wait for requests under way where they hold what is missing."""
-        while not self.ledger.promise(worst):
+    async def _afford(self, worst: float) -> float:
+        """Set the worst case aside, and return it; wait for requests under way where they hold what is missing."""
+        while (held := self.ledger.promise(worst)) is None:
             if not self.ledger.num_promises:
                 prices = self.endpoint.settings.prices
                 raise BudgetError(
                     f"teacher.max_cost is {self.ledger.max_cost:g} {prices.currency if prices else ''}: "
-                    f"{self.ledger.spent:.4f} is spent, and the next request may cost {worst:.4f}. What was answered "
+                    f"{self.ledger.spent:.4f} is spent, and the next request may cost "
+                    f"{worst * (self.ledger.excess or 1.0):.4f}. What was answered "
                     "is kept. Raise teacher.max_cost, or lower trace.mode.max_tokens, trace.mode.n or data.limit, and "
                     "run the same command again."
                 )
             logger.debug("%.4f more may exceed max_cost: waiting for requests under way", worst)
             self._settled.clear()
             await self._settled.wait()
+        return held
 
     def _note(self, found: RetryLater) -> None:
         self.troubles[found.trouble] += 1
@@ -164,14 +191,14 @@ class RetryingClient:
 
 
 def ask_all(
-    settings: OpenAITeacher, asks: Sequence[ApiRequest], on_message: Callable[[str], None]
+    settings: OpenAITeacher, asks: Sequence[ApiRequest], on_message: Callable[[str], None], spent: float = 0.0
 ) -> list[RequestOutcome]:
     """The outcomes of a few requests, in their order, as many at once as the settings allow. Nothing is written down:
-    for probes and judges. Raises as `RetryingClient.ask`, after what was under way ended."""
+    for judges. `spent` is what earlier calls cost. Raises as `RetryingClient.ask`, after what was under way ended."""
 
     async def work() -> list[RequestOutcome]:
         async with open_endpoint(settings) as endpoint:
-            desk = RetryingClient.of(endpoint, on_message)
+            desk = RetryingClient.of(endpoint, on_message, spent)
             tasks = [asyncio.create_task(desk.ask(ask)) for ask in asks]
             try:
                 return await asyncio.gather(*tasks)

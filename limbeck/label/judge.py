@@ -11,6 +11,7 @@ from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.messages import ApiRequest as ApiAsk
 from limbeck.endpoint.retry import ask_all
 from limbeck.models.open import open_hf
+from limbeck.recipe import name_of
 from limbeck.text.chat_template import ChatTemplate
 from limbeck.types import Sampling
 
@@ -29,10 +30,11 @@ def ask_judges(on_message: Callable[[str], None]) -> Ask:
     a model or asking an endpoint raises."""
 
     opened = cache(open_hf)
+    spent: dict[str, float] = {}  # by endpoint: `max_cost` holds over all questions together
 
     def ask(judge: Judge, conversations: Conversations) -> list[str]:
         if judge.endpoint is not None:
-            return _ask_endpoint(judge, conversations, on_message)
+            return _ask_endpoint(judge, conversations, on_message, spent)
         assert judge.path is not None
         return _ask_model(opened(judge.path), judge, conversations)
 
@@ -46,10 +48,14 @@ def _ask_model(lm: HfLM, judge: Judge, conversations: Conversations) -> list[str
     return [replies[0].text for replies in lm.generate(prompts, _sampling(judge))]
 
 
-def _ask_endpoint(judge: Judge, conversations: Conversations, on_message: Callable[[str], None]) -> list[str]:
+def _ask_endpoint(
+    judge: Judge, conversations: Conversations, on_message: Callable[[str], None], spent: dict[str, float]
+) -> list[str]:
     assert judge.endpoint is not None
+    name = name_of(judge.endpoint)
     asks = [ApiAsk(messages=tuple(turns), sampling=_sampling(judge)) for turns in conversations]
-    outcomes = ask_all(judge.endpoint, asks, on_message)
+    outcomes = ask_all(judge.endpoint, asks, on_message, spent.get(name, 0.0))
+    spent[name] = spent.get(name, 0.0) + sum(one.cost for one in outcomes)
     return [one.found.choices[0].text if isinstance(one.found, ApiReply) else "" for one in outcomes]
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from limbeck.config.problems import Problem, problem
 from limbeck.endpoint.budget import cost_of
 from limbeck.endpoint.capabilities import STEADY, Capabilities
 from limbeck.endpoint.client import open_endpoint
-from limbeck.endpoint.probe import ALTERNATIVES, MOST_REQUESTS, MOST_TOKENS, probe
+from limbeck.endpoint.probe import ALTERNATIVES, MOST_REQUESTS, MOST_TOKENS, NONE_TOLD, probe
+from limbeck.endpoint.retry import run_loop
 from limbeck.errors import TeacherError
 from limbeck.label.recorders import keeping_of, reader_for
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, ScoreMode, TopK, Votes, name_of
@@ -63,13 +63,31 @@ def run_probe(recipe: Recipe, folder: Path, reader: Reader, on_message: Callable
     """
     settings = recipe.teacher
     assert isinstance(settings, OpenAITeacher)
-    kept = _read(folder / FILE)
-    if kept.get("teacher") == fingerprint(settings.identity):
-        return Capabilities.from_json(kept["capabilities"])
+    kept = kept_record(settings, folder)
+    if kept is not None:
+        return kept
     target = recipe.trace.target
     wanted = max(target.k, 1) if isinstance(target, TopK) else ALTERNATIVES[0]
     on_message(f"asking {name_of(settings)} what it can do: {probe_cost(recipe)}")
-    return asyncio.run(_probe(settings, reader, wanted))
+    return run_loop(_probe(settings, reader, wanted))
+
+
+def kept_record(settings: OpenAITeacher, folder: Path) -> Capabilities | None:
+    """The record of this endpoint in `folder`, if there is one. Raises TeacherError for a damaged one."""
+    file = folder / FILE
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+    except ValueError as error:
+        raise TeacherError(f"{file} is damaged ({error}); delete it, and the endpoint is probed again.") from error
+    if not isinstance(found, dict) or found.get("teacher") != fingerprint(settings.identity):
+        return None
+    return Capabilities.from_json(found.get("capabilities", {}))
+
+
+def cost_of_probe(settings: OpenAITeacher, record: Capabilities) -> float:
+    """By the endpoint's counts; at most of a probe where it does not count."""
+    told = record.prompt_tokens or MOST_TOKENS[0], record.completion_tokens or MOST_TOKENS[1]
+    return cost_of(settings.prices, *told)
 
 
 def keep_record(recipe: Recipe, folder: Path, record: Capabilities) -> None:
@@ -84,14 +102,6 @@ def keep_record(recipe: Recipe, folder: Path, record: Capabilities) -> None:
 async def _probe(settings: OpenAITeacher, reader: Reader, wanted: int) -> Capabilities:
     async with open_endpoint(settings) as endpoint:
         return await probe(endpoint, reader, logprobs=wanted)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise TeacherError(f"{file} is damaged ({error}); delete it, and the endpoint is probed again.") from error
-    return found if isinstance(found, dict) else {}
 
 
 def probe_cost(recipe: Recipe) -> str:
@@ -119,7 +129,8 @@ def _logprobs(recipe: Recipe, record: Capabilities) -> Iterator[Problem]:
         return
     where = "trace.target.kind"
     if not record.logprobs:
-        message = f"is top_k, but {record.model} tells no log-probs: it was asked for them and left them out. "
+        why = "it was asked for them and left them out" if record.tokens_why == NONE_TOLD else record.tokens_why
+        message = f"is top_k, but {record.model} tells no log-probs: {why}. "
         yield problem(where, f"{message}{OTHERWISE}.")
         return
     if record.tokens != "agree":
@@ -191,6 +202,12 @@ def sentences(record: Capabilities) -> list[str]:
     facts.append(f"teacher: honours {', '.join(heeded) or 'nothing'}; ignores {', '.join(ignored) or 'nothing'}.")
     if not record.refuses_unknown_model:
         facts.append("teacher: answers to any model's name; nothing shows that teacher.model is what answers.")
+    if record.strange_ends:
+        words = ", ".join(record.strange_ends)
+        facts.append(
+            f"teacher: says why a reply ended in a word that is not known: {words}. Such replies are learnt without "
+            "the end of their turn."
+        )
     if record.prompt == "differ":
         facts.append("teacher: renders the prompt into another number of tokens than the student's template.")
     return facts

@@ -11,7 +11,7 @@ import torch
 from limbeck.endpoint.align import Ends, align, check_text
 from limbeck.endpoint.messages import ApiRequest
 from limbeck.endpoint.probe import IDS, Reader
-from limbeck.errors import UnalignedTokens
+from limbeck.errors import DataError, UnalignedTokens
 from limbeck.label.replies import (
     UNCUT,
     BuiltTraces,
@@ -19,6 +19,7 @@ from limbeck.label.replies import (
     TraceBuilder,
     ask_header,
     keep_text,
+    refuse_wordless,
     reply_facts,
     reply_text,
     reply_traces,
@@ -28,6 +29,7 @@ from limbeck.recipe import GenerateMode, Recipe, ScoreMode, TopK, Votes
 from limbeck.system.atomic import fingerprint
 from limbeck.text.chat_template import ChatTemplate
 from limbeck.text.encode import Encoder
+from limbeck.text.finish import ENDED
 from limbeck.text.packing import label_positions, labels_of
 from limbeck.text.token_bytes import TokenBytes
 
@@ -93,13 +95,14 @@ def keep_logprobs(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Ca
         for one in said:
             choice = one.choice
             try:
+                refuse_wordless(row, choice)
                 found = align(
-                    choice.tokens or (), reader.table, ends, ended=choice.finish_reason == "stop" and not mode.stop
+                    choice.tokens or (), reader.table, ends, ended=choice.finish_reason == ENDED and not mode.stop
                 )
                 check_text(found.ids, choice.text, reader.table, cut=bool(mode.stop or choice.reasoning))
                 if not len(found.ids):
                     raise UnalignedTokens("the endpoint told of no token at all")
-            except UnalignedTokens as error:
+            except (UnalignedTokens, DataError) as error:
                 failed.append((one.draw, str(error)))
                 continue
             facts = {"hard": found.num_hard, "unknown": round(found.unknown, 6)}

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.retry import RetryingClient, run_loop, settle
-from limbeck.errors import Stopped
+from limbeck.errors import Stopped, TeacherError
 from limbeck.label.committer import fill_store
 from limbeck.label.remote_batches import ask_in_batches
 from limbeck.label.session import open_session
+from limbeck.label.usage import brief
+from limbeck.system.jsonl import read_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -43,14 +45,29 @@ def run_ask(recipe: Recipe, path: Path, builder: TraceBuilder, rows: Sequence[Ro
     """Fill the store at `path` with replies to `rows`: see `fill_store`. What is in its reply log is not asked again.
 
     Raises Stopped when a stop was asked for, BudgetError before `max_cost` would be exceeded, TeacherError when the
-    endpoint refuses everything, fails for too long, or is another one than before; whatever was answered is kept.
+    endpoint refuses everything, fails for too long, is another one than before, or gave nothing that a student can
+    learn; whatever was answered is kept.
     """
 
     def runner(work: WorkList, committer: Committer) -> None:
         with open_session(recipe, builder, work, committer, callbacks) as session:
             run_loop(_run(session, callbacks.stop_asked))
 
-    return fill_store(recipe, path, header=builder.header, rows=rows, runner=runner, on_message=callbacks.on_message)
+    store = fill_store(recipe, path, header=builder.header, rows=rows, runner=runner, on_message=callbacks.on_message)
+    if not store.traces("train") and any(row.split == "train" for row in rows):
+        _refuse_nothing(path / "failed.jsonl")
+    return store
+
+
+def _refuse_nothing(failures: Path) -> NoReturn:
+    """Raises TeacherError with the reasons that came up most."""
+    lines = list(read_values(failures))
+    reasons = Counter(f"{one['kind']}: {brief(one['reason'].removeprefix(one['source'] + ': '))}" for one in lines)
+    most = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+    raise TeacherError(
+        f"not one reply to the training rows can be learnt from ({most or 'none came'}). Each has its reason in "
+        f"{failures}. Cure the cause and set teacher.retry_failed=true; what was answered is kept."
+    )
 
 
 async def _run(session: AskSession, stop_asked: Callable[[], bool]) -> None:
@@ -70,6 +87,8 @@ async def _run(session: AskSession, stop_asked: Callable[[], bool]) -> None:
                     await _ask_batches(session, endpoint, stop)
                 else:
                     await _ask_live(session, endpoint, stop)
+        else:
+            session.write_usage(Counter())
     finally:
         ended.set()
         session.changed.set()

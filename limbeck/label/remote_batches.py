@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint import batch_api
-from limbeck.endpoint.budget import answer_cost, cost_of, most_prompt_tokens, most_reply_tokens
+from limbeck.endpoint.budget import charge_of, worst_cost
 from limbeck.endpoint.messages import ApiReply
 from limbeck.endpoint.retry import RequestOutcome
 from limbeck.endpoint.status import RequestRejected, RetryLater
@@ -127,6 +127,8 @@ class _BatchRunner:
     log: BatchLog
     homes: dict[str, Request]  # of rows, without draws
     held: bool = False  # the account takes no more before one that is there has ended
+    excess: float = 1.0  # what an answer cost beyond its worst case is expected of those that follow
+    strange: set[str] = field(default_factory=set)  # states of batches in words that are not known, once told
 
     # ---- submitting ----
 
@@ -173,8 +175,7 @@ class _BatchRunner:
         return chosen
 
     def _worst(self, ask: ApiRequest) -> float:
-        settings = self.session.settings
-        return cost_of(settings.prices, most_prompt_tokens(settings, ask), most_reply_tokens(ask))
+        return worst_cost(self.session.settings, ask) * self.excess
 
     def _groups(self, lines: list[BatchLine]) -> list[list[BatchLine]]:
         """Files of at most `batch_requests` lines and MOST_BYTES."""
@@ -220,9 +221,17 @@ class _BatchRunner:
                 if found.ended:
                     await self._take(sent, found)
                     return
+                self._tell_strange(found)
                 ready += found.done
             self.session.report(ready=float(ready))
             await self._pause(stop_asked)
+
+    def _tell_strange(self, found: batch_api.ApiBatch) -> None:
+        if not found.is_understood and found.status not in self.strange:
+            self.strange.add(found.status)
+            self.session.on_message(
+                f"batch {found.id} has the state {found.status!r}, which is not known; it is waited for"
+            )
 
     async def _pause(self, stop_asked: Callable[[], bool]) -> None:
         left = self.session.settings.batch_poll_seconds
@@ -254,22 +263,40 @@ class _BatchRunner:
             for name, outcome in batch_api.results(self.endpoint, lines, asks):
                 if name in left and self._settle(asked[name], outcome):
                     left.discard(name)
+        if found.status == "cancelled":
+            self._give_up(found, [asked[name] for name in sorted(left)])
+            left = set()
         await self.session.sync()
         self.log.write(batch=sent.name, done=found.status)
         self.held = False
+        self.session.judge_failures()
         if left:
             self._again(found, left)
 
     def _settle(self, line: BatchLine, outcome: ApiReply | RetryLater | RequestRejected) -> bool:
-        """Whether that is the end of the request; the provider bills answers only."""
+        """Whether that is the end of the request. An answer that cannot be read may have been billed as well."""
+        worst, cost = worst_cost(self.session.settings, line.ask), charge_of(self.session.settings, line.ask, outcome)
         if isinstance(outcome, RetryLater):
             if self.log.tries[line.name] < self.session.settings.malformed_tries:
+                if cost:
+                    self.session.write({"keys": [], "cost": cost})
                 return False
             outcome = RequestRejected(outcome.trouble, outcome.reason)
-        worst = self._worst(line.ask)
-        cost = answer_cost(self.session.settings.prices, outcome, worst) if isinstance(outcome, ApiReply) else 0.0
+        if isinstance(outcome, ApiReply) and worst > 0:
+            self.excess = max(self.excess, cost / worst)
         self.session.take(line.request, RequestOutcome(outcome, cost, self.log.tries[line.name]))
         return True
+
+    def _give_up(self, found: batch_api.ApiBatch, lines: list[BatchLine]) -> None:
+        """Whoever cancelled a batch does not want its requests to be sent again."""
+        if lines:
+            self.session.on_message(
+                f"batch {found.id} was cancelled at the provider: {len(lines)} requests have no result and are set "
+                "aside. To ask them again, set teacher.retry_failed=true"
+            )
+        for line in lines:
+            rejected = RequestRejected("cancelled", f"batch {found.id} was cancelled at the provider")
+            self.session.record(line.request, RequestOutcome(rejected, 0.0, self.log.tries[line.name]))
 
     def _again(self, found: batch_api.ApiBatch, left: set[str]) -> None:
         """What came back without a result goes into the next batch."""

@@ -7,13 +7,15 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from limbeck.curate.filters import CLOSE, OPEN
 from limbeck.endpoint.messages import ApiChoice, ApiRequest, answer_from_json
-from limbeck.errors import DataError
+from limbeck.errors import DataError, EmptyRow
 from limbeck.label.plan import header_of
 from limbeck.label.traces import bare_record, make_trace
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, TextTarget, name_of
 from limbeck.system.atomic import fingerprint
 from limbeck.text.encode import Encoder
+from limbeck.text.finish import ENDED
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
@@ -123,10 +125,28 @@ def failures_and_replies(log: ReplyLog, keys: Mapping[int, str]) -> tuple[list[F
 def reply_trace(row: Row, said: EndpointReply, header: StoreHeader, encoder: Encoder) -> Trace:
     """The trace of one reply, through the one road from text to tokens. A reply that ended by itself (finish_reason
     stop) has its end-of-turn token; one that was cut off has not. Raises DataError for a reply that cannot be used."""
+    refuse_wordless(row, said.choice)
     reply = reply_text(row, said.choice)
-    closed = said.choice.finish_reason == "stop"
+    closed = said.choice.finish_reason == ENDED
     encoded = encoder.encode_reply(row.text, reply, chat=bool(row.messages), closed=closed, source=row.source)
     return make_trace(row, header, encoded.ids, encoded.spans, encoded.text, said.draw, reply_facts(said, reply))
+
+
+def refuse_wordless(row: Row, choice: ApiChoice) -> None:
+    """Raises DataError for a reply that is no answer in words: nothing is learnt of a refusal that the endpoint names
+    as one, of a call whose arguments are not kept, nor of reasoning without an answer."""
+    if choice.finish_reason == "refusal":
+        raise DataError(f"{row.source}: the model refused to answer. It said: {' '.join(choice.text.split())[:80]}")
+    if choice.finish_reason == "tool_calls":
+        raise DataError(
+            f"{row.source}: the reply calls a tool, and only words are learnt. Leave tools out of teacher.extra_body."
+        )
+    if not choice.text.strip() and (choice.finish_reason == ENDED or not choice.reasoning.strip()):
+        found = "has reasoning and no answer" if choice.reasoning.strip() else "is empty"
+        raise EmptyRow(
+            f"{row.source}: the reply {found} (it ended by {choice.finish_reason!r}). Where the budget went into "
+            "reasoning, raise trace.mode.max_tokens."
+        )
 
 
 def reply_facts(said: EndpointReply, reply: str, **more: Any) -> dict[str, Any]:
@@ -138,11 +158,13 @@ def reply_facts(said: EndpointReply, reply: str, **more: Any) -> dict[str, Any]:
 def reply_text(row: Row, choice: ApiChoice) -> str:
     """The reply as the model wrote it: what the endpoint told apart as reasoning stands in `<think>` tags before it,
     the first of which may be the end of the prompt already."""
+    opened, text = row.text.rstrip().endswith(OPEN), choice.text
+    if CLOSE in text or text.lstrip().startswith(OPEN):  # it stands within the text, and may be told a second time
+        return text.lstrip().removeprefix(OPEN).lstrip("\n") if opened else text
     if not choice.reasoning:
-        return choice.text
-    opening = "" if row.text.rstrip().endswith("<think>") else "<think>\n"
-    thoughts = opening + choice.reasoning.strip("\n")
-    return f"{thoughts}\n</think>\n\n{choice.text}" if choice.text else thoughts
+        return text
+    thoughts = ("" if opened else f"{OPEN}\n") + choice.reasoning.strip("\n")
+    return f"{thoughts}\n{CLOSE}\n\n{text}" if text else thoughts
 
 
 def ask_of(recipe: Recipe, row: Row, draws: Sequence[int], logprobs: int = 0) -> ApiRequest:

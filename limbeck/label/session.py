@@ -2,7 +2,7 @@
 
 RUN/traces/journal.jsonl  the reply log: what was paid for, answered or finally failed
 RUN/traces/failed.jsonl   rows without a usable reply, with the reason, by shard
-RUN/traces/asked.json     counts: requests, troubles, tokens, cost, finish reasons, who answered
+RUN/traces/asked.json     counts: requests, troubles, tokens, cost, finish reasons, what is unusable, who answered
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 from limbeck.endpoint.messages import ApiReply, answer_to_json
 from limbeck.label.committer import BuiltShard, Committer
 from limbeck.label.draws import OpenDraws
+from limbeck.label.preflight import cost_of_probe, kept_record
 from limbeck.label.rejection import rejection_sampler
-from limbeck.label.replies import TraceBuilder, ask_of, failures_and_replies, reply_text
+from limbeck.label.replies import EndpointReply, TraceBuilder, ask_of, failures_and_replies, reply_text
 from limbeck.label.usage import Tally, refuse_failures, refuse_mixture
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, name_of
+from limbeck.store import trace_id
 from limbeck.store.reply_log import ReplyLog
 from limbeck.system.atomic import atomic_write
 from limbeck.system.meter import Meter
+from limbeck.text.finish import UNKNOWN, is_understood
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -52,6 +55,7 @@ class AskSession:
     on_message: Callable[[str], None]
     samples: int
     changed: asyncio.Event = field(default_factory=asyncio.Event)  # a shard is whole, or the end has come
+    strange: set[str] = field(default_factory=set)  # finish reasons that are not known, once told
     durable: tuple[int, int] = (0, 0)  # draws that are done, and taken, and cannot be lost by a power cut
 
     @property
@@ -71,26 +75,57 @@ class AskSession:
     def take(self, request: Request, outcome: RequestOutcome) -> tuple[int, ...]:
         """Write down what came of a request; returns the draws that did not come. Raises TeacherError when another
         teacher answered, or too many replies failed."""
+        before = set(self.tally.answered_by)
+        got = self.record(request, outcome)
+        if got < len(request.draws) and self.samples > 1:  # n is not heeded
+            self.samples = 1
+            self.on_message(
+                f"{name_of(self.settings)} gives {got} of {len(request.draws)} replies at once: they are asked for one "
+                "by one. Set teacher.samples_per_request to 1."
+            )
+        self._judge_teacher(before)
+        self.judge_failures()
+        return request.draws[got:]
+
+    def record(self, request: Request, outcome: RequestOutcome) -> int:
+        """Write down what came of a request, with what cannot be used of it; returns how many draws have ended."""
         found, draws = outcome.found, request.draws
+        keys = [self.draws.key(request.row, draw) for draw in draws]
         entry: Entry = {"row": request.row.id, "draw": draws[0], "cost": outcome.cost, "attempts": outcome.attempts}
         if isinstance(found, ApiReply):
             got = len(found.choices)
             entry |= {"answer": answer_to_json(found)}
+            if unusable := self._unusable(request, found, keys):
+                entry["unusable"] = unusable
+            self._tell_strange(found)
         else:
             got = len(draws)
             entry |= {"failed": {"kind": found.kind, "reason": found.reason}}
-        before = set(self.tally.answered_by)
-        self.write({"keys": [self.draws.key(request.row, draw) for draw in draws[:got]], **entry})
+        self.write({"keys": keys[:got], **entry})
         self.draws.taken += got
         self.close(request, got)
-        if got < len(draws) and self.samples > 1:  # n is not heeded
-            self.samples = 1
-            self.on_message(
-                f"{name_of(self.settings)} gives {got} of {len(draws)} replies at once: they are asked for one by one. "
-                "Set teacher.samples_per_request to 1."
-            )
-        self._judge_teacher(before)
-        return draws[got:]
+        return got
+
+    def _unusable(self, request: Request, found: ApiReply, keys: list[str]) -> dict[str, str]:
+        """Why choices of an answer will not become traces, by key: they were paid for, and no shard will have them."""
+        said = [
+            EndpointReply(draw, choice, found.model, found.system_fingerprint)
+            for draw, choice in zip(request.draws, found.choices, strict=False)
+        ]
+        place = f"{request.row.source}: "
+        failed = {draw: why.removeprefix(place) for draw, why in self.builder.make(request.row, said).failed}
+        return {key: failed[draw] for key, draw in zip(keys, request.draws, strict=True) if draw in failed}
+
+    def _tell_strange(self, found: ApiReply) -> None:
+        """A reason that nobody knows is told once, by its own name."""
+        for reason in {choice.finish_reason for choice in found.choices if not is_understood(choice.finish_reason)}:
+            if reason not in self.strange:
+                self.strange.add(reason)
+                said = "gives no reason why a reply ended" if reason == UNKNOWN else f"ends replies with {reason!r}"
+                self.on_message(
+                    f"{name_of(self.settings)} {said}: whether they came to their end is not known, so that they are "
+                    "learnt without the end of their turn. They are counted in asked.json"
+                )
 
     def has_enough(self, request: Request, outcome: RequestOutcome) -> bool:
         """Whether the row of a request has enough right replies now. Judges the fresh ones, and no others."""
@@ -133,6 +168,9 @@ class AskSession:
         if before and who - before:
             refuse_mixture(self.tally, self.settings, self.folder)
             self.on_message(f"the teacher changed: {', '.join(sorted(who))}; every trace says who answered")
+
+    def judge_failures(self) -> None:
+        """Raises TeacherError when too many replies failed."""
         refuse_failures(self.tally, self.settings, self.folder, is_last=self.draws.done >= self.draws.total)
 
     def _add(self, shard: Shard) -> None:
@@ -179,10 +217,15 @@ def open_session(
         for line in log.damaged:
             callbacks.on_message(f"line {line} of {log.path.name} is damaged; its replies are asked for again")
         num_draws = mode.n if isinstance(mode, GenerateMode) else 1
+        if settings.retry_failed:  # they get another chance before their share is judged
+            tally.forgive(_still_unusable(work, log, builder, num_draws))
+            if usable := [key for key in tally.unusable if key in log]:  # by the rules of today
+                entry = {"keys": [], "cost": 0.0, "usable": usable}
+                log.append(entry)
+                tally.add(entry)
         draws = OpenDraws(work, log, builder.header, num_draws, rejection)
         refuse_mixture(tally, settings, folder)
-        if settings.retry_failed:  # they get another chance before their share is judged
-            tally.failed_keys.clear()
+        _charge_probe(teacher, folder, tally, log)
         meter = Meter("label", "replies", draws.total, callbacks.on_progress, done=draws.done)
         session = AskSession(
             recipe, settings, builder, draws, tally, committer, meter, callbacks.on_message,
@@ -192,6 +235,30 @@ def open_session(
             if not draws.left[shard.number]:
                 session._add(shard)
         yield session
+
+
+def _still_unusable(work: WorkList, log: ReplyLog, builder: TraceBuilder, num_draws: int) -> list[str]:
+    """The draws of open rows whose replies cannot be used, by the rules of today, taken out of the log: to be asked
+    again. What can be used now is kept: it is paid."""
+    found = []
+    for shard in work.shards:
+        for row in shard.rows:
+            keys = {draw: trace_id(row.id, builder.header, draw) for draw in range(num_draws)}
+            keys = {draw: key for draw, key in keys.items() if key in log}
+            _, replies = failures_and_replies(log, keys)
+            found += [keys[draw] for draw, _ in builder.make(row, replies).failed]
+    log.forget(found)
+    return found
+
+
+def _charge_probe(teacher: OpenAITeacher, folder: Path, tally: Tally, log: ReplyLog) -> None:
+    """What it cost to find out what the endpoint can do, once: it counts for `max_cost` like every other request."""
+    record = kept_record(teacher, folder)
+    if record is not None and record.identity not in tally.probes:
+        cost = cost_of_probe(teacher, record)
+        entry = {"keys": [], "cost": cost, "attempts": record.requests, "probe": record.identity}
+        log.append(entry)
+        tally.add(entry)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from limbeck.label.replies import UNCUT
 from limbeck.recipe import GenerateMode
 from limbeck.store import context_hash
 from limbeck.text.encode import Encoder
+from limbeck.text.finish import ENDED, finish_reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def without_thinking(
         answer = answer_of(row.text, trace.meta["reply"])
         if answer is None:
             continue
-        closed = trace.meta["finish_reason"] == "stop"
+        closed = finish_reason(trace.meta["finish_reason"]) == ENDED
         encoded = encoder.encode_reply(row.text, answer, chat=bool(row.messages), closed=closed, source=row.source)
         context = context_hash(encoded.ids, encoded.spans)
         found.append(replace(trace, ids=encoded.ids, spans=encoded.spans, text=encoded.text, context_hash=context))

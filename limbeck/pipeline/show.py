@@ -89,7 +89,8 @@ def show_trace(run: Path, *, row: int = 0, id: str | None = None, top: int = 5) 
             f"{store.path} was made with another tokenizer than that of {path} "
             f"({store.header.tokenizer_hash}); its tokens cannot be named. Is the model still the same?"
         )
-    dist = store.dist(item) if store else None  # type: ignore[arg-type]
+    keeps = store is not None and bool(store.header.head or store.header.draws)  # a store of texts keeps nothing more
+    dist = store.dist(item) if store and keeps else None  # type: ignore[arg-type]
     tokens = _tokens(item, dist, tokenizer, top)
     source = item.meta.get("source", "") if isinstance(item, Trace) else item.source
     return TraceView(number, len(items), item.id, item.split, item.topic, source, store is not None, tokens)

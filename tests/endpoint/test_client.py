@@ -123,13 +123,19 @@ def test_broken_connections_and_silence_come_to_an_end(server, fault):
     assert found.trouble == {"hang": "timeout", "drip": "timeout"}.get(fault, "reset")
 
 
-@pytest.mark.parametrize("fault", ["401", "403", "404", "quota", "parameter", "redirect"])
+@pytest.mark.parametrize("fault", ["401", "404", "quota", "parameter", "redirect"])
 def test_what_every_request_would_meet_ends_the_job(server, fault):
     with pytest.raises(TeacherError) as caught:
         ask_with(server, fault)
     said = {"quota": "quota or credit", "redirect": "elsewhere.invalid"}.get(fault, "refuses every request")
     assert said in str(caught.value) and MODEL in str(caught.value)
     assert caught.value.exit_code == 4 and caught.value.__cause__ is None
+
+
+def test_a_refusal_that_may_be_about_one_prompt_leaves_a_doubt(server):
+    found = ask_with(server, "403")
+    assert isinstance(found, RequestRejected) and (found.kind, found.billed) == ("refused", False)
+    assert "refuses every request" in found.doubt and "not your model" in found.doubt
 
 
 @pytest.mark.parametrize(("fault", "trouble", "after"), [

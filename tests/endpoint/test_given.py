@@ -8,8 +8,9 @@ import pytest
 
 from limbeck.endpoint.align import Ends, align
 from limbeck.endpoint.client import open_endpoint
+from limbeck.endpoint.given import read_given
 from limbeck.endpoint.messages import ApiReply, ApiRequest
-from limbeck.endpoint.parse import Malformed, read_given
+from limbeck.endpoint.parse import Malformed
 from limbeck.endpoint.status import RetryLater
 from tests.endpoint.bigram import TABLE, TOKENIZER, Endpoint, Manners, bigram, teacher_at
 from tests.endpoint.fake_server import FakeServer
