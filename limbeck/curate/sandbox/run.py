@@ -1,9 +1,10 @@
 """Running code that a model wrote: no network, no files but the interpreter's own, limits on everything.
 
 `bwrap` (bubblewrap) makes namespaces in which nothing is but a read-only interpreter and an empty scratch in memory; a
-seccomp filter denies system calls by which sandboxes are left (`seccomp`); `prlimit` bounds processor time, memory,
-processes and files; this process bounds wall time, output, and the memory of all processes together. Where isolation
-does not work there is no weaker run: a recipe has to accept `isolation: rlimits` by name.
+seccomp filter allows the system calls that programs need, and no other (`seccomp`); the runner takes on limits on
+processor time, memory, processes and files (`runner`); this process bounds wall time, output, and the memory of all
+processes together, with what the kernel holds for them. Where isolation does not work there is no weaker run: a recipe
+has to accept `isolation: rlimits` by name.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from limbeck.curate.sandbox.seccomp import denying_filter
+from limbeck.curate.sandbox.seccomp import allowing_filter
 from limbeck.errors import SandboxError
 
 if TYPE_CHECKING:
@@ -34,12 +35,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Isolation = Literal["bwrap", "rlimits"]
-SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin")
-DEVICES = ("null", "zero", "random", "urandom")
+SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/nix/store")
+DEVICES = ("null", "random", "urandom")
+"""Not `zero`: a shared mapping of it is memory that no limit counts."""
 INSIDE = "/python"
 FIRST_UID, NUM_UIDS = 2_000_000_000, 1_000_000
 """Each run as root takes a user of its own, so that the limit on processes counts its own only."""
 
+MOST_FILES = 64
+KERNEL_BYTES = {"socket:": 2 * 212_992, "pipe:": 65_536}
+"""What the kernel holds at most for one of each: a socket's buffers, asked for as large as they get, a pipe's pages."""
+
+INODE_BYTES = 1024
 VERDICT_BYTES = 65536
 POLL_SECONDS = 0.2
 INSTALL = "Install bubblewrap (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap)"
@@ -49,7 +56,8 @@ ACCEPT = "or accept limits without isolation by name: isolation: rlimits (unsafe
 @dataclass(frozen=True)
 class SandboxLimits:
     """What a program may use: `seconds` of wall time (and of processor time), `memory_bytes` of each process
-    (addresses) and of all together (pages, looked at every `POLL_SECONDS`), `processes` (threads count),
+    (addresses) and of all together (pages, and what the kernel holds for them, looked at every `POLL_SECONDS`),
+    `processes` (threads count),
     `scratch_bytes` of files, `output_bytes` of each of stdout and stderr."""
 
     seconds: float = 5.0
@@ -60,22 +68,29 @@ class SandboxLimits:
 
 
 class ProgramOutcome(NamedTuple):
-    """`ok`: all tests passed. `reason` in a sentence; `output` is the beginning of stdout and stderr."""
+    """`ok`: all tests passed; None where they cannot tell. `reason` in a sentence; `output` is the beginning of stdout
+    and stderr."""
 
-    ok: bool
+    ok: bool | None
     reason: str
     output: str
 
 
 def run_tests(
-    program: str, tests: Sequence[str], limits: SandboxLimits, isolation: Isolation = "bwrap"
+    program: str,
+    tests: Sequence[str],
+    limits: SandboxLimits,
+    isolation: Isolation = "bwrap",
+    *,
+    entry_point: str | None = None,
 ) -> ProgramOutcome:
     """Run `program` and then every one of `tests` (Python source; an assertion that fails, or any error, is a failure).
+    What they only define is called: `test_...`, and `check(candidate)` with the function `entry_point` or the only one.
 
     Raises SandboxError where the isolation does not work on this machine. Never raises for what a program does.
     """
     require(isolation)
-    return _run({"program": program, "tests": list(tests)}, limits, isolation)
+    return _run({"program": program, "tests": list(tests), "entry_point": entry_point}, limits, isolation)
 
 
 def require(isolation: Isolation) -> None:
@@ -93,16 +108,18 @@ def unavailable(isolation: Isolation) -> str:
     if sys.platform != "linux":
         return "Programs are isolated by Linux namespaces, which this system does not have."
     if isolation == "rlimits":
-        return "" if shutil.which("prlimit") else "prlimit (of util-linux) is not on the PATH."
-    for tool in ("bwrap", "prlimit", *(["setpriv"] if os.geteuid() == 0 else [])):
-        if not shutil.which(tool):
-            return f"{tool} is not on the PATH, so programs cannot be isolated."
+        return ""
+    if not shutil.which("bwrap"):
+        return "bwrap is not on the PATH, so programs cannot be isolated."
     probe = "import os\ndef roots(): return sorted(os.listdir('/'))\ndef canary(): return os.environ.get('HOME')"
     tests = [
-        "assert set(roots()) <= {'bin', 'dev', 'lib', 'lib32', 'lib64', 'python', 'tmp', 'usr'}, str(roots())",
+        "assert set(roots()) <= {'bin', 'dev', 'lib', 'lib32', 'lib64', 'nix', 'python', 'tmp', 'usr'}, str(roots())",
         "assert canary() is None",
     ]
-    found = _run({"program": probe, "tests": tests}, SandboxLimits(seconds=20.0), "bwrap")
+    try:
+        found = _run({"program": probe, "tests": tests}, SandboxLimits(seconds=20.0), "bwrap")
+    except SandboxError as error:
+        return str(error)
     logger.info("programs can%s be isolated by bwrap on this machine", "" if found.ok else "not")
     return "" if found.ok else f"bwrap does not isolate programs here ({found.reason} {found.output.strip()[:300]})."
 
@@ -113,20 +130,26 @@ def _run(task: dict, limits: SandboxLimits, isolation: Isolation) -> ProgramOutc
         verdict_read, verdict_write = os.pipe()
         stack.callback(os.close, verdict_read)
         command, descriptors = _command(limits, isolation, stack)
-        runner = (Path(__file__).parent / "runner.py").read_text()
-        command += ["-I", "-S", "-c", runner, str(source), str(verdict_write)]
-        # The child must not outlive this thread: bwrap dies with it, and everything inside with bwrap.
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            pass_fds=[source, verdict_write, *descriptors],
-            start_new_session=True,
-            env={"PATH": "/usr/bin:/bin"},
-            cwd=stack.enter_context(tempfile.TemporaryDirectory(prefix="limbeck-")) if isolation == "rlimits" else "/",
-        )
-        os.close(verdict_write)
+        bounds = json.dumps(_bounds(limits, isolation))
+        command += ["-I", "-S", "-c", _inside(), str(source), str(verdict_write), bounds]
+        try:
+            # The child must not outlive this thread: bwrap dies with it, and everything inside with bwrap.
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                pass_fds=[source, verdict_write, *descriptors],
+                start_new_session=True,
+                env={"PATH": "/usr/bin:/bin"},
+                cwd=stack.enter_context(tempfile.TemporaryDirectory(prefix="limbeck-"))
+                if isolation != "bwrap"
+                else "/",
+            )
+        except OSError as error:
+            raise SandboxError(f"{command[0]} does not start: {error.strerror or error}.") from error
+        finally:
+            os.close(verdict_write)
         try:
             output, verdict, stopped = _watch(process, verdict_read, limits)
         finally:
@@ -134,41 +157,74 @@ def _run(task: dict, limits: SandboxLimits, isolation: Isolation) -> ProgramOutc
     return _outcome(output, verdict, stopped, process.returncode)
 
 
+@cache
+def _inside() -> str:
+    """The runner and its neighbours as one text, which makes modules of them: inside there is no package of ours."""
+    folder = Path(__file__).parent
+    parts = {name: (folder / f"{name}.py").read_text() for name in ("wire", "program", "judging", "runner")}
+    return f"""import sys, types
+for name in ("limbeck", "limbeck.curate", "limbeck.curate.sandbox"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = []
+for name, text in {parts!r}.items():
+    module = types.ModuleType(f"limbeck.curate.sandbox.{{name}}")
+    sys.modules[module.__name__] = module
+    exec(compile(text, name + ".py", "exec", dont_inherit=True), module.__dict__)
+module.main()
+"""
+
+
+def _bounds(limits: SandboxLimits, isolation: Isolation) -> dict[str, int]:
+    """What `runner.confine` takes on: limits by the kernel's names, and a user."""
+    bounds = {
+        "AS": limits.memory_bytes,
+        "CPU": max(int(limits.seconds + 1), 1),
+        "FSIZE": limits.scratch_bytes,
+        "NOFILE": MOST_FILES,
+        "SIGPENDING": MOST_FILES,  # timers, and signals that wait
+        "MSGQUEUE": 0,
+        "CORE": 0,
+    }
+    if (
+        isolation == "bwrap"
+    ):  # all processes of a user count: without a user of its own it would depend on what else runs
+        bounds["NPROC"] = limits.processes
+        if os.geteuid() == 0:  # limits on processes do not bind root
+            bounds["user"] = FIRST_UID + secrets.randbelow(NUM_UIDS)
+    return bounds
+
+
 def _command(limits: SandboxLimits, isolation: Isolation, stack: ExitStack) -> tuple[list[str], list[int]]:
     """What starts the interpreter, and the file descriptors that it needs."""
-    bounds = [
-        "prlimit",
-        f"--nproc={limits.processes}",
-        f"--as={limits.memory_bytes}",
-        f"--cpu={max(int(limits.seconds + 1), 1)}",
-        f"--fsize={limits.scratch_bytes}",
-        "--nofile=64",
-        "--core=0",
-        "--",
-    ]
     python = Path(sys.executable).resolve()
     base = Path(sys.base_prefix).resolve()
     if isolation == "rlimits":
-        # All processes of a user count, so that limit would depend on what else runs.
-        return [part for part in bounds if "nproc" not in part] + [str(python)], []
+        return [str(python)], []
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise SandboxError(f"bwrap is no longer on the PATH. {INSTALL}.")
     inside = f"{INSIDE}/{python.relative_to(base)}" if python.is_relative_to(base) else str(python)
     mounts = [part for path in SYSTEM for part in ("--ro-bind-try", path, path)]
-    command = ["bwrap", "--die-with-parent", "--new-session", "--clearenv", "--unshare-ipc", "--unshare-pid"]
+    command = [
+        os.path.abspath(bwrap),
+        "--die-with-parent",
+        "--new-session",
+        "--clearenv",
+        "--unshare-ipc",
+        "--unshare-pid",
+    ]
     command += ["--unshare-net", "--unshare-uts", "--unshare-cgroup-try", *mounts, "--ro-bind", str(base), INSIDE]
     # Not `--dev`: its /dev/shm has no limit.
     command += [part for name in DEVICES for part in ("--dev-bind-try", f"/dev/{name}", f"/dev/{name}")]
     command += ["--size", str(limits.scratch_bytes), "--perms", "1777", "--tmpfs", "/tmp"]
     command += ["--remount-ro", "/", "--chdir", "/tmp"]
     descriptors = []
-    if (rules := denying_filter()) is not None:
+    if (rules := allowing_filter()) is not None:
         descriptors = [_memory_file(stack, rules)]
         command += ["--seccomp", str(descriptors[0])]
-    if os.geteuid() == 0:  # limits on processes do not bind root
-        user = str(FIRST_UID + secrets.randbelow(NUM_UIDS))
-        command += [part for cap in ("SETUID", "SETGID", "SETPCAP") for part in ("--cap-add", f"CAP_{cap}")]
-        drop = ["setpriv", "--reuid", user, "--regid", user, "--clear-groups", "--inh-caps=-all"]
-        return [*command, "--", *drop, "--bounding-set=-all", "--no-new-privs", *bounds, inside], descriptors
-    return [*command, "--unshare-user", "--", *bounds, inside], descriptors
+    if os.geteuid() == 0:  # until the runner has become another user
+        return [*command, "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--", inside], descriptors
+    return [*command, "--unshare-user", "--", inside], descriptors
 
 
 def _memory_file(stack: ExitStack, content: bytes) -> int:
@@ -215,19 +271,33 @@ def _watch(process: subprocess.Popen, verdict_read: int, limits: SandboxLimits) 
 
 
 def _memory_of(pid: int) -> int:
-    """Bytes of a process and all below it; a shared page is shared out among its users. What has ended meanwhile, or
-    cannot be read, counts nothing. Orphans of a namespace are children of its first process, so nobody is missed."""
-    total = 0
+    """Bytes of a process and all below it, with what the kernel holds for them; a shared page is shared out among its
+    users. What has ended meanwhile, or cannot be read, counts nothing. Orphans of a namespace are children of its first
+    process, so nobody is missed."""
+    total, files, inodes = 0, set[str](), 0
     todo = [pid]
     while todo:
         folder = Path(f"/proc/{todo.pop()}")
         with suppress(OSError):
             lines = (folder / "smaps_rollup").read_text().splitlines()
-            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss:", "SwapPss:")))
+        with suppress(OSError):
+            files.update(os.readlink(number) for number in (folder / "fd").iterdir())
+        inodes = max(inodes, _inodes(folder / "root"))
         with suppress(OSError):
             for task in (folder / "task").iterdir():
                 todo += [int(child) for child in (task / "children").read_text().split()]
-    return total
+    held = sum(KERNEL_BYTES.get(name.partition("[")[0], 0) for name in files)
+    return total + held + inodes * INODE_BYTES
+
+
+def _inodes(root: Path) -> int:
+    """Files in the scratch of a process, empty ones too: their size says nothing of them."""
+    with suppress(OSError):
+        if (root / INSIDE[1:]).is_dir():
+            scratch = os.statvfs(root / "tmp")
+            return scratch.f_files - scratch.f_ffree
+    return 0
 
 
 def _shown(parts: dict[int, bytearray], names: dict[int, str], most: int) -> bytes:
@@ -250,6 +320,6 @@ def _outcome(output: bytes, verdict: bytes, stopped: str, code: int) -> ProgramO
         return ProgramOutcome(False, f"{stopped} and was stopped", text)
     try:
         found = json.loads(verdict)
-        return ProgramOutcome(found["ok"] is True, str(found["reason"]), text)
+        return ProgramOutcome(found["ok"] if found["ok"] is None else found["ok"] is True, str(found["reason"]), text)
     except (ValueError, KeyError, TypeError):
         return ProgramOutcome(False, f"it ended with code {code} before its tests did", text)

@@ -20,7 +20,8 @@ SHORT = SandboxLimits(seconds=2.0)
 
 
 def run(program: str, *tests: str, limits: SandboxLimits = SHORT) -> ProgramOutcome:
-    return run_tests(program, tests or ["assert True"], limits)
+    """What becomes of it; without tests, of a test that every program passes which runs to its end."""
+    return run_tests(f"{program}\ndef ran(): return True\n", tests or ["assert ran()"], limits)
 
 
 def value(expression: str, before: str = "") -> ProgramOutcome:
@@ -127,7 +128,7 @@ def test_a_killed_parent_leaves_nothing():
     program = f"import os\nif os.fork() == 0:\n    os.execv('/usr/bin/sleep', ['{mark}', '600'])\nos.wait()"
     script = "from limbeck.curate.sandbox.run import SandboxLimits, run_tests\n"
     script += f"run_tests({program!r}, ['assert True'], SandboxLimits(60))"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[2]) as process:
+    with subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).parents[3]) as process:
         wait_for(mark, to_run=True, seconds=20)
         process.send_signal(signal.SIGKILL)
     wait_for(mark, to_run=False, seconds=10)
@@ -179,20 +180,6 @@ def test_nothing_but_the_scratch_can_be_written(path):
 
 
 @isolated
-@pytest.mark.parametrize(
-    "call",
-    ["101, 0, 0, 0, 0", "165, b'none', b'/tmp', b'tmpfs', 0, 0", "272, 0x10000000", "321, 0, 0, 0", "425, 1, 0"],
-    ids=["ptrace", "mount", "unshare", "bpf", "io_uring"],
-)
-@pytest.mark.skipif(os.uname().machine != "x86_64", reason="numbers of x86_64")
-def test_dangerous_system_calls_are_denied(call):
-    found = value(
-        f"(libc.syscall({call}), ctypes.get_errno())", "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)"
-    )
-    assert "(-1, 1)" in found.reason, found
-
-
-@isolated
 def test_nobody_else_can_be_killed():
     program = "import os, signal\ndef kill():\n    os.kill(-1, signal.SIGKILL)"
     assert not run(program, "kill()").ok
@@ -227,21 +214,6 @@ def test_the_tests_are_nowhere_in_the_programs_memory():
     assert run(READS_TESTS, "assert f(17) == ''", "assert f(1) != 'quince-medlar'").ok
 
 
-FILLS = {
-    "a file in memory": "os.memfd_create('x')",
-    "System V memory": "check(libc.shmget(0, 4096, 0o1600))",
-    "/dev/shm": "open('/dev/shm/x', 'wb')",
-}
-
-
-@isolated
-@pytest.mark.parametrize("where", FILLS)
-def test_memory_that_no_limit_counts_cannot_be_had(where):
-    before = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
-    before += "def check(code):\n    if code < 0: raise OSError(ctypes.get_errno(), 'denied')\n"
-    assert "Error" in value(FILLS[where], before).reason
-
-
 @isolated
 def test_processes_share_one_limit_on_memory():
     """Each stays below the limit of one; together they do not."""
@@ -253,35 +225,7 @@ def test_processes_share_one_limit_on_memory():
     assert run(alone, "assert f()[0] == 60 << 20", limits=limits).ok
 
 
-# ---- saying that one passed ------------------------------------------------------------------------------------------
-
-
-FORGERIES = {
-    "says so": 'print(\'{"ok": true, "reason": "passed"}\')\ndef f(): return 0',
-    "leaves early": "import os\nos._exit(0)",
-    "leaves early, politely": "import sys\nsys.exit(0)",
-    "raises SystemExit when asked": "def f(): raise SystemExit(0)",
-    "leaves when asked": "import os\ndef f(): os._exit(0)",
-    "is equal to all": "class All:\n    def __eq__(self, other): return True\ndef f(): return All()",
-    "is equal to all, as an int": "class All(int):\n    def __eq__(self, other): return True\ndef f(): return All(0)",
-    "changes what asserting is": "import builtins\nbuiltins.AssertionError = type('No', (), {})\ndef f(): return 0",
-    "changes the tests' compiler": "import builtins\nbuiltins.compile = lambda *a: 'pass'\ndef f(): return 0",
-    "writes verdicts on every channel": 'import os\nfor n in range(3, 64):\n    try: os.write(n, b\'{"ok": true, '
-    '"reason": ""}\')\n    except OSError: pass\ndef f(): return 0',
-    "looks through its frames": "import sys, os\nframe = sys._getframe()\nwhile frame:\n    for v in "
-    "[*frame.f_locals.values(), *frame.f_globals.values()]:\n        if type(v) is int and v > 2:\n            try: "
-    'os.write(v, b\'{"ok": true, "reason": ""}\\n\')\n            except OSError: pass\n    frame = frame.f_back\n'
-    "def f(): return 0",
-    "compares itself": "def set(x): return 0\ndef abs(x): return 1\ndef f(): return 0\ndef isinstance(*a): return True",
-    "kills its judge": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\ndef f(): return 1",
-    "is a function of another answer": "def f(*a): return lambda: 1",
-}
-
-
-@isolated
-@pytest.mark.parametrize("how", FORGERIES)
-def test_a_verdict_cannot_be_forged(how):
-    assert not run(FORGERIES[how], "assert set([f()]) == {1} and abs(f()) == 1").ok
+# ---- what tests see --------------------------------------------------------------------------------------------------
 
 
 @isolated
@@ -311,4 +255,4 @@ def test_without_a_sandbox_there_is_no_weaker_run(monkeypatch):
 def test_limits_alone_have_to_be_named():
     found = run_tests("def f(): return 1", ["assert f() == 1"], SHORT, "rlimits")
     assert found.ok
-    assert "longer" in run_tests("while True: pass", ["assert True"], SandboxLimits(seconds=0.5), "rlimits").reason
+    assert "longer" in run_tests("while True: pass", ["assert f()"], SandboxLimits(seconds=0.5), "rlimits").reason
