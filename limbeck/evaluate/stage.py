@@ -19,7 +19,8 @@ from limbeck.evaluate.results import (
 from limbeck.evaluate.samples import choose_prompts, write_answers
 from limbeck.evaluate.speed import measure_speed
 from limbeck.metrics.calibration import ece
-from limbeck.metrics.intervals import Bootstrap, judge, judge_words, paired_bootstrap
+from limbeck.metrics.intervals import Bootstrap, paired_bootstrap
+from limbeck.metrics.verdict import Axes, judge, judge_words
 from limbeck.models.artifact import read_card, update_card
 from limbeck.system.atomic import atomic_write
 
@@ -61,18 +62,22 @@ def run_evaluate(
     context = min((lm.max_context or 2**30 for lm in models.values()), default=2**30) - settings.answer_tokens
     prompts = choose_prompts(rows, students["student"].tokenizer, settings.answers, longest=context, seed=recipe.seed)
     answers = write_answers(teacher, students, prompts, num_tokens=settings.answer_tokens)
-    kl, agreement = (_bootstrap(found, metric, settings.bootstrap, recipe.seed) for metric in ("kl", "agreement"))
+    axes = Axes(*(_bootstrap(found, metric, settings.bootstrap, recipe.seed) for metric in Axes._fields))
     warnings = [*found.notes, *_warnings(found)]
     write_scores(folder / "scores.parquet", found)
     write_first_choices(folder / "first_choices.parquet", found)
     summed_up = details(found, speeds, answers, warnings, resamples=settings.bootstrap, seed=recipe.seed)
     atomic_write(folder / "details.json", to_json(summed_up))
     atomic_write(folder / "answers.json", to_json(answers_json(answers)))
-    say = judge_words if teacher is None else judge
-    verdict = say(kl, agreement, num_rows=len(found.ids))
+    num_rows = len(found.ids)
+    if teacher is None:
+        verdict = judge_words(axes, num_rows=num_rows)
+    else:
+        weight, text = recipe.objective.max_ce_weight, found.mean(TEACHER, "ce")
+        verdict = judge(axes, num_rows=num_rows, ce_weight=weight, teacher_ce=text)
     return {
         **{name: _summary(found, name, speeds[name]) for name in found.models},
-        "verdict": {**asdict(verdict), "kl": intervals_json(kl), "agreement": intervals_json(agreement)},
+        "verdict": asdict(verdict) | {name: intervals_json(each) for name, each in axes._asdict().items()},
         "warnings": warnings,
     }
 

@@ -220,6 +220,23 @@ def _few_ticks(axes: Axes, *, show: Any = None) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g}%"))
 
 
+def two_axes(models: Mapping[str, tuple[float, float]]) -> Markup | None:
+    """KL to the teacher against perplexity of the text, a dot a model: the lower left is better on both."""
+    if len(models) < 2:
+        return None
+    with drawing() as figure:
+        axes = figure.add_subplot()
+        for name, (x, y) in models.items():
+            axes.plot([x], [y], MARKERS[name], color=COLOURS[name], markersize=8.0)
+            axes.annotate(name, (x, y), (0, 8), textcoords="offset points", ha="center", color=COLOURS[name])
+        axes.margins(0.18, 0.25)
+        axes.set_xlabel("KL to the teacher, nats per token")
+        axes.set_ylabel("perplexity of the text")
+        axes.grid(visible=True, axis="x")
+        _few_ticks(axes)
+        return svg(figure, "Closeness to the teacher against perplexity of the text")
+
+
 def by_position(edges: Sequence[float], values: Mapping[str, Sequence[float]], label: str) -> Markup | None:
     """Means by place in the text, on a logarithmic axis."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator

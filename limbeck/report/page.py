@@ -96,7 +96,8 @@ def render(files: RunFiles) -> str:
         tasks=task_table(files.tasks),
         funnel=funnel(files.curated),
         exports=export_table(files.get("exports")),
-        cards=answer_cards(files.answers),
+        cards=answer_cards(files.answers, marked=bool(files.get("teacher"))),
+        marked=bool(files.get("teacher")),
         stages=stages(files),
         recipe=visible(files.recipe_text, LONGEST_RECIPE, keep=LINES),
         environment=_facts(files.get("environment")),
@@ -145,22 +146,35 @@ def _how(files: RunFiles) -> str:
     return " ".join(part for part in (sentence[:1].upper() + sentence[1:], measured) if part)
 
 
+STATES = ("good", "mixed", "open", "bad")
+
+
 def verdict(files: RunFiles) -> dict[str, Any] | None:
-    """The verdict's colour, its claim, what follows it, and the two interval charts. None before evaluation."""
+    """The verdict's colour, its claim, what follows it, and the interval charts. None before evaluation."""
     sentence = files.get("verdict", "sentence")
     if not isinstance(sentence, str):
         return None
-    claim, where, figures = [*visible(sentence, 1000).split(": ", 2), "", ""][:3]
-    helped = files.get("verdict", "helped")
-    state = {True: "good", False: "bad"}.get(helped, "open") if isinstance(helped, bool) else "open"
+    said = [files.get("verdict", key) for key in ("claim", "figures", "advice")]
+    if not all(isinstance(text, str) for text in said):  # a run of version 0.1
+        claim, where, figures = [*sentence.split(": ", 2), "", ""][:3]
+        said = [f"{claim}: {where}", figures, ""]
+    claim, _, where = visible(said[0], 1000).partition(": ")
+    figures, advice = (visible(text, 1000) for text in said[1:])
     parts = _verdict_parts(files)
-    rest = [where, *([] if parts else [figures])]  # the charts show the figures
+    rest = [where, *([] if parts else [figures]), advice]  # the charts show the figures
     return {
-        "state": state,
+        "state": _state(files),
         "claim": claim,
         "rest": [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in rest if text],
         "parts": parts,
     }
+
+
+def _state(files: RunFiles) -> str:
+    state, helped = (files.get("verdict", key) for key in ("state", "helped"))
+    if isinstance(state, str) and state in STATES:
+        return state
+    return {True: "good", False: "bad"}.get(helped, "open") if isinstance(helped, bool) else "open"
 
 
 def _verdict_parts(files: RunFiles) -> list[dict[str, Any]]:
@@ -168,6 +182,7 @@ def _verdict_parts(files: RunFiles) -> list[dict[str, Any]]:
     for key, title, better, as_percent in (
         ("kl", "KL to the teacher", "nats per token, lower is closer", False),
         ("agreement", "Agreement with the teacher's first choice", "higher is closer", True),
+        ("ce", "Cross-entropy of the text itself", "nats per token, lower is better", False),
     ):
         found = files.get("verdict", key)
         means = {role: values for role in ROLES if (values := charts.triple(dig(found, role)))}
@@ -176,7 +191,16 @@ def _verdict_parts(files: RunFiles) -> list[dict[str, Any]]:
             continue
         difference = charts.triple(dig(found, "difference"))
         parts.append({"title": title, "better": better, "chart": chart, "difference": _gap(difference, as_percent)})
-    return parts
+    return [*parts, *_both_axes(files)]
+
+
+def _both_axes(files: RunFiles) -> list[dict[str, Any]]:
+    """One picture of both, where a teacher was measured too."""
+    found = {name: [number(files.get(name, key)) for key in ("kl", "perplexity")] for name in MODELS}
+    points = {name: (x, y) for name, (x, y) in found.items() if x is not None and y is not None}
+    chart = charts.two_axes(points) if "teacher" in points else None
+    words = {"title": "Closeness and usefulness", "better": "further left is closer, further down is better"}
+    return [] if chart is None else [{**words, "chart": chart, "difference": ""}]
 
 
 def _gap(difference: tuple[float, ...], as_percent: bool) -> str:
@@ -200,11 +224,17 @@ def tiles(files: RunFiles) -> list[Tile]:
     big, small = (number(files.get(name, "parameters")) for name in ("teacher", "student"))
     if big and small:
         out.append(Tile(percent(small / big), "of the teacher's parameters", f"{count(small)} of {count(big)}"))
-    slow, fast = (number(files.get(name, "tokens_per_second")) for name in ("teacher", "student"))
-    if slow and fast:
+    slow, fast, same = (number(files.get(name, "tokens_per_second")) for name in MODELS)
+    # Student and twin have one shape: a ratio that is no larger than theirs is noise.
+    if slow and fast and _ratio(fast, slow) > _ratio(fast, same or fast):
         note = f"{fast:,.0f} against {slow:,.0f} tokens/s"
         out.append(Tile(times(fast / slow), "the teacher's reading speed", note))
     return out
+
+
+def _ratio(a: float, b: float) -> float:
+    """How many times the larger is the smaller."""
+    return max(a, b) / min(a, b) if min(a, b) > 0 else 0.0
 
 
 MEASURES: tuple[tuple[str, str, str, tuple[str, ...], Callable[[float], str]], ...] = (

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.report.collect import MODELS, dig
 from limbeck.report.format import number, percent
 from limbeck.text.visible import LINES, visible
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 LONGEST_PROMPT = 1500
 LONGEST_ANSWER = 4000
 LONGEST_TOKEN = 80
+LONGEST_LOOP, LOOP_PIECES = 24, 12
 PLAUSIBLE = 0.1
 """A token to which the teacher gives at least this chance is another wording rather than a mistake."""
 
@@ -27,12 +31,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Column:
-    """One model's answer; `agreement` is the share of its tokens that the teacher would have written too."""
+    """One model's answer; `agreement` is the share of its tokens that the teacher would have written too, "" where no
+    teacher read it. `loops`: it ends in words that come again and again; the share is of what stands before."""
 
     model: str
     runs: tuple[Run, ...]
     agreement: str
     cut: bool
+    loops: bool
 
 
 @dataclass(frozen=True)
@@ -45,11 +51,11 @@ class SampleCard:
     columns: tuple[Column, ...]
 
 
-def answer_cards(answers: list[Any]) -> list[SampleCard]:
-    """The cards of answers.json; entries that are not as they should be are left out."""
+def answer_cards(answers: list[Any], *, marked: bool) -> list[SampleCard]:
+    """The cards of answers.json; entries that are not as they should be are left out. `marked`: a teacher read them."""
     cards = []
     for entry in answers:
-        columns = tuple(column for model in MODELS if (column := _column(model, dig(entry, "answers", model))))
+        columns = tuple(column for model in MODELS if (column := _column(model, dig(entry, "answers", model), marked)))
         if columns:
             prompt, truth = (str(dig(entry, key) or "") for key in ("prompt", "truth"))
             topic = visible(str(dig(entry, "topic") or ""), 80)
@@ -58,13 +64,30 @@ def answer_cards(answers: list[Any]) -> list[SampleCard]:
     return cards
 
 
-def _column(model: str, answer: Any) -> Column | None:
+def _column(model: str, answer: Any, marked: bool) -> Column | None:
     pieces = dig(answer, "pieces")
     if not isinstance(pieces, list):
         return None
     good = [piece for piece in pieces if isinstance(piece, list) and len(piece) == 4 and isinstance(piece[0], str)]
-    share = percent(sum(bool(piece[1]) for piece in good) / len(good)) if good and model != "teacher" else ""
-    return Column(model, tuple(_runs(good, marked=model != "teacher")), share, dig(answer, "finish_reason") == "length")
+    marked = marked and model != "teacher"
+    own = good[: loop_start([piece[0] for piece in good])]
+    share = percent(sum(bool(piece[1]) for piece in own) / len(own)) if own and marked else ""
+    cut = dig(answer, "finish_reason") == "length"
+    return Column(model, tuple(_runs(good, marked=marked)), share, cut, len(own) < len(good))
+
+
+def loop_start(texts: Sequence[str]) -> int:
+    """Where an answer begins to say again what it has just said, to its end: behind the first time that a run of up to
+    LONGEST_LOOP pieces fills at least LOOP_PIECES more of them, twice over or more; the answer's length where it does
+    not."""
+    start = len(texts)
+    for period in range(1, LONGEST_LOOP + 1):
+        same = 0
+        while same < len(texts) - period and texts[-1 - same] == texts[-1 - same - period]:
+            same += 1
+        if same >= max(2 * period, LOOP_PIECES):
+            start = min(start, len(texts) - same)
+    return start
 
 
 def _runs(pieces: list[list[Any]], *, marked: bool) -> list[Run]:

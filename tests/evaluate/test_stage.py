@@ -1,6 +1,7 @@
 """The evaluate stage end to end on tiny models: three files, the summary, the verdict."""
 
 import json
+import math
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -53,12 +54,13 @@ def test_summary_and_files(tmp_path, models, rows):
         assert all(isinstance(value, float | int) and value >= 0 for value in summary[who].values())
     assert summary["teacher"]["kl"] == 0 and summary["teacher"]["agreement"] == 1
     verdict = summary["verdict"]
-    assert verdict["helped"] is True and verdict["sentence"].startswith("Distillation helped")
-    for part in ("kl", "agreement"):
+    assert verdict["state"] in ("good", "mixed") and "is closer to the teacher than its twin" in verdict["claim"]
+    assert verdict["ce"]["student"][0] == pytest.approx(math.log(summary["student"]["perplexity"]))
+    for part in ("kl", "agreement", "ce"):
         assert set(verdict[part]) == {"student", "twin", "difference"}
         for mean, low, high in verdict[part].values():
             assert low <= mean <= high
-        assert verdict[part]["student"][0] == summary["student"][part]
+        assert part == "ce" or verdict[part]["student"][0] == summary["student"][part]
     assert any("Only 15 held-out rows" in warning for warning in summary["warnings"])
     assert json.loads(json.dumps(summary)) == summary
 

@@ -1,4 +1,4 @@
-"""The paired bootstrap: right on average, rows as clusters, differences paired; and what the verdict makes of it."""
+"""The paired bootstrap: right on average, rows as clusters, differences paired."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from limbeck.metrics.intervals import (
-    MIN_CLUSTERS,
-    Bootstrap,
-    Interval,
-    judge,
     mean_interval,
     paired_bootstrap,
     ratio_interval,
@@ -89,59 +85,6 @@ def test_blocks_do_not_change_the_kind_of_result(monkeypatch):
 def test_no_rows():
     with pytest.raises(ValueError, match="no rows"):
         paired_bootstrap({"a": np.zeros(0)}, np.zeros(0))
-
-
-def boot(student, twin, difference, clusters=100):
-    return Bootstrap({"student": Interval(*student), "twin": Interval(*twin)}, Interval(*difference), clusters)
-
-
-BETTER_KL = boot((0.4, 0.38, 0.42), (0.7, 0.67, 0.73), (-0.3, -0.33, -0.27))
-WORSE_KL = boot((0.7, 0.67, 0.73), (0.4, 0.38, 0.42), (0.3, 0.27, 0.33))
-EQUAL_KL = boot((0.4, 0.38, 0.42), (0.4, 0.38, 0.42), (0.0, -0.02, 0.02))
-BETTER_TOP = boot((0.71, 0.7, 0.72), (0.63, 0.62, 0.64), (0.08, 0.07, 0.09))
-WORSE_TOP = boot((0.63, 0.62, 0.64), (0.71, 0.7, 0.72), (-0.08, -0.09, -0.07))
-EQUAL_TOP = boot((0.7, 0.69, 0.71), (0.7, 0.69, 0.71), (0.0, -0.01, 0.01))
-
-
-@pytest.mark.parametrize(
-    ("kl", "agreement", "helped", "begins"),
-    [
-        (BETTER_KL, BETTER_TOP, True, "Distillation helped: on 240"),
-        (BETTER_KL, EQUAL_TOP, None, "Distillation helped in part: on 240 held-out rows KL is better"),
-        (EQUAL_KL, BETTER_TOP, None, "Distillation helped in part: on 240 held-out rows agreement is better"),
-        (EQUAL_KL, EQUAL_TOP, None, "No difference"),
-        (BETTER_KL, WORSE_TOP, False, "Distillation did not help"),
-        (WORSE_KL, BETTER_TOP, False, "Distillation did not help"),
-        (WORSE_KL, WORSE_TOP, False, "Distillation did not help"),
-    ],
-)
-def test_verdict(kl, agreement, helped, begins):
-    verdict = judge(kl, agreement, num_rows=240)
-    assert verdict.helped is helped
-    assert verdict.sentence.startswith(begins)
-
-
-def test_verdict_says_the_numbers():
-    sentence = judge(BETTER_KL, BETTER_TOP, num_rows=240).sentence
-    assert "KL 0.400 against 0.700 (difference -0.300, 95% interval -0.330 to -0.270)" in sentence
-    assert "agreement 71.0% against 63.0% (+8.0 points, +7.0 to +9.0)" in sentence
-
-
-def test_no_verdict_from_a_handful_of_rows():
-    """One row resamples to itself: an interval of width 0 proves nothing."""
-    sums = {"student": np.array([1.0]), "twin": np.array([2.0])}
-    kl = paired_bootstrap(sums, np.ones(1), pair=("student", "twin"))
-    assert kl.difference == Interval(-1.0, -1.0, -1.0)
-    verdict = judge(kl, paired_bootstrap(sums, np.ones(1), pair=("twin", "student")), num_rows=1)
-    assert verdict.helped is None and verdict.sentence.startswith("1 held-out row is too few")
-    few = boot((0.4, 0.38, 0.42), (0.7, 0.67, 0.73), (-0.3, -0.33, -0.27), clusters=MIN_CLUSTERS - 1)
-    assert judge(few, BETTER_TOP, num_rows=9).helped is None
-
-
-def test_no_twin():
-    alone = Bootstrap({"student": Interval(0.4, 0.38, 0.42)}, None, 100)
-    verdict = judge(alone, alone, num_rows=100)
-    assert verdict.helped is None and "train.twin" in verdict.sentence and "0.400" in verdict.sentence
 
 
 def test_published_intervals_do_not_move():

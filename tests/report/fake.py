@@ -64,9 +64,13 @@ KEYS = ("kl", "agreement", "perplexity", "ece", "parameters", "bytes", "tokens_p
 def summary(roles: list[str]) -> dict[str, Any]:
     verdict: dict[str, Any] = {
         "helped": True,
-        "sentence": "Distillation helped: on 240 held-out rows the student is closer to the teacher than its twin: "
-        "KL 0.412 against 0.701 (difference -0.289, 95% interval -0.312 to -0.267), agreement 71.2% against 63.0% "
-        "(+8.2 points, +7.3 to +9.1).",
+        "state": "good",
+        "claim": "Distillation helped: on 240 held-out rows the student is closer to the teacher than its twin, and "
+        "predicts the text better",
+        "figures": "KL 0.412 against 0.701 (difference -0.289, 95% interval -0.312 to -0.267)",
+        "advice": "",
+        "sentence": "Distillation helped: as above.",
+        "ce": {"student": [2.333, 2.3, 2.36], "twin": [2.391, 2.36, 2.42], "difference": [-0.058, -0.07, -0.046]},
         "kl": {"student": [0.412, 0.391, 0.434], "twin": [0.701, 0.672, 0.731], "difference": [-0.289, -0.312, -0.267]},
         "agreement": {
             "student": [0.7124, 0.7013, 0.7229],
@@ -76,8 +80,10 @@ def summary(roles: list[str]) -> dict[str, Any]:
     }
     if "twin" not in roles:
         verdict["helped"] = None
-        verdict["sentence"] = "Whether distillation helped cannot be said without a twin (set train.twin to true)."
-        verdict["kl"], verdict["agreement"] = ({"student": verdict[key]["student"]} for key in ("kl", "agreement"))
+        verdict["claim"] = verdict["sentence"] = "Whether distillation helped cannot be said without a twin"
+        for key in ("kl", "agreement", "ce"):
+            verdict[key] = {"student": verdict[key]["student"]}
+        verdict["state"] = "open"
     return {
         "name": "stdlib-101m",
         "scope": "Python functions in the style of the standard library",

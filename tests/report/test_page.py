@@ -52,7 +52,8 @@ def test_says_what_became_of_what_and_whether_it_helped(page):
         "stdlib-101m",
         "134.5M parameters became 99.1M: the teacher with 20 of its layers kept.",
         "Distillation helped",
-        "On 240 held-out rows the student is closer to the teacher than its twin.",
+        "On 240 held-out rows the student is closer to the teacher than its twin, and predicts the text better.",
+        "\u22120.058 (95% interval \u22120.070 to \u22120.046)",
         "\u22120.289 (95% interval \u22120.312 to \u22120.267)",
         "+8.2 points (95% interval +7.3 to +9.1)",
         "71.2%",
@@ -69,11 +70,19 @@ def test_every_part_is_there(page):
     titles = re.findall(r"<h[23][^>]*>([^<]*)", page)
     for title in (
         *("Scores", "Size, speed, quality", "In pictures", "KL by place in the text", "Calibration"),
-        *("Agreement by topic", "Training loss", "KL while training", "Side by side", "What it took"),
+        *(
+            "Closeness and usefulness",
+            "Cross-entropy of the text itself",
+            "Agreement by topic",
+            "Training loss",
+            "KL while training",
+            "Side by side",
+            "What it took",
+        ),
         *("Data", "Environment"),
     ):
         assert title in titles, title
-    assert page.count("<svg") == 8
+    assert page.count("<svg") == 10
 
 
 def test_one_closed_file(page):
@@ -128,12 +137,38 @@ def test_missing_files_leave_gaps(tmp_path):
 
 
 def test_verdict_states(files):
+    for state in ("good", "mixed", "open", "bad"):
+        assert verdict(with_verdict(files, state=state))["state"] == state
+    old = {"state": None, "claim": None}  # runs of version 0.1 have a sentence and whether it helped
     for helped, state in ((True, "good"), (False, "bad"), (None, "open"), ("yes", "open"), (1, "open")):
-        changed = copy.deepcopy(files)
-        changed.summary["verdict"]["helped"] = helped
-        found = verdict(changed)
-        assert found is not None and found["state"] == state
+        found = verdict(with_verdict(files, **old, helped=helped, sentence="It helped: on 9 rows: KL 1."))
+        assert found["state"] == state and found["claim"] == "It helped" and found["rest"] == ["On 9 rows."]
     assert verdict(files_without(files, "verdict")) is None
+
+
+def with_verdict(files, **changes):
+    changed = copy.deepcopy(files)
+    changed.summary["verdict"] |= changes
+    return changed
+
+
+def test_a_loss_is_amber_and_says_what_trades_it(files):
+    advice = "The recipe weighs the text with 0 (objective.ce_weight): a higher weight gives more of the text."
+    page = render(with_verdict(files, state="mixed", claim="A gain and a loss: on 9 rows", advice=advice))
+    assert 'class="verdict mixed"' in page and advice in Elements(page).text
+
+
+def test_a_speed_ratio_within_the_noise_of_one_shape_is_not_shown(files):
+    changed = copy.deepcopy(files)
+    assert "reading speed" in tiles(changed)[-1].label
+    changed.summary["twin"]["tokens_per_second"] = 700.0  # of the student's shape, at half its speed
+    assert "reading speed" not in tiles(changed)[-1].label
+
+
+def test_nothing_is_as_the_teacher_where_no_teacher_read(files):
+    changed = files_without(files, "teacher")
+    text = Elements(render(changed)).text
+    assert "as the teacher" not in text and "No teacher was there to read them" in text and "<mark" not in text
 
 
 def files_without(files, *keys):
@@ -213,7 +248,7 @@ def test_hostile_text_everywhere(tmp_path):
         "warnings": [huge, EVIL],
         "data": {EVIL: EVIL, "notes": [EVIL], "topics": {EVIL: 1, "b": 2}},
     }
-    summary["verdict"]["sentence"] = f"{EVIL}: {huge}"
+    summary["verdict"] |= {"sentence": EVIL, "claim": f"{EVIL}: {huge}", "figures": EVIL, "advice": huge}
     summary["environment"] = {"python": EVIL, "packages": {EVIL: EVIL}}
     summary["stages"] = {EVIL: {"took": {"seconds": 3}}}
     write(tmp_path / "summary.json", summary)
