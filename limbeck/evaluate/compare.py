@@ -5,6 +5,7 @@ Per row only sums are kept; per position nothing. `N` positions of a batch, `n` 
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from limbeck.text.packing import pack, plan_batches
 from limbeck.types import Row, Trace
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from limbeck.models.hf import HfLM
     from limbeck.recipe import Evaluate
@@ -89,6 +90,7 @@ def evaluate_models(
 ) -> Evaluation:
     """Score `students` against `teacher` on held-out `rows`. Heads of different width are cut to the narrowest. Without
     a teacher the rows are its words: KL is cross-entropy, and agreement is how often the first choice is what follows.
+    Models are in evaluation mode meanwhile (no dropout), and afterwards in the mode that they came in.
 
     Raises DataError when there is nothing to score, TeacherError when the models do not share one tokenizer,
     NonFiniteError naming the model whose logits are not finite.
@@ -103,12 +105,26 @@ def evaluate_models(
     tally = _Tally.start(rows, list(models), _shared_vocab(models, rows))
     lengths = [len(row.ids) for row in rows]
     meter = Meter("evaluate", "tokens", sum(lengths), on_progress)
-    for indices in plan_batches(lengths, settings.batch_tokens):
-        batch = pack([rows[index] for index in indices], device=next(iter(models.values())).device)
-        _score_batch(tally, batch, _where(rows, indices, tally.by_position.edges), teacher, students)
-        meter.add(len(batch.ids_T))
+    with _evaluating(models.values()):
+        for indices in plan_batches(lengths, settings.batch_tokens):
+            batch = pack([rows[index] for index in indices], device=next(iter(models.values())).device)
+            _score_batch(tally, batch, _where(rows, indices, tally.by_position.edges), teacher, students)
+            meter.add(len(batch.ids_T))
     notes = _vocab_notes(models, tally.vocab)
     return tally.finish(rows, notes)
+
+
+@contextlib.contextmanager
+def _evaluating(models: Iterable[HfLM]) -> Iterator[None]:
+    """Every module in evaluation mode, and back in its own afterwards: parts of a model may differ in it."""
+    modes = [(module, module.training) for lm in models for module in lm.model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 @dataclass(frozen=True)

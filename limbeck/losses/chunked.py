@@ -86,8 +86,9 @@ def fused_terms(
     compile: bool = False,
 ) -> LossOut:
     """As `fused_distill_loss` for all of an objective's terms in one pass, and the unweighted sums of CE and divergence
-    beside the loss."""
+    beside the loss. Raises ValueError where shapes, labels, target and terms do not fit together."""
     _refuse(target, terms, labels_N)
+    _refuse_shapes(hidden_ND, head, labels_N, weights_N)
     if compile and (target is None or target.offers != "full"):
         raise ValueError("compile is for live targets; a stored one takes one softmax, which gains nothing from it")
     if compile and head.bias_V is not None and head.softcap is not None:
@@ -126,6 +127,29 @@ def _refuse(target: Target | None, terms: Terms, labels_N: Tensor | None) -> Non
     by = terms.position_weights
     if by and by.measure == "entropy" and not target.knows_entropy:
         raise ValueError("position weights by entropy need a target that knows it: live, or a sample")
+
+
+def _refuse_shapes(hidden_ND: Tensor, head: Head, labels_N: Tensor | None, weights_N: Tensor | None) -> None:
+    """Raise ValueError for what torch would tell in other words, or, on a GPU, not at all."""
+    width = head.weight_VD.shape[1]
+    if hidden_ND.dim() != 2 or hidden_ND.shape[1] != width:
+        raise ValueError(
+            f"hidden_ND has shape {list(hidden_ND.shape)}; [positions, {width}] is needed, {width} being the head's "
+            "width: flatten batch and length, and leave out positions that predict nothing"
+        )
+    for name, each_N in (("labels_N", labels_N), ("weights_N", weights_N)):
+        if each_N is not None and each_N.shape != hidden_ND.shape[:1]:
+            found = list(each_N.shape)
+            raise ValueError(f"{name} has shape {found}; one for each of {len(hidden_ND)} positions is needed")
+    # Elsewhere than on a CPU the look at the values would make the device wait.
+    if labels_N is not None and labels_N.device.type == "cpu" and len(labels_N):
+        low, high = labels_N.aminmax()
+        if low < 0 or high >= len(head.weight_VD):
+            found = int(low) if low < 0 else int(high)
+            raise ValueError(
+                f"labels_N has {found}; the head's {len(head.weight_VD)} tokens are 0 to {len(head.weight_VD) - 1}. "
+                "Leave positions without a label (-100 elsewhere) out of hidden_ND and labels_N"
+            )
 
 
 def iter_logits(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,6 @@ from limbeck.types import Dist, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class TraceStore:
             self._read_shard(entry["shard"])
 
     @classmethod
-    def open(cls, path: Path, *, verify: bool = True) -> TraceStore:
+    def open(cls, path: Path | str, *, verify: bool = True) -> TraceStore:
         """Raises StoreError for a missing store, another version, or a damaged shard (named)."""
+        path = Path(path)
         header, entries = read_header(path), read_manifest(path)
         wrong = damaged_shards(path, entries) if verify else {}
         if wrong:

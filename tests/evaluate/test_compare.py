@@ -60,6 +60,19 @@ def test_agrees_with_the_plain_evaluation(teacher, students, text_rows, chat_row
     assert found.errors_R[0] == wrong
 
 
+def test_dropout_is_off_whatever_mode_a_model_comes_in(text_rows, tiny_tokenizer):
+    """A GPT-2 against itself, as training left it: no KL, and every part is back in its own mode afterwards."""
+    model = tiny.build_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
+    model.transformer.h[0].eval()
+    modes = [module.training for module in model.modules()]
+    lm = HfLM.wrap(model, tiny_tokenizer, name="dropped")
+    for module, mode in zip(model.modules(), modes, strict=True):
+        module.training = mode
+    found = evaluate_models(lm, {"student": lm}, text_rows[:3], settings=SMALL, on_progress=ignore)
+    assert found.mean("student", "kl") == pytest.approx(0.0, abs=1e-6)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_nothing_depends_on_the_size_of_batches_and_chunks(teacher, students, text_rows, monkeypatch):
     one = evaluate_models(teacher, students, text_rows, settings=Evaluate(batch_tokens=10_000), on_progress=ignore)
     monkeypatch.setattr("limbeck.evaluate.compare.CHUNK_BYTES", 4 * one.vocab * 17)

@@ -442,3 +442,27 @@ def test_two_iterations_in_lock_step_leave_gradients_on():
 def test_contradictions_are_refused(kwargs, words):
     with pytest.raises(ValueError, match=words):
         fused_distill_loss(torch.zeros(1, 2), torch.zeros(3, 2), None, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "labels", "weights", "words"),
+    [
+        ((2, 3, 4), [0, 1], None, r"shape \[2, 3, 4\]; \[positions, 4\]"),
+        ((2, 5), [0, 1], None, r"shape \[2, 5\]; \[positions, 4\]"),
+        ((2, 4), [0, -100], None, "labels_N has -100; the head's 9 tokens are 0 to 8"),
+        ((2, 4), [9, 0], None, "labels_N has 9"),
+        ((2, 4), [0, 1, 2], None, "labels_N has shape .3.; one for each of 2"),
+        ((2, 4), [0, 1], [1.0], "weights_N has shape .1."),
+    ],
+)
+def test_shapes_and_labels_that_do_not_fit_are_named(hidden, labels, weights, words):
+    weights_N = None if weights is None else torch.tensor(weights)
+    with pytest.raises(ValueError, match=words):
+        fused_distill_loss(
+            torch.zeros(hidden),
+            torch.zeros(9, 4),
+            None,
+            ce_weight=1.0,
+            labels_N=torch.tensor(labels),
+            weights_N=weights_N,
+        )
