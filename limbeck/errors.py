@@ -40,7 +40,7 @@ class UnalignedTokens(TeacherError):
 
 
 class BudgetError(LimbeckError, RuntimeError):
-    """Memory, disk space, or the money of `teacher.max_cost` ran out.
+    """Memory, disk space, open files, or the money of `teacher.max_cost` ran out.
 
     Free space, raise the limit that the message names, or choose a smaller `train.batch_tokens`. Finished
     work is kept: run the same command again.
@@ -90,9 +90,9 @@ class StoreError(LimbeckError, ValueError):
 
 
 class RunDirError(LimbeckError, RuntimeError):
-    """The run folder is in use by another process, or cannot be written.
+    """The run folder is in use by another process, or a disk refuses: it is read-only, fails, or knows no locks.
 
-    Wait for the other process, or choose another folder with `--run-dir`.
+    Wait for the other process, or choose another folder with `--run-dir`. Finished work is kept.
     """
 
     exit_code = 8
@@ -172,7 +172,7 @@ class ExpertError(LimbeckError, ValueError):
 
 
 class Stopped(LimbeckError, RuntimeError):
-    """The job was asked to stop (SIGTERM or Ctrl-C) and saved what it had.
+    """The job was asked to stop (SIGTERM, SIGHUP or Ctrl-C) and saved what it had.
 
     Run the same command again: it resumes.
     """

@@ -25,6 +25,7 @@ from limbeck.capture.exchange import Frame, record_of, take
 from limbeck.errors import CaptureError, RunDirError
 from limbeck.system.jsonl import LineFile, compact_line
 from limbeck.system.lock import try_lock
+from limbeck.system.signals import stop_signals
 from limbeck.text.redact import Redactor, make_redactor
 
 READ_BYTES = 2**20
@@ -57,8 +58,8 @@ class State:
 
 
 def main() -> None:
-    """Runs until its input ends. Ctrl-C and SIGTERM are for the proxy: what it has sent is still written."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """Runs until its input ends. Signals to stop are for the proxy: what it has sent is still written."""
+    for number in stop_signals():
         signal.signal(number, signal.SIG_IGN)
     buffer = bytearray()
     state: State | None = None

@@ -20,8 +20,9 @@ import typer
 from limbeck.cli import experts, export, route, serve
 from limbeck.cli import options as opt
 from limbeck.cli.options import Json, Overrides, RecipeFile, RunDirOption, RunFolder
-from limbeck.cli.terminal import error_text, print_error, print_result, show_log, watched
+from limbeck.cli.terminal import error_text, print_error, print_result, show_log, steady_streams, watched
 from limbeck.errors import LimbeckError, RecipeError
+from limbeck.system.refusals import machine_errors
 from limbeck.version import __version__
 
 if TYPE_CHECKING:
@@ -53,14 +54,17 @@ app.add_typer(route.app, name="route", rich_help_panel="Experts")
 
 
 def main() -> None:
-    """Entry point: user errors are printed without a traceback and end with their exit code."""
+    """Entry point: user errors, and what the machine refuses, are printed without a traceback and end with their exit
+    code."""
+    steady_streams()
     # Before the libraries read them: their bars and warnings would mix with ours.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in NOISY:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)  # torch resets levels
     try:
-        app(prog_name="limbeck")
+        with machine_errors():
+            app(prog_name="limbeck")
     except LimbeckError as error:
         if "--json" in sys.argv:
             kind = type(error).__name__

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from limbeck.types import OnProgress
 
 INTERRUPTED, PIPE_WIDTH = 130, 120
+STDERR = 2
 
 
 def error_text(text: str) -> str:
@@ -44,6 +47,39 @@ def print_result(result: Any, *, as_json: bool = False) -> None:
         from rich.console import Console
 
         Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH).print(result)
+
+
+class SteadyLog(io.RawIOBase):
+    """The bytes of stderr. What nobody can take (a closed pipe, a full disk, a terminal that is gone) is dropped: a log
+    that nobody reads is no reason to end a run."""
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return STDERR
+
+    def isatty(self) -> bool:
+        return os.isatty(STDERR)
+
+    def write(self, data: Any, /) -> int:
+        with contextlib.suppress(OSError):
+            os.write(STDERR, data)
+        return len(data)
+
+
+def steady_streams() -> None:
+    """Standard streams that this process can rely on: those that were closed before it began lead nowhere, so that no
+    file of a run gets their number and what is printed with it."""
+    for number in range(STDERR + 1):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stderr is sys.__stderr__:
+        log: Any = SteadyLog()
+        sys.stderr = io.TextIOWrapper(log, "utf-8", "backslashreplace", line_buffering=True, write_through=True)
 
 
 class RecordLines(logging.Handler):

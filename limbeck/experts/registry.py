@@ -39,8 +39,9 @@ from limbeck.experts.card import (
     rows_jsonl,
 )
 from limbeck.experts.readme import render
-from limbeck.system.atomic import fsync_dir, raise_if_full, seal_dir
+from limbeck.system.atomic import fsync_dir, seal_dir
 from limbeck.system.lock import is_held, locked, wait_lock
+from limbeck.system.refusals import raise_if_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -302,11 +303,11 @@ def read_expert(folder: Path, name: str, version: str, seen: sealed.SeenFiles) -
 def sync_tree(folder: Path) -> None:
     """Everything in a folder reaches the disk."""
     for path in [*folder.rglob("*"), folder]:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        if path.is_dir():
+            fsync_dir(path)
+            continue
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def _sweep(home: Path) -> None:

@@ -6,7 +6,6 @@ llama.cpp itself can write (K-quants) are made by it from an exact file.
 
 from __future__ import annotations
 
-import errno
 import shutil
 import subprocess
 import warnings
@@ -22,7 +21,7 @@ from limbeck.errors import MissingExtra, TeacherError
 from limbeck.export.gguf_families import WeightPart, describe, family_of, parts
 from limbeck.export.gguf_tokens import describe_tokens, read_tokens
 from limbeck.models.card import licence_of
-from limbeck.system.atomic import raise_if_full
+from limbeck.system.refusals import disk_errors
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -76,16 +75,13 @@ def write_gguf(folder: Path, lm: HfLM, *, quant: str) -> None:
         raise MissingExtra("gguf", "export", "exporting to GGUF")
     if plan.by_llama:
         _refuse_without_llama(quant)
-    try:
+    with disk_errors(folder / FILE):
         if plan.by_llama:
             _write_by_llama(folder, lm, quant)
         else:
             _write(folder / FILE, lm, plan)
         lm.tokenizer.save_pretrained(folder)
         (folder / "Modelfile").write_text(_modelfile(lm.model), encoding="utf-8")
-    except OSError as error:  # numpy reports what it could not write without an error number
-        raise_if_full(error if error.errno else OSError(errno.ENOSPC, str(error)), folder / FILE)
-        raise
 
 
 def _write(path: Path, lm: HfLM, plan: Quant) -> None:

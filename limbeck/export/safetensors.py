@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.errors import TeacherError
-from limbeck.models.artifact import DTYPES, REST, _disk_errors, _save_model, _set_dtype
+from limbeck.models.artifact import DTYPES, REST, _save_model, _set_dtype
 from limbeck.models.int8 import num_quantized, prepare_torchao
+from limbeck.system.refusals import disk_errors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,7 +30,7 @@ def write_safetensors(folder: Path, lm: HfLM, *, quant: str) -> None:
     (torchao's Int8WeightOnlyConfig), everything else, the head included, in bfloat16. Raises
     TeacherError for weights that the type cannot hold, MissingExtra without torchao, BudgetError when the disk is full.
     """
-    with _disk_errors(folder):
+    with disk_errors(folder):
         if quant == "int8":
             _write_int8(folder, lm.model)
         else:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from limbeck.errors import StoreError
@@ -22,7 +19,7 @@ from limbeck.models.weights import CARD_FILE, checked_format, pickle_only
 from limbeck.system.atomic import atomic_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -62,7 +59,7 @@ def save_artifact(
     The folder appears whole or not at all; an older one under this name is replaced. Opening it gives bit-equal logits.
     Raises BudgetError when the disk is full.
     """
-    with atomic_dir(path) as tmp, _disk_errors(tmp):
+    with atomic_dir(path) as tmp:
         _save_model(tmp, model, dtype)
         tokenizer.save_pretrained(tmp)
         write_card(tmp, card)
@@ -180,15 +177,3 @@ def _set_dtype(config_path: Path, dtype: torch.dtype) -> None:
         if section is config or section.get("dtype"):
             section["dtype"] = str(dtype).removeprefix("torch.")
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    """safetensors reports a full disk as its own error; give it back its number, so that it reads as one."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error

@@ -18,8 +18,9 @@ from limbeck.recipe.rules.check import raise_problems
 from limbeck.system.atomic import atomic_write
 from limbeck.system.cost import disk_bytes, measure
 from limbeck.system.ranks import first_rank
+from limbeck.system.refusals import machine_errors
 from limbeck.system.rundir import RunDir, StageRecord
-from limbeck.system.signals import stop_requests
+from limbeck.system.signals import interruptible, stop_requests
 from limbeck.types import Callbacks
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run_recipe(
         raise ValueError(f"unknown stage {until!r}; allowed are {', '.join(names)}")
     quiet = lambda _: None  # noqa: E731
     on_progress = (on_progress if first_rank() else None) or quiet  # ranks that train together report as one
-    with _opened(Path(run_dir)) as run, stop_requests() as stop_asked, contextlib.ExitStack() as resources:
+    with _opened(Path(run_dir)) as run, _stopping() as stop_asked, contextlib.ExitStack() as resources:
         context = RunContext(recipe, run, names, Callbacks(on_progress, on_message or quiet, stop_asked), resources)
         _check(context)
         for stage in STAGES[: names.index(until) + 1]:
@@ -60,7 +61,7 @@ def run_recipe(
                 raise Stopped(f"stopped before the stage {stage.name}; run the same command again to go on.")
             key = _due(stage, context)
             if key is not None:
-                with _recorded(stage, key, context):
+                with _recorded(stage, key, context), interruptible(not stage.saves):
                     stage.run(context)
             if stage is DATA and estimate and first_rank():
                 estimate_costs(context)
@@ -68,13 +69,27 @@ def run_recipe(
 
 
 @contextlib.contextmanager
+def _stopping() -> Iterator[Callable[[], bool]]:
+    """Stages that save when they are asked to stop look for it; all else is interrupted where it is."""
+    with stop_requests() as asked:
+        try:
+            with interruptible():
+                yield asked
+        except KeyboardInterrupt:
+            if not asked():
+                raise
+            raise Stopped("stopped; what was finished is kept. Run the same command again to go on.") from None
+
+
+@contextlib.contextmanager
 def _opened(path: Path) -> Iterator[RunDir]:
-    """The run folder, locked by the first rank only."""
-    if not first_rank():
-        yield RunDir(path)
-        return
-    with RunDir.open(path) as run:
-        yield run
+    """The run folder, locked by the first rank only. What the machine refuses meanwhile says what to do."""
+    with machine_errors():
+        if not first_rank():
+            yield RunDir(path)
+            return
+        with RunDir.open(path) as run:
+            yield run
 
 
 def _check(context: RunContext) -> None:

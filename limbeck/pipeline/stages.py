@@ -45,7 +45,8 @@ class Stage:
 
     `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished, and so does `holds`
     when it says that they are not what they were. `needed`: whether this recipe has the stage. A `collective` stage is
-    worked on by every rank, any other one by the first.
+    worked on by every rank, any other one by the first. One that `saves` looks whether a stop was asked for and keeps
+    what it has; any other one is interrupted.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Stage:
     needed: Callable[[RunContext], bool] = lambda _: True
     holds: Callable[[RunContext], bool] = lambda _: True
     collective: bool = False
+    saves: bool = False
 
 
 def _in(*parts: str) -> Callable[[RunContext], tuple[Path, ...]]:
@@ -231,8 +233,16 @@ STAGES = (
         _label,
         needed=lambda context: context.has_labels,
         holds=lambda context: not first_rank() or is_undamaged(context.path / "traces"),
+        saves=True,
     ),
-    Stage("curate", curate_fingerprint, _in("curate"), _curate, needed=lambda context: bool(context.recipe.curate)),
+    Stage(
+        "curate",
+        curate_fingerprint,
+        _in("curate"),
+        _curate,
+        needed=lambda context: bool(context.recipe.curate),
+        saves=True,
+    ),
     Stage("student", student_fingerprint, _in("student"), _student),
     Stage(
         "train",
@@ -241,6 +251,7 @@ STAGES = (
         partial(_train, role="student"),
         holds=lambda context: (context.path / "train" / "student" / "artifact").exists(),
         collective=True,
+        saves=True,
     ),
     Stage(
         "twin",
@@ -250,6 +261,7 @@ STAGES = (
         needed=lambda context: context.recipe.train.twin,
         holds=lambda context: (context.path / "train" / "twin" / "artifact").exists(),
         collective=True,
+        saves=True,
     ),
     Stage("evaluate", evaluate_fingerprint, _in("evaluate"), _evaluate),
     Stage("export", export_fingerprint, _exported, _export, needed=lambda context: bool(context.recipe.export)),

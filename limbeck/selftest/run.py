@@ -20,6 +20,7 @@ from limbeck.models.hf import head_layer
 from limbeck.models.open import open_hf
 from limbeck.selftest import losses, models, store
 from limbeck.selftest.pair import CannotRun, Measure, Pair, short_rows
+from limbeck.system.refusals import out_of_memory
 from limbeck.text.tokenizer import compare_tokenizers, template_hash
 from limbeck.types import Progress
 
@@ -191,11 +192,11 @@ def _finding(statement: Check, pair: Pair) -> CheckOutcome:
             measures.append(measure)
     except CannotRun as reason:
         return CheckOutcome(*about, tuple(measures), skipped=str(reason))
-    except torch.OutOfMemoryError as error:
-        raise BudgetError(
-            f"out of memory in the statement {statement.name!r}; use smaller models, or --dtype bfloat16."
-        ) from error
-    except WRONG as error:
+    except (*WRONG, MemoryError) as error:
+        if out_of_memory(error):
+            raise BudgetError(
+                f"out of memory in the statement {statement.name!r}; use smaller models, or --dtype bfloat16."
+            ) from error
         return CheckOutcome(*about, tuple(measures), raised=f"{type(error).__name__}: {error}")
     return CheckOutcome(*about, tuple(measures))
 

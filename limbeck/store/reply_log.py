@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import StoreError
-from limbeck.system.atomic import raise_if_full
 from limbeck.system.jsonl import LineFile, checked_line, read_checked, whole_lines
+from limbeck.system.refusals import raise_if_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

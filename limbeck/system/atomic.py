@@ -13,12 +13,15 @@ import tempfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import BudgetError
+from limbeck.system.refusals import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
+
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)
+"""What file systems say that cannot fsync a folder; Windows and folders that may not be read say EACCES."""
 
 
 def fingerprint(*parts: Any) -> str:
@@ -33,42 +36,37 @@ def sha256_file(path: Path) -> str:
 
 
 def fsync_dir(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
+    """Bring the names in a folder to the disk, where its file system can: some network and FUSE ones refuse to open or
+    fsync a folder, and have nothing better to offer. Raises OSError where the disk itself fails."""
     try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is fsynced and renamed over it, on failure removed.
 
-    Raises BudgetError when the disk is full, naming what is free.
+    Raises BudgetError when the disk is full, naming what is free; RunDirError when it refuses.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield tmp
-        with tmp.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(tmp, path)
-        fsync_dir(path.parent)
-    except OSError as error:
-        raise_if_full(error, path)
-        raise
-    finally:
-        tmp.unlink(missing_ok=True)
-
-
-def raise_if_full(error: OSError, path: Path) -> None:
-    """Turn "no space left" (or a quota or file-size limit) into an error that says what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        free = shutil.disk_usage(path.parent).free / 2**20
-        raise BudgetError(
-            f"the disk is full: writing {path} failed ({error.strerror}; {free:.0f} MiB free). "
-            "Nothing finished was lost. Free some space and run the same command again; it resumes."
-        ) from error
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield tmp
+            with tmp.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(tmp, path)
+            fsync_dir(path.parent)
+        finally:
+            with contextlib.suppress(OSError):  # it would hide what went wrong
+                tmp.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, data: str | bytes) -> None:
@@ -80,26 +78,24 @@ def atomic_write(path: Path, data: str | bytes) -> None:
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield a temporary folder; on success every file is fsynced, MANIFEST.json (sizes, SHA-256) is written last, and
     the folder is renamed to `path`, replacing an older one. On failure or kill nothing under the final name changes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sweep(path.parent, path.name)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    try:
-        yield tmp
-        seal_dir(tmp)
-        tmp.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            os.rename(path, old / "replaced")
-            os.rename(tmp, path)
-            shutil.rmtree(old)
-        else:
-            os.rename(tmp, path)
-        fsync_dir(path.parent)
-    except OSError as error:
-        raise_if_full(error, path)
-        raise
-    finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent, path.name)
+        tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        try:
+            yield tmp
+            seal_dir(tmp)
+            tmp.chmod(0o755)
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+                os.rename(path, old / "replaced")
+                os.rename(tmp, path)
+                shutil.rmtree(old, ignore_errors=True)  # what stays is swept by the next writer
+            else:
+                os.rename(tmp, path)
+            fsync_dir(path.parent)
+        finally:
+            shutil.rmtree(tmp, ignore_errors=True)
 
 
 def seal_dir(folder: Path) -> None:

@@ -16,7 +16,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from limbeck.system.atomic import fsync_dir, raise_if_full
+from limbeck.system.atomic import fsync_dir
+from limbeck.system.refusals import disk_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,17 +78,14 @@ class LineFile:
 
 def append_durably(path: Path, lines: bytes) -> None:
     """Append whole lines to a file that is open no longer than that, and bring them to the disk. Raises BudgetError
-    when it is full, OSError."""
-    try:
+    when it is full, RunDirError when it refuses."""
+    with disk_errors(path):
         file = LineFile.open(path)
         try:
             file.append(lines)
             file.sync()
         finally:
             file.close()
-    except OSError as error:
-        raise_if_full(error, path)
-        raise
 
 
 def whole_lines(path: Path, longest: int = -1) -> Iterator[tuple[int, bytes]]:

@@ -7,18 +7,21 @@ from typing import NamedTuple
 
 
 class Launch(NamedTuple):
-    """What torchrun says of this process: its number among `world`, and its number on this machine."""
+    """What torchrun says of this process: its number among `world`, its number on this machine, and how often all of
+    them were started again."""
 
     rank: int
     world: int
     local_rank: int
+    restarts: int
 
 
 def launch() -> Launch | None:
     """None where no launcher started this process."""
     if "RANK" not in os.environ:
         return None
-    return Launch(_number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0))
+    rank, world, local_rank = _number("RANK", 0), _number("WORLD_SIZE", 1), _number("LOCAL_RANK", 0)
+    return Launch(rank, world, local_rank, _number("TORCHELASTIC_RESTART_COUNT", 0))
 
 
 def first_rank() -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from limbeck.system.atomic import atomic_write, raise_if_full
+from limbeck.system.atomic import atomic_write
 from limbeck.system.jsonl import LineFile, json_line, whole_lines
+from limbeck.system.refusals import disk_errors
 from limbeck.train.trackers import TrackedJob, Trackers, job_id
 
 if TYPE_CHECKING:
@@ -44,11 +45,8 @@ class MetricsWriter:
             **values,
             "tokens_per_second": round(rate, 1),
         }
-        try:
+        with disk_errors(self._file.path):
             self._file.append(json_line(line))
-        except OSError as error:
-            raise_if_full(error, self._file.path)
-            raise
         if self._trackers is not None:
             self._trackers.log(state.step, {**values, "tokens_per_second": rate})
 

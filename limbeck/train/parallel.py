@@ -7,6 +7,7 @@ go on with another number of processes.
 from __future__ import annotations
 
 import contextlib
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +18,17 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.errors import RecipeError
-from limbeck.system.ranks import launch
+from limbeck.system.ranks import Launch, launch
 from limbeck.types import Ranks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from limbeck.train.distiller import Distiller
+
+
+JOINING = timedelta(minutes=30)
+"""The first process may have a large store to look through before it joins."""
 
 
 @contextlib.contextmanager
@@ -44,12 +49,27 @@ def join_ranks(kind: str) -> Iterator[Ranks]:
         )
     if torch.cuda.is_available():
         torch.cuda.set_device(launched.local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    _join(launched)
     try:
         yield Ranks(kind, dist.get_rank(), dist.get_world_size())
         dist.barrier()  # a rank that leaves early tears down what the others still use
     finally:
         dist.destroy_process_group()
+
+
+def _join(launched: Launch) -> None:
+    """Meet the other processes of this start. torchrun keeps one store for all of its restarts, with the addresses of
+    processes that are dead by then: who finds those waits for nobody, so every start writes under a name of its own."""
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    try:
+        store, rank, world = next(dist.rendezvous("env://", timeout=JOINING))
+        own = dist.PrefixStore(f"limbeck-{launched.restarts}", store)
+        dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=JOINING)
+    except dist.DistError as error:
+        raise RecipeError(
+            f"{launched.world} processes were announced, and did not meet within {JOINING.total_seconds() / 60:g} "
+            f"minutes: {error}. Stop those that are left, and start all of them again; training resumes."
+        ) from error
 
 
 def wrap(distiller: Distiller, ranks: Ranks) -> nn.Module:

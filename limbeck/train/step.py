@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from limbeck.errors import BudgetError, NonFiniteError
+from limbeck.system.refusals import out_of_memory
 from limbeck.train.parallel import full, gradient_sync, sum_over_ranks
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def train_step(
             f"saved after step {number - 1}. Rows of the batch: {', '.join(rows)}. Lower train.optimizer.lr "
             f"(now {settings.optimizer.lr:g}) or set train.precision to float32, and run again."
         )
-    optimizer.step()
+    with _memory(number, settings):
+        optimizer.step()  # the first one makes the moments
     first = {name: means.pop(name) for name in ("loss", "ce") if name in means}
     return first | {"grad_norm": norm, "lr": optimizer.param_groups[0]["lr"]} | means
 
@@ -84,7 +86,9 @@ def _memory(number: int, settings: Train) -> Iterator[None]:
     """A step that memory does not hold ends with what to change."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
         raise BudgetError(
             f"out of memory in step {number}; lower train.batch_tokens (now {settings.batch_tokens}) and raise "
             "train.accumulate by the same factor, or set train.activation_checkpointing. The last checkpoint is kept."
