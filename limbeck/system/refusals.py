@@ -104,7 +104,7 @@ def raise_if_full(error: OSError, path: Path) -> None:
 
 def _of_the_disk(error: OSError, path: Path | None) -> LimbeckError | None:
     if error.errno in FULL:
-        why = error.strerror + _free(path)
+        why = f"{error.strerror}{_free(path)}"
         return BudgetError(f"the disk is full: writing {_shown(path)} failed ({why}). Free some space. {RESUMES}")
     if error.errno in REFUSED and path is not None:
         named = error.filename if isinstance(error.filename, str) else path

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -62,8 +64,8 @@ def _join(launched: Launch) -> None:
     processes that are dead by then: who finds those waits for nobody, so every start writes under a name of its own."""
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     try:
-        store, rank, world = next(dist.rendezvous("env://", timeout=JOINING))
-        own = dist.PrefixStore(f"limbeck-{launched.restarts}", store)
+        store, rank, world = next(rendezvous("env://", timeout=JOINING))
+        own = PrefixStore(f"limbeck-{launched.restarts}", store)
         dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=JOINING)
     except dist.DistError as error:
         raise RecipeError(

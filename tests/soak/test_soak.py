@@ -5,7 +5,7 @@ import pytest
 from tests.soak import soak
 from tests.soak.kinds import Kind, Outcome
 from tests.soak.soak import KINDS, Round, do_round, make_bases, table
-from tests.soak.workspace import RECIPES, Workspace, leftovers, outputs_of
+from tests.soak.workspace import RECIPES, Base, Workspace, leftovers, outputs_of
 
 SEEDS = (0, 1)
 
@@ -46,12 +46,12 @@ def test_a_difference_is_seen(bases, tmp_path):
 def test_a_round_is_its_seed_and_an_error_of_a_round_is_bad(tmp_path, monkeypatch):
     drawn = []
     kind = Kind("dice", "draws", lambda _, rng: Outcome("found", str(drawn.append(rng.random()))))
-    base = type("Base", (), {"name": "none"})()
+    base = Base("none", tmp_path / "none")
     for seed in (1, 1, 2):
         done = do_round(kind, seed, [base], tmp_path)
     assert drawn[0] == drawn[1] != drawn[2] and not list(tmp_path.iterdir())
     assert done.line.startswith("found ") and done.line.endswith("--kind 'dice' --seed 2")
-    broken = do_round(Kind("broken", "raises", lambda *_: 1 / 0), 0, [base], tmp_path)
+    broken = do_round(Kind("broken", "raises", lambda *_: Outcome("found", str(1 / 0))), 0, [base], tmp_path)
     assert broken.outcome.verdict == "BAD" and "ZeroDivisionError" in broken.outcome.note
     shown = table([done, broken, Round(kind, 3, Outcome("BAD"), 1.0)])
     assert shown.splitlines()[2:] == ["| dice | draws | 2 | 0 | 0 | 1 | 1 |", "| broken | raises | 1 | 0 | 0 | 0 | 1 |"]

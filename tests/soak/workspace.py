@@ -229,10 +229,8 @@ def leftovers(run: Path) -> list[str]:
 def _digests(run: Path) -> Iterator[tuple[str, str]]:
     for pattern in BYTES:
         for file in run.glob(pattern):
-            yield (
-                file.relative_to(run).as_posix(),
-                hashlib.sha256(file.read_bytes().replace(str(run).encode(), b"RUN")).hexdigest(),
-            )
+            data = file.read_bytes().replace(str(run).encode(), b"RUN")
+            yield file.relative_to(run).as_posix(), hashlib.sha256(data).hexdigest()
     for pattern in VALUES:
         for file in run.glob(pattern):
             lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
