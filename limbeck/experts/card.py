@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from limbeck.errors import ExpertError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
 SCHEMA = 1
 MOST_BYTES = 8 * 2**20
@@ -142,6 +143,12 @@ def read_row(line: str, where: str) -> PromptRow:
     if row.split not in ("train", "heldout") or any(not 0 <= value <= 1 for value in row.quality.values()):
         raise ExpertError(f"{where} is not a prompt: its split is train or heldout, its quality within 0 and 1")
     return row
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines with their numbers, from 1; of one that is too long only its beginning, which `parse_json` refuses."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from enumerate(iter(lambda: file.readline(MOST_BYTES + 1), ""), 1)
 
 
 def parse_json(text: str, where: str) -> Any:

@@ -3,14 +3,17 @@ says. What others hand out is looked at here before anything of it is opened."""
 
 from __future__ import annotations
 
+import io
 import os
+import pickletools
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from limbeck.errors import ExpertError
-from limbeck.experts.card import parse_json
+from limbeck.errors import ExpertError, TeacherError
+from limbeck.experts.card import MOST_BYTES, parse_json
+from limbeck.models.safetensors_header import LARGEST_CONFIG, read_json, weight_files
 from limbeck.models.weights import PICKLES
 from limbeck.system.atomic import sha256_file
 
@@ -22,6 +25,11 @@ NO_WEIGHTS = (*PICKLES, "*.pickle", "*.joblib", "*.pt2", "*.npy", "*.npz")
 """Files that are, or may hold, pickles: opening one can run code."""
 PLAIN = (".safetensors", ".gguf", ".onnx", ".onnx_data", ".data")
 """Tensors: their first bytes may look like anything."""
+
+MOST_PICKLE = 2**20
+"""Bytes that are followed: no text reads as a pickle for so long."""
+CALLS = frozenset({"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"})
+FIRST_OPCODES = frozenset(opcode.code.encode("latin-1") for opcode in pickletools.opcodes)
 
 Stamp = tuple[int, int, int, int, int]
 SeenFiles = dict[Path, tuple[Stamp, str]]
@@ -48,6 +56,22 @@ def safe_name(name: str) -> str:
             "'..', backslash, colon or control characters"
         )
     return name
+
+
+def read_text(file: Path) -> str:
+    """A file that is read whole. Raises ExpertError where it is longer than any of its kind."""
+    if file.stat().st_size > MOST_BYTES:
+        raise ExpertError(f"{file.name} has {file.stat().st_size} bytes; at most {MOST_BYTES} are read")
+    return file.read_text(encoding="utf-8", errors="replace")
+
+
+def refuse_outside(model: Path) -> None:
+    """Raises ExpertError where a model names files of weights that are not its own: in its index, or in its config."""
+    try:
+        config = read_json(model / "config.json", LARGEST_CONFIG) if (model / "config.json").is_file() else {}
+        weight_files(model, config)
+    except TeacherError as error:
+        raise ExpertError(str(error).replace(f"{model.parent}/", "").rstrip(".")) from error
 
 
 def read_manifest(text: str) -> dict[str, dict[str, Any]]:
@@ -107,13 +131,44 @@ def _walk(folder: Path, inside: str, limits: FolderLimits) -> Iterator[tuple[str
 
 
 def _refuse_content(file: Path) -> None:
-    """Pickles by their first bytes, whatever they are called: protocol 2 or later, or the ZIP that torch.save makes."""
+    """Pickles by what they begin with, whatever they are called, and the ZIP that torch.save makes."""
     if file.suffix in PLAIN:
         return
     with file.open("rb") as handle:
         head = handle.read(4)
-    if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
-        raise ExpertError(f"{file.name} begins as a pickle or an archive does; only plain files are allowed")
+        if head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] <= b"\x05") or _is_pickle(head, handle):
+            raise ExpertError(f"{file.name} begins as a pickle or an archive does; only plain files are allowed")
+
+
+def _is_pickle(head: bytes, handle: BinaryIO) -> bool:
+    """Whether a file is read as a pickle up to its end, or up to where it calls something. Protocols 0 and 1 begin with
+    any letter, so instructions are followed without being carried out; text soon asks for what is not on the stack."""
+    if head[:1] not in FIRST_OPCODES:
+        return False
+    text, stack = io.BytesIO(head + handle.read(MOST_PICKLE)), list[bool]()
+    try:
+        for opcode, _, _ in pickletools.genops(text):
+            if not _applies(opcode, stack):
+                return False
+            if opcode.name in CALLS:
+                return True
+    except Exception:  # an instruction that is none, an argument that is none: it is something else
+        return text.tell() >= MOST_PICKLE
+    return True
+
+
+def _applies(opcode: pickletools.OpcodeInfo, stack: list[bool]) -> bool:
+    """Apply an instruction to a stack of which only marks (True) are told apart; False where it cannot be applied."""
+    taken = opcode.stack_before
+    if pickletools.markobject in taken:
+        while stack and not stack[-1]:
+            stack.pop()
+        taken = [*taken[: taken.index(pickletools.markobject)], pickletools.markobject]
+    if len(stack) < len(taken):
+        return False
+    del stack[len(stack) - len(taken) :]
+    stack += [made is pickletools.markobject for made in opcode.stack_after]
+    return True
 
 
 def check_sealed(folder: Path, seen: SeenFiles, limits: FolderLimits | None = None) -> list[str]:
@@ -122,7 +177,7 @@ def check_sealed(folder: Path, seen: SeenFiles, limits: FolderLimits | None = No
     names = names_in(folder, limits)
     if MANIFEST not in names:
         raise ExpertError(f"it has no {MANIFEST}")
-    manifest = read_manifest((folder / MANIFEST).read_text(encoding="utf-8", errors="replace"))
+    manifest = read_manifest(read_text(folder / MANIFEST))
     for name in manifest:
         if name not in names:
             raise ExpertError(f"{name} is missing")
@@ -139,11 +194,15 @@ def _is_entry(entry: object) -> bool:
     return sound and entry["bytes"] >= 0  # type: ignore[index]
 
 
-def _check_file(file: Path, name: str, entry: dict[str, object], seen: SeenFiles) -> None:
+def stamp_of(file: Path) -> Stamp:
     info = file.stat()
-    if info.st_size != entry["bytes"]:
-        raise ExpertError(f"{name} has {info.st_size} bytes instead of {entry['bytes']}")
-    stamp = (info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+
+
+def _check_file(file: Path, name: str, entry: dict[str, object], seen: SeenFiles) -> None:
+    stamp = stamp_of(file)
+    if stamp[2] != entry["bytes"]:
+        raise ExpertError(f"{name} has {stamp[2]} bytes instead of {entry['bytes']}")
     if file not in seen or seen[file][0] != stamp:
         seen[file] = (stamp, sha256_file(file))
     if seen[file][1] != entry["sha256"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from limbeck.models.card import HUB_LICENCES, TERMS
+from limbeck.models.card import TERMS, licence_metadata, shown_source
 from limbeck.system.units import count, size
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def render(name: str, version: str, card: ExpertCard) -> str:
         _use(name),
         "## Lineage",
         "\n".join(f"{number}. {plain(step)}" for number, step in enumerate(card.lineage, 1)) or "Not recorded.",
-        f"- teacher: {plain(card.teacher)}\n- data: {plain(card.data_source)}\n- added on: {plain(card.created)}",
+        f"- teacher: {plain(card.teacher)}\n- data: {plain(shown_source(card.data_source))}\n"
+        f"- added on: {plain(card.created)}",
         "## Licence",
         f"The teacher's licence is {plain(card.teacher_licence or 'not stated by its card')}. {TERMS}",
         "## Recipe",
@@ -60,13 +61,11 @@ def render(name: str, version: str, card: ExpertCard) -> str:
 
 def metadata(name: str, card: ExpertCard) -> ModelCardData:
     """The Hub's model-card metadata."""
-    licence = (card.licence or "unknown").strip()
-    known = licence.lower() in HUB_LICENCES
     results = [
         EvalResult(
             task_type="text-generation",
             dataset_type="held-out",
-            dataset_name=f"held-out rows of {card.data_source or card.scope.domain}",
+            dataset_name=f"held-out rows of {shown_source(card.data_source) or card.scope.domain}",
             metric_type=metric,
             metric_name=meaning,
             metric_value=round(card.scores["student"][metric]["value"], 6),
@@ -82,8 +81,7 @@ def metadata(name: str, card: ExpertCard) -> ModelCardData:
         eval_results=results or None,
         language=list(card.scope.languages) or None,
         library_name="limbeck",
-        license=licence.lower() if known else "other",
-        license_name=None if known else licence,
+        **licence_metadata(card.licence, card.base_model),
         model_name=name,
         pipeline_tag="text-generation",
         tags=["distillation", "limbeck", "expert", f"domain:{card.scope.domain}", card.format],

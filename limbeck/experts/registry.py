@@ -35,6 +35,7 @@ from limbeck.experts.card import (
     check_version,
     precedence,
     read_card_json,
+    read_lines,
     read_row,
     rows_jsonl,
 )
@@ -69,9 +70,8 @@ class Expert:
         """Prompts of the transfer set; none where they were not stored. Raises ExpertError for a damaged line."""
         if not (self.path / PROMPTS).exists():
             return
-        with (self.path / PROMPTS).open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                yield read_row(line, f"{self.name} {self.version}: {PROMPTS}, line {number}")
+        for number, line in read_lines(self.path / PROMPTS):
+            yield read_row(line, f"{self.name} {self.version}: {PROMPTS}, line {number}")
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,16 @@ class Registry:
             ) from error
         return Expert(name, version, folder, card)
 
+    def check(self, expert: Expert) -> None:
+        """Raises ExpertError where an expert's files are no longer those that were found. A file that did not change
+        since is not hashed again."""
+        try:
+            card = read_expert(expert.path, expert.name, expert.version, self._seen)
+        except OSError as error:
+            raise ExpertError(f"its files cannot be read ({error.strerror})") from error
+        if card != expert.card:
+            raise ExpertError("its card was changed since the registry was read")
+
     # ---- writing ----
 
     def add(
@@ -188,6 +198,7 @@ class Registry:
         Raises ExpertError when this version exists (another process may just have added it) or when `model` holds what
         an expert may not hold; BudgetError when the disk is full."""
         sealed.names_in(model)
+        sealed.refuse_outside(model)
         with self._new(name, version) as tmp:
             shutil.copytree(model, tmp / MODEL, copy_function=_link)
             (tmp / CARD).write_text(card_json(name, version, card), encoding="utf-8")
@@ -202,7 +213,7 @@ class Registry:
         """Add an expert that was sealed elsewhere, byte for byte. Its name and version are those in its card.
 
         Raises ExpertError when anything about it is wrong, or when this version exists."""
-        name, version, _ = read_card_json((folder / CARD).read_text(encoding="utf-8", errors="replace"))
+        name, version, _ = read_card_json(sealed.read_text(folder / CARD))
         read_expert(folder, check_name(name), check_version(version), {})
         with self._new(name, version) as tmp:
             shutil.copytree(folder, tmp, copy_function=_link, dirs_exist_ok=True)
@@ -293,10 +304,11 @@ def read_expert(folder: Path, name: str, version: str, seen: sealed.SeenFiles) -
     names = sealed.check_sealed(folder, seen)
     if CARD not in names or not any(file.startswith(f"{MODEL}/") for file in names):
         raise ExpertError(f"it lacks {CARD} or the folder {MODEL}")
-    text = (folder / CARD).read_text(encoding="utf-8", errors="replace")
+    text = sealed.read_text(folder / CARD)
     own_name, own_version, card = read_card_json(text)
     if (own_name, own_version) != (name, version):
         raise ExpertError(f"its card is that of {own_name[:80]!r} {own_version[:80]!r}")
+    sealed.refuse_outside(folder / MODEL)
     return card
 
 

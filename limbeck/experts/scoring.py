@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from limbeck.errors import ExpertError
 from limbeck.evaluate.row_scores import row_scores
-from limbeck.experts.card import parse_json
+from limbeck.experts.card import parse_json, read_lines
 from limbeck.metrics.intervals import Interval, paired_bootstrap
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 HELDOUT = "heldout.jsonl"
 RESAMPLES = 2000
+MOST_ROWS = 100_000
+"""Lines of a file that is read whole."""
 REPRODUCED = ("agreement", "perplexity", "accuracy")
 """Measures that need no teacher."""
 
@@ -115,13 +117,14 @@ def read_jsonl(path: Path, kind: TypeAdapter[Any]) -> list[Any]:
     if not path.exists():
         return []
     found = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, 1):
-            where = f"{path.name}, line {number}"
-            try:
-                found.append(kind.validate_python(parse_json(line, where)))
-            except ValidationError as error:
-                raise ExpertError(f"{where} cannot be read: {error.errors()[0]['msg']}") from error
+    for number, line in read_lines(path):
+        where = f"{path.name}, line {number}"
+        if number > MOST_ROWS:
+            raise ExpertError(f"{path.name} has more than {MOST_ROWS} lines")
+        try:
+            found.append(kind.validate_python(parse_json(line, where)))
+        except ValidationError as error:
+            raise ExpertError(f"{where} cannot be read: {error.errors()[0]['msg']}") from error
     return found
 
 

@@ -16,6 +16,7 @@ from limbeck.evaluate.compare import TEACHER
 from limbeck.evaluate.task_stage import choose_rows
 from limbeck.experts.card import PromptRow, Scope
 from limbeck.experts.verify import MOST_PROMPT, PROMPTS, TOKENS
+from limbeck.models.card import shown_source
 from limbeck.recipe import DatasetSource
 from limbeck.recipe.languages import SCRIPTS
 
@@ -178,7 +179,9 @@ class TransferSet:
         train = [row for row in rows if row.split == "train"]
         topics = Counter(self.redactor.text(row.topic) for row in train if row.topic).most_common(MOST_TOPICS)
         return {
-            "source": self.redactor.text(": ".join(filter(None, (source.kind, getattr(source, "path", None))))),
+            "source": self.redactor.text(
+                shown_source(": ".join(filter(None, (source.kind, getattr(source, "path", None)))))
+            ),
             **(named if named and not Path(named["dataset"]).exists() else {}),
             "licence": "not stated",
             "rows": len(train),

@@ -166,8 +166,8 @@ def licence_of(path: str) -> str | None:
 def render(card: Card) -> str:
     """The README.md of an artifact: YAML metadata as the Hub reads it, then Markdown."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", card.recipe_yaml))])
-    facts = {"teacher": card.teacher, "data": card.data_source, "made on": card.created}
-    whose = "The teacher's" if card.teacher else "The model's"
+    facts = {"teacher": card.teacher, "data": shown_source(card.data_source), "made on": card.created}
+    whose, licence = "The teacher's" if card.teacher else "The model's", (card.licence or "").strip()
     blocks = [
         f"# {card.name}" + (f" ({card.format} {card.quant})" if card.quant else ""),
         card.scope or (f"A causal language model distilled from {card.teacher}." if card.teacher else ""),
@@ -179,7 +179,7 @@ def render(card: Card) -> str:
         "\n".join(f"{number}. {step}" for number, step in enumerate(card.lineage, 1)),
         "\n".join(f"- {name}: {value}" for name, value in facts.items() if value),
         "## Licence",
-        f"{whose} licence is {card.licence or 'not stated by its card'}. {TERMS * bool(card.teacher)}".strip(),
+        f"{whose} licence is {licence or 'not stated by its card'}. {TERMS * bool(card.teacher)}".strip(),
     ]
     if card.recipe_yaml:
         blocks += [
@@ -216,7 +216,7 @@ def _metadata(card: Card) -> ModelCardData:
         EvalResult(
             task_type="text-generation",
             dataset_type="held-out",
-            dataset_name=f"held-out rows of {card.data_source}",
+            dataset_name=f"held-out rows of {shown_source(card.data_source)}",
             metric_type=key,
             metric_name=QUALITY[key],
             metric_value=value,
@@ -224,19 +224,36 @@ def _metadata(card: Card) -> ModelCardData:
         for key, value in card.own_scores.items()
         if key in QUALITY
     ]
-    licence = (card.licence or "unknown").strip()
-    known = licence.lower() in HUB_LICENCES
     return ModelCardData(
         base_model=card.base_model,
         base_model_relation=("quantized" if card.quant else "finetune") if card.base_model else None,
         eval_results=results or None,
         library_name=LIBRARIES[card.format],
-        license=licence.lower() if known else "other",
-        license_name=None if known else licence,
+        **licence_metadata(card.licence, card.base_model),
         model_name=card.name,
         pipeline_tag="text-generation",
         tags=[*(["distillation"] if card.teacher else []), "limbeck"],
     )
+
+
+def licence_metadata(licence: str | None, base_model: str | None) -> dict[str, Any]:
+    """The Hub's keys for a licence as people write it ("Apache License, Version 2.0"): its identifier, or else `other`
+    with its name, and where its text is found."""
+    licence = (licence or "").strip() or "unknown"
+    words = re.sub(r"\b(the|licen[sc]e|version|gnu|community|international)\b|[,()]", " ", licence.lower())
+    plain = re.sub(r"\bv(?=\d)|(?<=gpl)v?(?=\d)", " ", words).replace("_", "-")
+    name = re.sub(r"[\s-]+", "-", plain).strip("-")
+    for form in (licence.lower(), name, f"{name}.0", name.replace("-", "")):
+        if form in HUB_LICENCES:
+            return {"license": form}
+    link = licence if licence.startswith("http") else base_model and f"https://huggingface.co/{base_model}"
+    return {"license": "other", "license_name": licence, **({"license_link": link} if link else {})}
+
+
+def shown_source(source: str) -> str:
+    """Where rows come from, for everyone: the place of a file on somebody's machine is nobody else's affair."""
+    kind, _, path = source.partition(": ")
+    return source if kind == "datasets" or not path else f"{kind}: {Path(path).name}"
 
 
 def _scores(card: Card) -> list[str]:
@@ -248,7 +265,10 @@ def _scores(card: Card) -> list[str]:
         cells = [_cell(key, card.scores[name].get(key)) for name in names]
         if any(cells):
             lines.append(f"| {meaning} | {' | '.join(cells)} |")
-    return [f"On held-out rows of {card.data_source}. This folder is the **{card.role}**.", "\n".join(lines)]
+    return [
+        f"On held-out rows of {shown_source(card.data_source)}. This folder is the **{card.role}**.",
+        "\n".join(lines),
+    ]
 
 
 def is_number(value: float | None) -> TypeGuard[float]:

@@ -13,6 +13,7 @@ from limbeck.errors import BudgetError, ExpertError
 from limbeck.experts import Registry
 from limbeck.experts import registry as module
 from tests.experts.conftest import ROWS, make_card
+from tests.models.strangers import INDICES
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tests.experts.conftest"])
@@ -84,6 +85,11 @@ def test_remove_takes_one_version_and_refuses_what_is_not_there(registry, model)
 # ---- damage ----------------------------------------------------------------------------------------------------------
 
 
+TEXT_PICKLE = b"cos\nsystem\n(S'true'\ntR."
+BINARY_PICKLE = b"}q\x00cos\ngetcwd\nq\x01)Rq\x02" + b"and more"
+"""What protocols 0 and 1 write for a call; the second is cut off."""
+
+
 def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -105,6 +111,11 @@ DAMAGE = {
     "fifo": (lambda folder: os.mkfifo(folder / "pipe"), "neither a file nor a folder"),
     "pickle": (lambda folder: (folder / "model/pytorch_model.bin").write_bytes(b"x"), "may be a pickle"),
     "hidden pickle": (lambda folder: (folder / "model/notes.txt").write_bytes(b"\x80\x04N."), "begins as a pickle"),
+    "a pickle of text": (lambda folder: (folder / "model/notes.txt").write_bytes(TEXT_PICKLE), "begins as a pickle"),
+    "a pickle without version": (
+        lambda folder: (folder / "model/vocab").write_bytes(BINARY_PICKLE),
+        "begins as a pickle",
+    ),
     "archive": (lambda folder: (folder / "model/vocab").write_bytes(b"PK\x03\x04"), "begins as a pickle or an arch"),
     "no manifest": (lambda folder: (folder / "MANIFEST.json").unlink(), "has no MANIFEST.json"),
     "bad manifest": (lambda folder: (folder / "MANIFEST.json").write_text("[" * 100_000), "not readable JSON"),
@@ -238,6 +249,71 @@ def test_a_folder_that_cannot_be_written_is_told(registry, model, monkeypatch):
     monkeypatch.setattr(module.tempfile, "mkdtemp", refused)
     with pytest.raises(ExpertError, match="cannot be written"):
         registry.add("notes", "1.1.0", make_card(), model)
+
+
+@pytest.mark.parametrize("kind", INDICES)
+def test_weights_outside_of_the_folder_are_refused(kind, registry, model):
+    """By the registry itself: before anything of the model is opened, and whether it is added, adopted or found."""
+    (model / "model.safetensors").rename(model.parent / "outside.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(INDICES[kind]))
+    with pytest.raises(ExpertError, match="is not opened"):
+        registry.add("notes", "1.0.0", make_card(), model)
+    (model / "model.safetensors.index.json").unlink()
+    path = registry.add("notes", "1.0.0", make_card(), model).path
+    (path / "model" / "model.safetensors.index.json").write_text(json.dumps(INDICES[kind]))
+    module.seal_dir(path)
+    with pytest.raises(ExpertError, match="is not opened"):
+        Registry(registry.path.parent / "other").adopt(path)
+    assert "is not opened" in registry.damaged()["notes/1.0.0"]
+
+
+def test_text_is_no_pickle(registry, model):
+    texts = [
+        "# A page\n",
+        "I am here\n.",
+        "cat\ndog\n(",
+        "S'abc'\n",
+        "Nothing.\n" * 1000,
+        "{}",
+        '["a"]',
+        "(a)\n",
+        "",
+        "0",
+        "-",
+    ]
+    for number, text in enumerate(texts):
+        (model / f"text{number}").write_text(text)
+    registry.add("notes", "1.0.0", make_card(), model)
+    assert len(registry.experts()) == 1
+
+
+def test_files_that_are_read_whole_are_bounded(registry, model):
+    for file, reason in (("expert.json", "at most"), ("MANIFEST.json", "at most")):
+        path = registry.add("notes", "1.0.0", make_card(), model, prompts=ROWS).path
+        os.truncate(path / file, 2**33)  # without taking room on the disk
+        if file != "MANIFEST.json":
+            manifest = json.loads((path / "MANIFEST.json").read_text())
+            manifest[file]["bytes"] = 2**33
+            (path / "MANIFEST.json").write_text(json.dumps(manifest))
+            registry._seen[path / file] = (module.sealed.stamp_of(path / file), manifest[file]["sha256"])
+        assert reason in registry.damaged()["notes/1.0.0"]
+        registry.remove("notes", "1.0.0")
+
+
+def test_a_long_line_is_not_read_whole(registry, model):
+    path = registry.add("notes", "1.0.0", make_card(), model, prompts=ROWS).path
+    expert = registry.expert("notes")
+    os.truncate(path / "prompts.jsonl", 2**33)
+    with pytest.raises(ExpertError, match=r"prompts\.jsonl, line 3 has .* at most"):
+        list(expert.prompts())
+
+
+def test_check_notices_what_changed_since(registry, model):
+    expert = registry.add("notes", "1.0.0", make_card(), model)
+    registry.check(expert)
+    flip(expert.model_path / "model.safetensors")
+    with pytest.raises(ExpertError, match="model/model.safetensors is damaged"):
+        registry.check(expert)
 
 
 # ---- killed, and not alone -------------------------------------------------------------------------------------------

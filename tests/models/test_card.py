@@ -63,11 +63,41 @@ def test_card_before_the_evaluation(card):
 
 @pytest.mark.parametrize(
     ("licence", "expected"),
-    [("MIT", ("mit", None)), (None, ("unknown", None)), ("My Own 1.0", ("other", "My Own 1.0"))],
+    [
+        ("MIT", ("mit", None)),
+        (None, ("unknown", None)),
+        ("My Own 1.0", ("other", "My Own 1.0")),
+        ("  ", ("unknown", None)),
+        *(
+            (text, ("apache-2.0", None))
+            for text in ("Apache 2.0", "Apache License, Version 2.0", "apache_2", "Apache-2.0 ")
+        ),
+        ("The MIT License (MIT)", ("other", "The MIT License (MIT)")),
+        ("MIT License", ("mit", None)),
+        ("BSD 3-Clause License", ("bsd-3-clause", None)),
+        ("GPLv3", ("gpl-3.0", None)),
+        ("GNU LGPL v3", ("lgpl-3.0", None)),
+        ("CC BY 4.0", ("cc-by-4.0", None)),
+        ("Llama 3.1 Community License", ("llama3.1", None)),
+    ],
 )
 def test_licences(card, licence, expected):
     data = ModelCard(render(replace(card, licence=licence))).data
     assert (data.license, data.license_name) == expected
+    if expected[0] == "other":
+        assert data.to_dict()["license_link"] == "https://huggingface.co/org/big"
+
+
+def test_a_card_does_not_tell_where_files_lie_on_this_machine(card):
+    for source, shown in (
+        ("files: /home/ann/clients/letters.jsonl", "files: letters.jsonl"),
+        ("captured: ../ann/capture", "captured: capture"),
+        ("datasets: org/name", "datasets: org/name"),
+        ("stdlib", "stdlib"),
+    ):
+        page = render(replace(card, scores=SCORES, data_source=source))
+        assert "ann/" not in page and f"- data: {shown}" in page
+        assert f"held-out rows of {shown}" in page.split("\n---\n")[0]
 
 
 def test_make_card_from_a_recipe(tmp_path):
