@@ -211,7 +211,7 @@ def _bound(found: int, most: int, param: str) -> None:
 
 
 def _noted(call: RequestContext, body: schemas.Asked, prompt: Any) -> RequestContext:
-    call.user, call.prompt = body.user, prompt
+    call.user, call.prompt = body.user or body.safety_identifier, prompt
     return call
 
 

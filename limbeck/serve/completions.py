@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable
@@ -13,7 +14,7 @@ import numpy as np
 from starlette.responses import JSONResponse
 
 from limbeck.engine.api import GenerateRequest
-from limbeck.errors import DataError, EmptyRow, EngineError, LongRow, TeacherError
+from limbeck.errors import DataError, EngineError, EngineFull, LimbeckError, LongRow
 from limbeck.serve import responses
 from limbeck.serve.errors import ApiError, bad
 from limbeck.serve.responses import Envelope, EventStream, TextLogprobs, usage_of
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     from limbeck.serve.schemas import Asked, ChatRequest, CompletionRequest, Message
     from limbeck.serve.settings import ServeLimits
     from limbeck.types import GeneratedToken
+
+logger = logging.getLogger(__name__)
+
+UNBOUNDED = 2**31
+"""Tokens of a prompt: what does not fit is told by `room`, with what is allowed."""
 
 JudgeReply = Callable[[float], "Chosen | None"]
 """Who answers instead of a reply, by its mean log-prob; None where it stands."""
@@ -62,7 +68,7 @@ class Generation:
                 self.call.held.push_async_callback(writing.aclose)
                 writings.append(writing)
         except LongRow as error:
-            raise too_long(str(error)) from error
+            raise bad(str(error), code="context_length_exceeded") from error
         except DataError as error:
             raise bad(str(error)) from error
         except EngineError as error:
@@ -84,7 +90,7 @@ class Generation:
 async def chat(work: Generation, body: ChatRequest, instead: JudgeReply | None) -> Response | Chosen:
     """The answer; or who answers instead, where `instead` names one, given how sure the model was of its whole reply.
     Raises ApiError."""
-    ids = await chat_ids(work.opened, body)
+    ids = await chat_ids(work, body)
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     most = room(work.opened, len(ids), wanted, work.limits.max_tokens)
     sampling = sampling_of(body, most, _seed(body.seed))
@@ -242,7 +248,7 @@ async def _plains(work: Generation, body: CompletionRequest) -> tuple[list[_Plai
     opened, num, wanted = work.opened, body.n or 1, DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     prompts = body.prompts
     names = ["prompt"] if len(prompts) == 1 else [f"prompt[{index}]" for index in range(len(prompts))]
-    rows = [await text_ids(opened, prompt, name) for prompt, name in zip(prompts, names, strict=True)]
+    rows = [await text_ids(work, prompt, name) for prompt, name in zip(prompts, names, strict=True)]
     seed, top = _seed(body.seed), body.logprobs or 0
     asks = []
     for ids in rows:
@@ -278,8 +284,6 @@ def _seed(seed: int | None) -> int:
 
 # ---- text to tokens --------------------------------------------------------------------------------------------------
 
-LONG_TEXT = 20_000
-"""Characters above which a text is made tokens in a thread, so that others need not wait."""
 ADVICE = re.compile(r" (?:Remove the row, or set data\.\S+|Choose an instruct teacher|Raise data\.).*", re.DOTALL)
 """What an error says to somebody with a recipe, not to a client."""
 
@@ -291,61 +295,65 @@ def turns_of(messages: Sequence[Message]) -> list[dict[str, str]]:
             f"The last message is the {messages[-1].role}'s; it must be the user's.",
             f"messages[{len(messages) - 1}].role",
         )
-    return [{"role": "system" if one.role == "developer" else one.role, "content": one.text} for one in messages]
+    return [one.turn for one in messages]
 
 
-async def chat_ids(opened: LoadedExpert, body: ChatRequest) -> np.ndarray:
+async def chat_ids(work: Generation, body: ChatRequest) -> np.ndarray:
     """int32 ids of the conversation up to where the reply begins. Raises ApiError: a control token in a content, a
-    conversation that the template refuses or that does not fit, a model without a template."""
-    turns = turns_of(body.messages)
-    return await _encoded(opened, Example(messages=turns, source="messages"), "messages")
+    conversation that the template refuses, a model without a template."""
+    if not work.opened.lm.tokenizer.chat_template:
+        raise bad("This model has no chat template: it completes text (/v1/completions).", "model")
+    return await _encoded(work, Example(messages=turns_of(body.messages), source="messages"), "messages")
 
 
-async def text_ids(opened: LoadedExpert, prompt: str | list[int], param: str) -> np.ndarray:
+async def text_ids(work: Generation, prompt: str | list[int], param: str) -> np.ndarray:
     """int32 ids of a plain prompt, with the special tokens that the tokenizer adds; ids are taken as they are. Raises
     ApiError."""
     if not isinstance(prompt, str):
-        if high := [token for token in prompt if token >= opened.lm.vocab]:
-            raise bad(f"The prompt has the token {high[0]}; this model knows {opened.lm.vocab}.", param)
+        vocab = work.opened.lm.vocab
+        if high := [token for token in prompt if token >= vocab]:
+            raise bad(f"The prompt has the token {high[0]}; this model knows {vocab}.", param)
         return np.asarray(prompt, dtype=np.int32)
-    return await _encoded(opened, Example(prompt=prompt, source=param), param)
+    return await _encoded(work, Example(prompt=prompt, source=param), param)
 
 
-async def _encoded(opened: LoadedExpert, example: Example, param: str) -> np.ndarray:
-    long = sum(len(str(turn["content"])) for turn in example.messages or ()) + len(example.prompt or "") > LONG_TEXT
-    encoder = Encoder(
-        opened.lm.tokenizer,
-        max_length=opened.engine.max_context,
-        long_rows="stop",
-        chat_template=False,
-        need_reply=False,
-    )
+async def _encoded(work: Generation, example: Example, param: str) -> np.ndarray:
+    """Read by the expert's own template and tokenizer, which are a stranger's: in its thread, until the deadline."""
+    encoder = Encoder(work.opened.lm.tokenizer, max_length=UNBOUNDED, chat_template=False, need_reply=False)
     try:
-        return (await asyncio.to_thread(encoder.encode, example) if long else encoder.encode(example)).ids
-    except LongRow as error:
-        raise too_long(str(error)) from error
-    except EmptyRow as error:
-        raise bad(ADVICE.sub("", str(error)), param) from error
-    except TeacherError as error:
-        raise bad("This model has no chat template: it completes text (/v1/completions).", "model") from error
+        async with asyncio.timeout_at(work.call.deadline):
+            return (await work.opened.turns.take(encoder.encode, example)).ids
+    except TimeoutError:
+        raise responses.timed_out(f"The expert {work.head.model} did not read the prompt in time.") from None
+    except EngineFull as error:
+        raise responses.engine_refusal(error) from error
     except DataError as error:
         raise bad(ADVICE.sub("", str(error)), param) from error
+    except Exception as error:
+        logger.warning("%s cannot read a prompt: %s: %s", work.head.model, type(error).__name__, error)
+        reason = str(error) if isinstance(error, LimbeckError) else type(error).__name__
+        raise ApiError(
+            503, f"The expert {work.head.model} cannot read the prompt: {reason}", param="model", code="expert_damaged"
+        ) from error
 
 
-def too_long(found: str) -> ApiError:
-    return bad(ADVICE.sub("", found), code="context_length_exceeded")
+def too_long(num_prompt: int, wanted: int | None, most: int) -> ApiError:
+    """In the words that clients look for, to fall back to a model with a longer context."""
+    more = "" if wanted is None else f", and {wanted} more are wanted"
+    return bad(
+        f"This model's maximum context length is {most} tokens; the prompt has {num_prompt}{more}. Shorten the prompt, "
+        "or ask for fewer tokens.",
+        code="context_length_exceeded",
+    )
 
 
 def room(opened: LoadedExpert, num_prompt: int, wanted: int | None, default: int) -> int:
     """Tokens that a reply may have; `wanted` may be 0, to have the prompt scored. Raises ApiError where more are wanted
     than the context has."""
-    free = opened.engine.max_context - num_prompt
-    if free < (1 if wanted is None else wanted):
-        want = "" if wanted is None else f" and {wanted} more are wanted"
-        raise too_long(
-            f"The prompt has {num_prompt} tokens{want}; this model's context is {opened.engine.max_context}."
-        )
-    return min(default, free) if wanted is None else wanted
+    most = opened.engine.max_context
+    if most - num_prompt < (1 if wanted is None else wanted):
+        raise too_long(num_prompt, wanted, most)
+    return min(default, most - num_prompt) if wanted is None else wanted
 
 
 def sampling_of(body: Asked, max_tokens: int, seed: int) -> Sampling:

@@ -7,14 +7,13 @@ first is nobody's. Nothing is remembered for that, because clients send the whol
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import ExpertError
 from limbeck.serve.errors import ApiError, bad, no_model
 from limbeck.serve.settings import AUTO
+from limbeck.serve.threads import in_thread
 
 if TYPE_CHECKING:
     from limbeck.experts import Expert, Registry
@@ -96,14 +95,13 @@ class Catalogue:
         while True:
             await asyncio.sleep(seconds)
             before = set(self.versions)
-            with contextlib.suppress(OSError):
-                try:
-                    await asyncio.to_thread(self.look)
-                    trouble = ""
-                except ExpertError as error:
-                    if str(error) != trouble:
-                        trouble = str(error)
-                        log.event("registry", "error", message=trouble)
+            try:
+                await in_thread(self.look)
+                trouble = ""
+            except Exception as error:  # whatever lies in a registry, it is looked at again
+                if str(error) != trouble:
+                    trouble = str(error)
+                    log.event("registry", "error", message=trouble)
             for name in sorted(set(self.versions) - before):
                 log.event("expert_added", expert=name)
             for name in sorted(before - set(self.versions)):

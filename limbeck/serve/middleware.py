@@ -77,7 +77,8 @@ def call_of(request: Request) -> RequestContext:
 
 @dataclass
 class LimitsMiddleware:
-    """The application behind the gate. `busy` are the calls under way; `draining` refuses new ones."""
+    """The application behind the gate. `busy` are the calls under way: those whose body is there, for a client that
+    sends none must not take another's place. `draining` refuses new ones."""
 
     app: ASGIApp
     keys: Keys
@@ -116,10 +117,11 @@ class LimitsMiddleware:
         scope[KEY] = call
         sender = _Sender(call, send)
         scope["limbeck.gate"] = self
-        self.busy[call] = asyncio.current_task()  # type: ignore[assignment]
         try:
             body = await self._admitted(call, scope, receive)
-            await _watched(self.app, scope, body, receive, sender)
+            self.busy[call] = asyncio.current_task()  # type: ignore[assignment]
+            asked = {**scope, "method": "GET"} if call.method == "HEAD" else scope  # its body is not sent
+            await _watched(self.app, asked, body, receive, sender)
         except ApiError as error:
             call.code = error.code
             await sender.refuse(error)
@@ -134,13 +136,15 @@ class LimitsMiddleware:
             raise
         finally:
             await asyncio.shield(call.held.aclose())
-            del self.busy[call]
+            self.busy.pop(call, None)
             self._tell(call)
 
     async def _admitted(self, call: RequestContext, scope: Scope, receive: Receive) -> bytes:
         """The request's body, if it may pass. Raises ApiError."""
         headers = dict(scope["headers"])
         path = scope["path"]
+        if b"transfer-encoding" in headers and (b"content-length" in headers or scope["http_version"] == "1.0"):
+            raise ApiError(400, "The request says twice, or not at all, where its body ends.", code="bad_http")
         self._check_host(headers.get(b"host", b""))
         if path not in OPEN:
             who = self.keys.who(headers.get(b"authorization"))
@@ -152,7 +156,7 @@ class LimitsMiddleware:
             raise stopping()
         if path in WRITING and scope["method"] == "POST":
             self.rates.admit(call.key)
-            if len(self.writing) > self.limits.max_in_flight:
+            if len(self.writing) >= self.limits.max_in_flight:
                 raise ApiError(503, "Too many requests are under way.", code="overloaded", retry_after=1.0)
         if json_depth(body, self.limits.max_depth) > self.limits.max_depth:
             raise ApiError(400, f"The JSON nests deeper than {self.limits.max_depth} levels.", code="json_too_deep")
@@ -163,8 +167,9 @@ class LimitsMiddleware:
         here (DNS rebinding), and would be at home."""
         if self.keys.digests:
             return
-        name = host.decode("latin-1").rpartition(":")[0] if b":" in host.rpartition(b"]")[2] else host.decode("latin-1")
-        if not is_loopback(name.strip("[]")) and name != self.host:
+        text = host.decode("latin-1").lower()
+        name = (text.rpartition(":")[0] if ":" in text.rpartition("]")[2] else text).strip("[]").removesuffix(".")
+        if not is_loopback(name) and name != self.host.lower():
             raise ApiError(421, "This server is not known under that name.", code="unknown_host")
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
@@ -236,7 +241,7 @@ class _Sender:
             return
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(error.encoded)).encode())]
         headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-        if error.status in (401, 408, 413):  # the body, or the rest of it, was not read
+        if error.status in (401, 408, 413) or error.code == "bad_http":  # the body was not read, or has no sure end
             headers.append((b"connection", b"close"))
         await self({"type": "http.response.start", "status": error.status, "headers": headers})
         await self({"type": "http.response.body", "body": error.encoded})

@@ -1,6 +1,7 @@
 """Experts in memory: opened when they are first asked, one engine each, closed when they are idle or room is needed.
 
-Opening runs in a thread, one at a time; whoever asks meanwhile waits for that one. What is in use is never closed.
+Each is opened in a thread of its own; whoever asks for that one meanwhile waits, and nobody else does. What is in use
+is never closed. Experts are strangers' work: one that cannot be opened, for whatever reason, is refused alone.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from limbeck.errors import LimbeckError, TeacherError
 from limbeck.models.hf import HfLM
 from limbeck.models.llamacpp import LlamaLM
 from limbeck.models.open import open_lm
+from limbeck.models.weights import weight_bytes
 from limbeck.serve.errors import ApiError
+from limbeck.serve.threads import Turns, in_thread
 from limbeck.system.device import taken_memory
 from limbeck.system.units import size
-from limbeck.text.chat_template import ChatTemplate
 from limbeck.text.token_bytes import TokenBytes
 
 if TYPE_CHECKING:
@@ -40,17 +42,21 @@ logger = logging.getLogger(__name__)
 
 FAILED_SECONDS = 15.0
 """An expert that could not be opened is not tried again for so long."""
+STUCK_SECONDS = 3600.0
+"""Nor one whose opening did not end: its thread may still be at it."""
 RETRY = 2.0
+CLOSING_SECONDS = 5.0
+"""So long the end of the server waits for an opening under way."""
+LONGEST_REASON = 400
 
 
 @dataclass(frozen=True)
 class LoadedExpert:
+    """A model, its engine, and the `turns` in which prompts are read for it."""
+
     lm: LocalLM
     engine: Engine
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        return ChatTemplate(self.lm.tokenizer)
+    turns: Turns
 
     @cached_property
     def token_bytes(self) -> TokenBytes | None:
@@ -78,10 +84,12 @@ class LoadedExpert:
 
 @dataclass(eq=False)
 class _PoolSlot:
-    """One expert, open or opening. `users` hold it; `num_bytes` is what it is counted with."""
+    """One expert, open or opening. `users` hold it; `num_bytes` is what it is counted with. `alone`: no other one was
+    being opened at any time while it was."""
 
     expert: Expert
     num_bytes: int
+    alone: bool = True
     opening: asyncio.Task[LoadedExpert] | None = None
     users: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -99,12 +107,15 @@ class _PoolSlot:
 @dataclass
 class ExpertPool:
     """`open_expert` opens an expert with its engine, in a thread, within the bytes for keys and values that it is
-    given; it may raise LimbeckError. `budget` is in bytes, None without limit: of weights, and of the most that keys
-    and values can come to, at most `sequence_bytes` of each. `measure` gives the bytes that this process takes."""
+    given; `check` raises ExpertError where its files are no longer those that the registry found. `budget` is in bytes,
+    None without limit: of weights, and of the most that keys and values can come to, at most `sequence_bytes` of each.
+    `measure` gives the bytes that this process takes."""
 
     open_expert: Callable[[Expert, int], LoadedExpert]
+    check: Callable[[Expert], None]
     budget: int | None
     sequence_bytes: int
+    open_seconds: float
     metrics: Metrics
     log: Log
     measure: Callable[[], int] = taken_memory
@@ -112,7 +123,8 @@ class ExpertPool:
     def __post_init__(self) -> None:
         self.places: dict[str, _PoolSlot] = {}
         self._failed: dict[str, tuple[float, str]] = {}
-        self._one_at_a_time = asyncio.Lock()
+        self._opening: set[_PoolSlot] = set()
+        self._making_room = asyncio.Lock()
         self._freed = asyncio.Event()
 
     @property
@@ -150,24 +162,17 @@ class ExpertPool:
         return place
 
     async def _open(self, place: _PoolSlot) -> LoadedExpert:
-        """Make room, open, and measure what it took."""
-        weights = place.expert.card.memory_bytes or place.expert.card.bytes
+        """Make room, open, and measure what it took. What goes wrong is told, and is this expert's alone."""
+        begun = time.monotonic()
         try:
-            async with self._one_at_a_time:
-                sequences = self._sequences(place, weights)
-                await self._make_room(place, weights + sequences)
-                begun, before = time.monotonic(), self.measure()
-                place.num_bytes = weights + sequences
-                opened = await asyncio.to_thread(self.open_expert, place.expert, sequences)
-                place.num_bytes = max(weights, self.measure() - before) + opened.engine.stats.most_memory_bytes
-        except LimbeckError as error:
+            opened = await self._opened(place)
+        except ApiError:
             self._drop(place)
-            shown = str(error).replace(str(place.expert.path), place.name)  # clients need not know where it lies
-            logger.info("%s cannot be opened: %s; tried again after %.0f s", place.name, error, FAILED_SECONDS)
-            self._failed[place.name] = (time.monotonic() + FAILED_SECONDS, shown)
-            self.metrics.count("limbeck_loads_total", model=place.expert.name, result="failed")
-            self.log.event("expert_failed", "error", expert=place.name, reason=str(error))
-            raise _cannot_open(place.name, shown, FAILED_SECONDS) from error
+            raise
+        except Exception as error:  # a stranger's model makes anything fail anywhere
+            told = isinstance(error, LimbeckError)
+            reason = str(error) if told else f"{type(error).__name__}: {error}"
+            raise self._failure(place, reason, FAILED_SECONDS) from error
         except BaseException:
             self._drop(place)
             raise
@@ -177,6 +182,50 @@ class ExpertPool:
         logger.info("opened %s in %.1f s: %d bytes", place.name, seconds, place.num_bytes)
         self.log.event("expert_opened", expert=place.name, seconds=round(seconds, 3), bytes=place.num_bytes)
         return opened
+
+    async def _opened(self, place: _PoolSlot) -> LoadedExpert:
+        card = place.expert.card
+        weights = max(card.memory_bytes or card.bytes, weight_bytes(place.expert.model_path))
+        async with self._making_room:
+            sequences = self._sequences(place, weights)
+            await self._make_room(place, weights + sequences)
+            place.num_bytes = weights + sequences
+        before = self.measure()
+        for one in (*self._opening, *([place] if self._opening else [])):
+            one.alone = False
+        self._opening.add(place)
+        thread = asyncio.ensure_future(in_thread(self._open_intact, place.expert, sequences))
+        try:
+            if not (await asyncio.wait([thread], timeout=self.open_seconds))[0]:
+                thread.add_done_callback(_close_late)
+                raise self._failure(place, f"opening it took more than {self.open_seconds:g} s", STUCK_SECONDS)
+        finally:
+            self._opening.discard(place)
+        opened = thread.result()
+        taken = self.measure() - before if place.alone else 0  # else what others took would be in it
+        place.num_bytes = max(weights, taken) + opened.engine.stats.most_memory_bytes
+        return opened
+
+    def _open_intact(self, expert: Expert, sequences: int) -> LoadedExpert:
+        """Its files are looked at again before and after: the registry's look was a while ago; opening takes time."""
+        self.check(expert)
+        opened = self.open_expert(expert, sequences)
+        try:
+            self.check(expert)
+        except BaseException:
+            opened.engine.close()
+            raise
+        return opened
+
+    def _failure(self, place: _PoolSlot, reason: str, wait: float) -> ApiError:
+        """It is not tried again for a while. Clients are told why, but not where it lies."""
+        self._drop(place)
+        shown = reason.replace(str(place.expert.path), place.name)[:LONGEST_REASON]
+        logger.info("%s cannot be opened: %s; tried again after %.0f s", place.name, reason, wait)
+        self._failed[place.name] = (time.monotonic() + wait, shown)
+        self.metrics.count("limbeck_loads_total", model=place.expert.name, result="failed")
+        self.log.event("expert_failed", "error", expert=place.name, reason=reason)
+        return _cannot_open(place.name, shown, wait)
 
     def _sequences(self, place: _PoolSlot, weights: int) -> int:
         """Bytes that its keys and values may take. Raises ApiError for an expert that can never fit."""
@@ -242,9 +291,8 @@ class ExpertPool:
     async def close(self) -> None:
         """Close all of them; replies under way end with an error."""
         for place in list(self.places.values()):
-            if place.opening is not None and not place.opening.done():
-                with contextlib.suppress(ApiError, LimbeckError):
-                    await place.opening
+            if place.opening is not None:
+                await asyncio.wait([place.opening], timeout=CLOSING_SECONDS)
             await self._close(place, "stopping")
 
 
@@ -264,6 +312,12 @@ def _seen(task: asyncio.Task[LoadedExpert]) -> None:
         task.exception()
 
 
+def _close_late(thread: asyncio.Future[LoadedExpert]) -> None:
+    """An opening that nobody waits for any more has ended."""
+    if not thread.cancelled() and thread.exception() is None:
+        thread.result().engine.close()
+
+
 def opener(settings: Serving) -> Callable[[Expert, int], LoadedExpert]:
     """What opens an expert, in a thread: its model, and the engine that fits its kind. The other number are the bytes
     that keys and values may take."""
@@ -271,7 +325,7 @@ def opener(settings: Serving) -> Callable[[Expert, int], LoadedExpert]:
     def open_expert(expert: Expert, sequence_bytes: int) -> LoadedExpert:
         fixed = expert.card.format != "safetensors"  # the precision of other formats is their own
         lm = open_lm(expert.model_path, dtype="auto" if fixed else settings.dtype)
-        return LoadedExpert(lm, _engine(lm, settings, sequence_bytes))
+        return LoadedExpert(lm, _engine(lm, settings, sequence_bytes), Turns(settings.waiting))
 
     return open_expert
 

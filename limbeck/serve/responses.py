@@ -222,5 +222,5 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": event(error.body), "more_body": False})
 
 
-def timed_out() -> ApiError:
-    return ApiError(503, "The answer took longer than this server allows.", code="timeout", retry_after=1.0)
+def timed_out(found: str = "The answer took longer than this server allows.") -> ApiError:
+    return ApiError(503, found, code="timeout", retry_after=1.0)

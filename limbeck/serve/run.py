@@ -77,9 +77,10 @@ def build(
     routes = Routes(settings.routing, catalogue, metrics, router, upstream, backends, no_router)
     _refuse_unfitting(settings, routes)
     budget, sequence_bytes = settings.bytes_of(total_memory())
-    pool = ExpertPool((open_with or opener)(settings), budget, sequence_bytes, metrics, log)
-    house = ServerState(settings, catalogue, pool, routes, UpstreamModels(metrics), metrics)
     limits = settings.limits
+    opened, check = (open_with or opener)(settings), catalogue.registry.check
+    pool = ExpertPool(opened, check, budget, sequence_bytes, limits.open_seconds, metrics, log)
+    house = ServerState(settings, catalogue, pool, routes, UpstreamModels(metrics), metrics)
     rates = Rates(limits.requests_per_minute, limits.tokens_per_minute)
     gate = LimitsMiddleware(make_app(house), Keys.read(settings.keys), limits, rates, metrics, log, settings.host)
     return Built(house, gate, log)

@@ -28,6 +28,8 @@ def _encodable(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(pattern=r"^[\w.@-]{1,64}$")]
+"""Templates may write it into the prompt: nothing in it can be a control token."""
 Nothing = Annotated[list[Any], Field(max_length=0)]
 Zero = Annotated[float, Field(ge=0.0, le=0.0)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -54,6 +56,7 @@ UNSUPPORTED = {
     "web_search_options": "web search",
     "service_tier": "service tiers",
     "verbosity": "a verbosity",
+    "moderation": "moderation",
 }
 """Parameters of OpenAI's that have no effect here, and what they ask for."""
 
@@ -68,10 +71,12 @@ class TextPart(_RequestBody):
 
 
 class Message(_RequestBody):
-    """One turn. Contents are text, or a list of text parts. The last five are what clients copy from an answer."""
+    """One turn. Contents are text, or a list of text parts. `name` is given to the template, which may not read it. The
+    last five are what clients copy from an answer."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64, fail_fast=True)]
+    name: Name | None = None
     refusal: None = None
     audio: None = None
     annotations: Nothing | None = None
@@ -79,8 +84,11 @@ class Message(_RequestBody):
     function_call: None = None
 
     @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def turn(self) -> dict[str, str]:
+        """As templates take it."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": text, **({} if self.name is None else {"name": self.name})}
 
 
 class StreamOptions(_RequestBody):
@@ -91,18 +99,26 @@ class TextFormat(_RequestBody):
     type: Literal["text"]
 
 
+Mark = Annotated[Text, Field(max_length=256)]
+
+
 class Asked(_RequestBody):
-    """What both endpoints know."""
+    """What both endpoints know. `safety_identifier` is the newer name of `user`; caches are this server's own affair,
+    and what is said of them changes nothing."""
 
     model: Annotated[Text, Field(min_length=1, max_length=256)]
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
     seed: Seed | None = None
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     top_p: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(min_length=1, max_length=4)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: Annotated[Text, Field(max_length=256)] | None = None
+    user: Mark | None = None
+    safety_identifier: Mark | None = None
+    prompt_cache_key: Mark | None = None
+    prompt_cache_retention: Mark | None = None
+    prompt_cache_options: Annotated[dict[str, Any], Field(max_length=16)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     presence_penalty: Zero | None = None
     frequency_penalty: Zero | None = None
@@ -117,7 +133,7 @@ class Asked(_RequestBody):
 
 
 class ChatRequest(Asked):
-    messages: Annotated[list[Message], Field(min_length=1, max_length=65536)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=65536, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
@@ -136,9 +152,12 @@ class ChatRequest(Asked):
 class CompletionRequest(Asked):
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=65536)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=65536)]
+        | Annotated[list[Text], Field(min_length=1, max_length=65536, fail_fast=True)]
+        | Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]],
+            Field(min_length=1, max_length=65536, fail_fast=True),
+        ]
     )
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
@@ -268,7 +287,9 @@ WORDS = frozenset(
 
 def explain(errors: Sequence[Any]) -> ApiError:
     """The first problem of those that pydantic found. What the client sent is not repeated."""
-    found = next((one for one in errors if one["type"] in ("missing", "extra_forbidden")), errors[0])
+    clear = next((one for one in errors if one["type"] in ("missing", "extra_forbidden")), None)
+    members = [one for one in errors if one["loc"][:2] == errors[0]["loc"][:2]]  # of a union, each with its own problem
+    found = clear or max(members, key=lambda one: (not one["type"].endswith("_type"), len(one["loc"])))
     place = found["loc"][1:] if found["loc"][:1] == ("body",) else found["loc"]
     if found["type"] == "json_invalid":
         return bad(f"The body is not valid JSON: {found.get('ctx', {}).get('error', 'syntax error')}.", code="bad_json")

@@ -1,6 +1,7 @@
 """The socket: uvicorn's HTTP/1.1 protocol with times and counts of our own, and an end that lets answers finish.
 
 uvicorn waits for ever for a request's head and for a client that does not read; here a slow or silent client is closed.
+Where all connections are taken, the one that has been silent longest gives way: who sends nothing shuts out nobody.
 """
 
 from __future__ import annotations
@@ -37,14 +38,24 @@ def protocol_with(limits: ServeLimits) -> type[H11Protocol]:
     class Bounded(H11Protocol):
         timer: asyncio.TimerHandle | None = None
         unread: asyncio.TimerHandle | None = None
+        since = 0.0  # when it was last made, or answered
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            if len(self.connections) > limits.max_connections:
-                self._refuse(ApiError(503, "Too many connections.", code="overloaded", retry_after=1.0))
-                return
-            self._expect_head()
+            self.since = self.loop.time()
+            others = [one for one in self.connections if isinstance(one, Bounded) and one is not self]
+            others = [one for one in others if not one.transport.is_closing()]
+            if len(others) >= limits.max_connections:
+                silent = min((one for one in others if one.is_silent), key=lambda one: one.since, default=self)
+                silent._refuse(ApiError(503, "Too many connections.", code="overloaded", retry_after=1.0))
+            if not self.transport.is_closing():
+                self._expect_head()
+
+        @property
+        def is_silent(self) -> bool:
+            """Whether no whole request of it is under way."""
+            return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_timers()
@@ -63,6 +74,7 @@ def protocol_with(limits: ServeLimits) -> type[H11Protocol]:
             super().on_response_complete()
             if self.cycle.response_complete:
                 self._head_came()
+                self.since = self.loop.time()
 
         def pause_writing(self) -> None:
             super().pause_writing()

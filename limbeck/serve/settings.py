@@ -77,6 +77,7 @@ class ServeLimits(Section):
     max_in_flight: Positive = Field(default=128, description="most requests under way or waiting; more get 503")
     max_connections: Positive = Field(default=4096, description="most open connections")
     request_seconds: Seconds = Field(default=600.0, description="longest time of one request")
+    open_seconds: Seconds = Field(default=600.0, description="longest time that opening an expert may take")
     header_seconds: Seconds = Field(default=30.0, description="longest time that a request's head may take to arrive")
     body_seconds: Seconds = Field(default=30.0, description="longest time that a request's body may take to arrive")
     write_seconds: Seconds = Field(default=60.0, description="longest time without the client reading its answer")

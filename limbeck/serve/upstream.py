@@ -69,7 +69,7 @@ class UpstreamModel:
     def cost(self, usage: dict[str, Any]) -> float:
         if self.prices is None:
             return 0.0
-        tokens = (_whole(usage.get("prompt_tokens")), _whole(usage.get("completion_tokens")))
+        tokens = (_count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
         return (tokens[0] * self.prices.input + tokens[1] * self.prices.output) / 1e6
 
 
@@ -79,6 +79,7 @@ class UpstreamModels:
 
     metrics: Metrics
     _client: Any = None
+    _without_usage: set[str] = field(default_factory=set)
 
     @property
     def client(self) -> Any:
@@ -125,7 +126,8 @@ class UpstreamModels:
         if not isinstance(found.get("choices"), list):
             raise _malformed(remote)
         call.wrote()
-        self._account(remote, found.get("usage"), call)
+        self._spent(remote, found.get("usage"), call)
+        self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result="answered")
         return {**found, "model": head.model, "limbeck": head.limbeck}
 
     async def events(
@@ -133,34 +135,56 @@ class UpstreamModels:
     ) -> AsyncGenerator[bytes]:
         """The events of a streamed answer, each read and written anew, without the last `[DONE]`. Raises ApiError."""
         wants_usage = bool((sent.get("stream_options") or {}).get("include_usage"))
-        body = {**_passed(sent), "model": remote.model, "stream": True, "stream_options": {"include_usage": True}}
         usage: Any = None
         first: dict[str, Any] = {"limbeck": head.limbeck}
-        async with self._sent(remote, path, body) as response:
-            async for data in _data(response, remote):
-                if data.strip() == DONE:
-                    break
-                found = _object(data.encode(), remote)
-                if "error" in found:
-                    raise _malformed(remote)
-                usage = found.get("usage") or usage
-                if found.get("choices"):
-                    call.wrote()
-                elif not wants_usage:
-                    continue
-                if not wants_usage:
-                    found.pop("usage", None)
-                yield event({**found, "model": head.model, **first})
-                first = {}
-            else:
+        ends: dict[Any, bool] = {}  # by choice: some servers send no [DONE] behind the last one
+        async with self._stream(remote, path, {**_passed(sent), "model": remote.model, "stream": True}) as response:
+            try:
+                async for data in _data(response, remote):
+                    if data.strip() == DONE:
+                        ends = {None: True}
+                        break
+                    found = _object(data.encode(), remote)
+                    if found.get("error"):
+                        raise _malformed(remote)
+                    usage = found.get("usage") or usage
+                    ends |= {index: end or ends.get(index, False) for index, end in _ends(found).items()}
+                    if found.get("choices"):
+                        call.wrote()
+                    elif not wants_usage:
+                        continue
+                    if not wants_usage:
+                        found.pop("usage", None)
+                    yield event({**found, "model": head.model, **first})
+                    first = {}
+            finally:  # what was written is paid for, however it ended
+                self._spent(remote, usage, call)
+            if not ends or not all(ends.values()):
                 raise ApiError(503, f"The answer of {remote.name} was cut off.", code="upstream_unavailable")
-        self._account(remote, usage, call)
-
-    def _account(self, remote: UpstreamModel, usage: Any, call: RequestContext) -> None:
-        usage = usage if isinstance(usage, dict) else {}
-        call.prompt_tokens += _whole(usage.get("prompt_tokens"))
-        call.completion_tokens += _whole(usage.get("completion_tokens"))
         self.metrics.count("limbeck_upstream_requests_total", model=remote.name, result="answered")
+
+    @contextlib.asynccontextmanager
+    async def _stream(self, remote: UpstreamModel, path: str, body: dict[str, Any]) -> AsyncIterator[Any]:
+        """As `_sent`, asking for the usage too; a server that does not know how to be asked is asked without."""
+        async with contextlib.AsyncExitStack() as held:
+            response = None
+            if remote.name not in self._without_usage:
+                try:
+                    asked = {**body, "stream_options": {"include_usage": True}}
+                    response = await held.enter_async_context(self._sent(remote, path, asked))
+                except ApiError as error:
+                    if error.code != "upstream_refused" or "stream_options" not in error.message:
+                        raise
+                    logger.warning("%s does not tell the usage of streams, which are not counted", remote.name)
+                    self._without_usage.add(remote.name)
+            if response is None:
+                response = await held.enter_async_context(self._sent(remote, path, body))
+            yield response
+
+    def _spent(self, remote: UpstreamModel, usage: Any, call: RequestContext) -> None:
+        usage = usage if isinstance(usage, dict) else {}
+        call.prompt_tokens += _count(usage.get("prompt_tokens"))
+        call.completion_tokens += _count(usage.get("completion_tokens"))
         if remote.prices is not None:
             self.metrics.count("limbeck_upstream_cost_total", remote.cost(usage), model=remote.name)
 
@@ -226,5 +250,14 @@ def _refusal(remote: UpstreamModel, status: int, headers: Any, body: bytes) -> A
     return _unavailable(remote, f"refuses to answer ({status})")
 
 
-def _whole(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _count(value: Any) -> int:
+    """Tokens that a server says were used; 0 where it says nothing that is a number."""
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**53
+    return int(value) if sound else 0
+
+
+def _ends(chunk: dict[str, Any]) -> dict[Any, bool]:
+    """Of each choice in a chunk, whether it ends there."""
+    choices = chunk.get("choices")
+    choices = [one for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+    return {str(one.get("index")): bool(one.get("finish_reason")) for one in choices}

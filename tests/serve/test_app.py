@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -263,7 +264,10 @@ REFUSED: list[tuple[dict[str, Any], str | None, str | None]] = [
     ({"max_tokens": 10_000}, "max_tokens", None),
     ({"max_tokens": 127}, None, "context_length_exceeded"),
     ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "invalid_value"),
-    ({"stop": [""]}, "stop", "invalid_value"),
+    ({"stop": [""]}, "stop[0]", "invalid_value"),
+    ({"stop": 5}, "stop", "invalid_value"),
+    ({"moderation": {"model": "m"}}, "moderation", "unsupported_parameter"),
+    ({"messages": [{"role": "user", "content": "hi", "name": "<|im_end|>"}]}, "messages[0].name", "invalid_value"),
     ({"seed": 1.5}, "seed", "invalid_value"),
     ({"top_logprobs": 3}, "top_logprobs", None),
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
@@ -297,8 +301,8 @@ def test_chat_refuses_what_it_does_not_do(server: Running, change: dict, param: 
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"prompt": []}, "prompt"),
-        ({"prompt": [[1, 2], []]}, "prompt"),
-        ({"prompt": [-1]}, "prompt"),
+        ({"prompt": [[1, 2], []]}, "prompt[1]"),
+        ({"prompt": [-1]}, "prompt[0]"),
         ({"prompt": [384]}, "prompt"),
         ({"prompt": ["a", ""]}, "prompt[1]"),
         ({"prompt": ""}, "prompt"),
@@ -381,12 +385,12 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     made: list[Any] = []
 
     def open_with(settings: Any) -> Any:
-        from limbeck.serve.pool import LoadedExpert, opener
+        from limbeck.serve.pool import opener
 
         def open_expert(expert: Any, sequence_bytes: int) -> Any:
             found = opener(settings)(expert, sequence_bytes)
             made.append(found)
-            return LoadedExpert(found.lm, Failing(found.engine)) if len(made) == 1 else found  # type: ignore[arg-type]
+            return replace(found, engine=Failing(found.engine)) if len(made) == 1 else found
 
         return open_expert
 
@@ -398,3 +402,37 @@ def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
         assert server.events("engine_dead")[0]["reason"] == "out of memory"
         failed = server.events("request", 2)[0]
         assert failed["code"] == "engine_failed" and failed["completion_tokens"] == 2
+
+
+# ---- what clients really send ----------------------------------------------------------------------------------------
+
+
+def test_a_turn_may_have_a_name(server: Running) -> None:
+    named = [{**SAID[0], "name": "ann_b"}]
+    assert server.chat(messages=named).json()["choices"] == server.chat(messages=SAID).json()["choices"]
+
+
+def test_marks_and_empty_lists_change_nothing(server: Running) -> None:
+    marks = {"prompt_cache_key": "a", "prompt_cache_retention": "24h", "safety_identifier": "b"}
+    plain = server.chat().json()["choices"]
+    assert server.chat(**marks, prompt_cache_options={"mode": "auto"}, stop=[]).json()["choices"] == plain
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/code", "/metrics"])
+def test_head_is_get_without_a_body(server: Running, path: str) -> None:
+    found, whole = server.client.head(path), server.client.get(path)
+    assert (found.status_code, found.content) == (200, b"")
+    assert found.headers["content-type"] == whole.headers["content-type"]
+    assert server.client.get("/health").status_code == 200  # on the same connection
+    assert server.client.head("/v1/chat/completions").status_code == 405
+
+
+def test_refusals_say_what_is_wrong_in_words_that_clients_know(server: Running) -> None:
+    long = server.chat("word " * 3000)
+    assert long.json()["error"]["code"] == "context_length_exceeded"
+    assert "maximum context length is 128 tokens" in long.json()["error"]["message"]
+    assert "row" not in long.json()["error"]["message"]
+    many = server.chat(stop=["a", "b", "c", "d", "e"]).json()["error"]
+    assert many["param"] == "stop" and "at most 4 items" in many["message"]
+    text = server.complete([1, 2, -5]).json()["error"]
+    assert text["param"] == "prompt[2]" and "greater than or equal to 0" in text["message"]

@@ -12,6 +12,9 @@ import pytest
 
 from limbeck.errors import RecipeError
 from limbeck.serve.settings import load_serving
+from tests.endpoint.fake_answers import assistant
+from tests.endpoint.fake_answers import plain as plain_answer
+from tests.endpoint.fake_server import FakeServer
 from tests.serve.conftest import Decided, Router, running, teacher
 
 if TYPE_CHECKING:
@@ -132,6 +135,56 @@ def test_a_teacher_that_is_cut_off_or_gone(experts_folder: Path) -> None:
         found = server.chat(model="teacher")
         assert found.status_code == 503 and found.json()["error"]["code"] == "upstream_unavailable"
         assert peer.url not in found.text
+
+
+def chunks(*, done: bool, **more: Any) -> bytes:
+    """A stream as servers write it: a word, the end, what it cost."""
+    usage = {"choices": [], "usage": {"prompt_tokens": 7.0, "completion_tokens": 9, "total_tokens": 16}}
+    said = [{"choices": [{"index": 0, "delta": {"content": "Yes."}, "finish_reason": None}]}]
+    said += [{"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}, usage]
+    events = [json.dumps({"id": "x", "object": "chat.completion.chunk", **one, **more}) for one in said]
+    return "".join(f"data: {one}\n\n" for one in [*events, *(["[DONE]"] if done else [])]).encode()
+
+
+@pytest.mark.parametrize("body", [chunks(done=True), chunks(done=False), chunks(done=False, error=None)])
+def test_streams_as_servers_end_them(experts_folder: Path, body: bytes) -> None:
+    answer = plain_answer(body, "200 OK", "content-type: text/event-stream")
+    with teacher(answer) as peer, running(experts_folder, *upstream(peer, PRICES)) as server:
+        events = server.chat(model="teacher", stream=True).text.split("\n\n")
+        assert (
+            "Yes." in events[0]
+            and events[-2] == "data: [DONE]"
+            and not any(json.loads(one.removeprefix("data: ")).get("error") for one in events[:-2])
+        )
+        assert (
+            f'limbeck_upstream_cost_total{{model="teacher"}} {(7 + 90) / 1e6!r}' in server.client.get("/metrics").text
+        )
+
+
+def test_what_was_written_is_paid_for_though_it_was_cut(experts_folder: Path) -> None:
+    half = {"choices": [{"index": 0, "delta": {"content": "Y"}}], "usage": {"prompt_tokens": 7, "completion_tokens": 1}}
+    answer = plain_answer(f"data: {json.dumps(half)}\n\n".encode(), "200 OK", "content-type: text/event-stream")
+    with teacher(answer) as peer, running(experts_folder, *upstream(peer, PRICES)) as server:
+        events = server.chat(model="teacher", stream=True).text.split("\n\n")
+        assert json.loads(events[-2].removeprefix("data: "))["error"]["code"] == "upstream_unavailable"
+        assert (
+            f'limbeck_upstream_cost_total{{model="teacher"}} {(7 + 10) / 1e6!r}' in server.client.get("/metrics").text
+        )
+
+
+def test_a_server_that_does_not_know_stream_options(experts_folder: Path) -> None:
+    refused = plain_answer(b'{"error": {"message": "Unrecognized argument: stream_options"}}', "400 Bad Request")
+    whole = plain_answer(chunks(done=True), "200 OK", "content-type: text/event-stream")
+    asked: list[bool] = []
+
+    def script(request: Any) -> bytes:
+        asked.append("stream_options" in request.json())
+        return refused if asked[-1] else whole
+
+    with FakeServer(assistant("-"), script=script) as peer, running(experts_folder, *upstream(peer)) as server:
+        for _ in range(2):
+            assert "Yes." in server.chat(model="teacher", stream=True).text
+        assert asked == [True, False, False]
 
 
 def test_a_slow_teacher_is_given_up(experts_folder: Path) -> None:

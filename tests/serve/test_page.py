@@ -138,7 +138,7 @@ class TestInABrowser:
         tab.js("document.getElementById('prompt').value = 'hi'")
         tab.js("document.getElementById('ask').requestSubmit()")
         tab.wait("document.getElementById('stop').disabled && !!document.querySelector('.answer .bad')")
-        assert "context is 128" in tab.js("document.querySelector('.answer .bad').textContent")
+        assert "context length is 128" in tab.js("document.querySelector('.answer .bad').textContent")
 
     @pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True), (768, False), (1280, True)])
     def test_nothing_sticks_out(self, tab: Page, shown: Running, width: int, dark: bool) -> None:
