@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from limbeck.config.problems import problem
 from limbeck.curate.sandbox.run import unavailable
 from limbeck.errors import TeacherError
+from limbeck.export.gguf_families import family_of
+from limbeck.export.gguf_tokens import refuse_tokenizer
 from limbeck.recipe import (
     DecontaminateRule,
     GenerateMode,
@@ -89,34 +90,30 @@ def _references(verifier: Verifier, examples: Sequence[Example], where: str) -> 
         )
 
 
-FAMILIES = {"gguf": ("limbeck.export.gguf_families", "family_of")}
-"""What raises TeacherError for a model that a format cannot hold, from its config alone."""
-
-
 def export_needs(recipe: Recipe, opened: Opened) -> Iterator[Problem]:
-    """Packages that are not installed, and formats that do not hold the student's family."""
+    """Packages that are not installed, and formats that do not hold the student's family or its tokenizer."""
     for number, export in enumerate(recipe.export):
         where = f"export[{number}]"
         lacking = [(name, extra) for name, extra in packages_of(export) if find_spec(name) is None]
         for name, extra in lacking:
             message = f"needs the package {name!r}; install it with: pip install 'limbeck[{extra}]', or remove it."
             yield problem(where, message)
-        looks = not lacking and (export.kind in FAMILIES or export.quant == "int8")
-        if looks and (why := _unfit(export, opened.skeleton)):
+        looks = not lacking and (export.kind == "gguf" or export.quant == "int8")
+        if looks and (why := _unfit(export, opened)):
             yield problem(where, f"does not fit the student: {why}")
 
 
-def _unfit(export: Export, student: Any) -> str | None:
+def _unfit(export: Export, opened: Opened) -> str | None:
     if export.kind == "safetensors":
-        head = student.get_output_embeddings()
+        student, head = opened.skeleton, opened.skeleton.get_output_embeddings()
         if any(isinstance(module, nn.Linear) and module is not head for module in student.modules()):
             return None
         return f"the family {student.config.model_type!r} has no linear layer that torchao quantizes. Use bfloat16."
-    if export.kind not in FAMILIES:
+    if export.kind != "gguf":
         return None
-    module, name = FAMILIES[export.kind]
     try:
-        getattr(importlib.import_module(module), name)(student)
+        family_of(opened.skeleton)
+        refuse_tokenizer(opened.reader.tokenizer)  # the teacher's is saved with every student
     except TeacherError as error:
         return str(error)
     return None

@@ -6,7 +6,10 @@ A task folder is code: `!function` in a YAML file runs Python from beside it, so
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import MissingExtra, RecipeError
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from limbeck.recipe import Harness
 
 PURPOSE = "evaluate.harness"
+RESAMPLES = 1000
+"""Of the standard errors that have no closed form; with none the harness gives those that have one neither."""
 
 
 def run_harness(models: Mapping[str, HfLM], settings: Harness, *, seed: int, chat: bool) -> dict[str, Any]:
@@ -66,16 +71,18 @@ def _run(lm: HfLM, settings: Harness, manager: Any, seed: int, chat: bool) -> di
         max_length=lm.max_context,
         device=str(lm.device),
     )
-    found = simple_evaluate(
-        model,
-        tasks=list(settings.tasks),
-        limit=settings.limit,
-        task_manager=manager,
-        bootstrap_iters=0,
-        log_samples=False,
-        apply_chat_template=chat,
-        **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed),
-    )
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork this process, whose threads a fork does not have
+    with contextlib.redirect_stdout(sys.stderr):  # it prints
+        found = simple_evaluate(
+            model,
+            tasks=list(settings.tasks),
+            limit=settings.limit,
+            task_manager=manager,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+            apply_chat_template=chat,
+            **dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed),
+        )
     return {
         task: {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
         for task, metrics in found["results"].items()

@@ -20,7 +20,8 @@ import torch
 from limbeck.errors import MissingExtra, TeacherError
 from limbeck.export.gguf_families import WeightPart, describe, family_of, parts
 from limbeck.export.gguf_tokens import describe_tokens, read_tokens
-from limbeck.models.card import licence_of
+from limbeck.models.card import LICENCES
+from limbeck.models.gguf_import import model_licence
 from limbeck.system.refusals import disk_errors
 
 if TYPE_CHECKING:
@@ -127,8 +128,8 @@ def _size_label(num: int) -> str:
 
 
 def _licence(lm: HfLM) -> str | None:
-    """What the card of the model's own folder states; a hub is not asked."""
-    return licence_of(lm.name) if Path(lm.name).is_dir() else None
+    """What the model's own card states; the hub is not asked."""
+    return LICENCES.get(lm.name) or (model_licence(lm.name) if Path(lm.name).exists() else None)
 
 
 def _modelfile(model: PreTrainedModel) -> str:

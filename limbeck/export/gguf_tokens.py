@@ -61,10 +61,7 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> GgufTokens:
 
     Raises TeacherError for a tokenizer that llama.cpp would apply differently.
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    found = next(iter(_differences(backend)), None)
-    if found:
-        raise TeacherError(f"this tokenizer cannot be part of a GGUF file: {found}. {ADVICE}")
+    backend = refuse_tokenizer(tokenizer)
     model, added = backend["model"], {token["id"]: token for token in backend["added_tokens"]}
     spm = bool(model.get("byte_fallback"))
     names = {index: text for text, index in tokenizer.get_vocab().items() if index < vocab}
@@ -84,6 +81,22 @@ def read_tokens(tokenizer: PreTrainedTokenizerBase, vocab: int) -> GgufTokens:
         add_eos=eos,
         space_prefix=spm and any(step["type"] == "Prepend" for step in _flat(backend["normalizer"], "normalizers")),
     )
+
+
+def refuse_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """The tokenizer as JSON. Raises TeacherError for one that llama.cpp would apply differently."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    if found := next(iter(_differences(backend)), None):
+        raise TeacherError(f"this tokenizer cannot be part of a GGUF file: {found}. {ADVICE}")
+    return backend
+
+
+def caveat(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What llama.cpp does not do, and nearly no text shows: a clause for the card, "" where there is nothing."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
+    if all(step["type"] != "NFC" for step in _flat(backend["normalizer"], "normalizers")):
+        return ""
+    return "; llama.cpp does not compose characters (NFC): a text with combining characters becomes other tokens there"
 
 
 def describe_tokens(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.errors import ExportError, RunDirError, TeacherError
 from limbeck.evaluate.parity import Parity, Sizes, parity
 from limbeck.evaluate.speed import stored_bytes
+from limbeck.export.gguf_tokens import caveat
 from limbeck.models.artifact import artifact_of, is_artifact, read_card, write_card
 from limbeck.models.card import Card, hub_id, licence_of
 from limbeck.models.gguf_import import model_licence
@@ -94,7 +95,8 @@ def export_lm(
     """As `export_artifact`, for a model that is open. `card` is that of the source."""
     bound = bound_of(settings)
     named = f"{settings.kind} {settings.quant}"
-    lineage = (*card.lineage, f"exported to {named}")
+    note = caveat(lm.tokenizer) if settings.kind == "gguf" else ""
+    lineage = (*card.lineage, f"exported to {named}{note}")
     card = replace(card, format=settings.kind, quant=settings.quant, lineage=lineage, parity=None)
     with atomic_dir(out) as tmp:
         _writer(settings.kind)(tmp, lm, quant=settings.quant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from limbeck.check import needs
 from limbeck.check.needs import curation_needs
 from limbeck.check.recipe import check_recipe
+from limbeck.errors import TeacherError
 from limbeck.text.encode import Example
 from tests.export.test_verified import recipe_of
 from tests.recipes import tiny_recipe
@@ -91,15 +93,18 @@ def test_a_family_without_layers_to_quantize(tiny_folder, text_jsonl, family, fi
 
 
 def test_what_a_format_says_of_the_student_is_told(tiny_llama, text_jsonl, monkeypatch):
-    import sys
-    import types
-
-    from limbeck.errors import TeacherError
-
     def family_of(model):
         raise TeacherError(f"{model.config.model_type} of {model.get_input_embeddings().weight.device} does not fit")
 
-    module, name = needs.FAMILIES["gguf"]
-    monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: family_of}))
+    monkeypatch.setattr(needs, "family_of", family_of)
     (found,) = problems(recipe_of(tiny_llama, text_jsonl, export=[{"kind": "gguf"}]))
     assert found.message == "export[0] does not fit the student: llama of meta does not fit"
+
+
+def test_a_tokenizer_that_llama_cpp_does_not_know_is_told_before_training(tiny_llama, text_jsonl, tmp_path):
+    folder = tmp_path / "lower"
+    shutil.copytree(tiny_llama, folder)
+    rules = json.loads((folder / "tokenizer.json").read_text()) | {"normalizer": {"type": "Lowercase"}}
+    (folder / "tokenizer.json").write_text(json.dumps(rules))
+    (found,) = problems(recipe_of(folder, text_jsonl, export=[{"kind": "gguf"}]))
+    assert "does not fit the student: this tokenizer cannot be part of a GGUF file" in found.message

@@ -106,6 +106,14 @@ def test_written_answers_are_those_of_the_model(found: dict) -> None:
     assert found["student"]["tiny_written"]["exact_match,none"] == pytest.approx(8 / 12)
 
 
+def test_metrics_have_their_standard_errors(found: dict) -> None:
+    """Of a mean over twelve questions, by its closed form."""
+    for task, metric in (("tiny_choices", "acc"), ("tiny_written", "exact_match")):
+        share = found["student"][task][f"{metric},none"]
+        error = found["student"][task][f"{metric}_stderr,none"]
+        assert error == pytest.approx((share * (1 - share) / 11) ** 0.5)
+
+
 @pytest.mark.slow
 def test_an_unknown_task_is_refused_by_name(lm: HfLM) -> None:
     pytest.importorskip("lm_eval")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 import os
 import resource
@@ -12,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import AutoModelForCausalLM
 
 from limbeck.errors import BudgetError, MissingExtra, TeacherError
 from limbeck.export import gguf
 from limbeck.export.gguf import QUANTS, write_gguf
-from limbeck.export.gguf_tokens import read_tokens
+from limbeck.export.gguf_tokens import caveat, read_tokens
 from limbeck.models.gguf_header import read_header
 from limbeck.models.gguf_import import resolve_model
 from limbeck.models.llamacpp import LlamaLM
@@ -166,6 +169,16 @@ def test_name_and_licence_come_from_the_folder_of_the_model(tmp_path: Path, tiny
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# x\n")
     values = _written(HfLM.open(folder), out)
     assert (values["general.name"], values["general.license"]) == ("My Expert", "mit")
+    demo = dataclasses.replace(HfLM.open(folder), name="smollm2-135m")  # a name, and no folder
+    assert _written(demo, out)["general.license"] == "apache-2.0"
+    assert "general.license" not in _written(dataclasses.replace(demo, name="org/on-the-hub"), out)
+
+
+def test_what_llama_cpp_does_not_do_is_in_the_card(tiny_tokenizer: Any) -> None:
+    assert caveat(tiny_tokenizer) == ""
+    composed = copy.deepcopy(tiny_tokenizer)
+    composed.backend_tokenizer.normalizer = normalizers.NFC()
+    assert "combining characters" in caveat(composed)
 
 
 def test_ollamas_file_names_the_model_and_how_it_is_sampled(tmp_path: Path) -> None:
