@@ -65,7 +65,7 @@ def train_arm(arm: str, seed: int, out: Path) -> None:
         student = open_hf(where / "artifact", dtype="float32")
         run_tasks(
             recipe,
-            folder / "evaluate",
+            [folder / "evaluate"],
             {"student": student},
             [],
             on_progress=lambda _: None,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -113,15 +111,12 @@ def _doubts(recipe: Recipe, found: TeacherStats) -> Iterator[Problem]:
         yield problem("trace.target.k", message)
 
 
-NO_RECORD = Path(os.devnull) / "record"
-
-
 def endpoint_offers(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
     """A few requests, where the recipe needs more than one reply to each prompt."""
     if not needs_probe(recipe):
         return
     said: list[str] = []
     with problem_of("teacher", LimbeckError):
-        record = run_probe(recipe, NO_RECORD, reader_for(recipe, opened.reader.tokenizer), said.append)
+        record = run_probe(recipe, (), reader_for(recipe, opened.reader.tokenizer), said.append)
     yield from map(Fact, [*said, *sentences(record)])
     yield from missing(recipe, record)

@@ -22,7 +22,9 @@ from limbeck.metrics.calibration import ece
 from limbeck.metrics.intervals import Bootstrap, paired_bootstrap
 from limbeck.metrics.verdict import Axes, judge, judge_words
 from limbeck.models.artifact import read_card, update_card
-from limbeck.system.atomic import atomic_write
+from limbeck.models.weights import CARD_FILE
+from limbeck.system.atomic import atomic_write, seal_dir, verify_dir
+from limbeck.system.shelf import Shelf, marked_key
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,13 +84,43 @@ def run_evaluate(
     }
 
 
-def keep_scores(folder: Path, result: dict[str, Any], tasks: dict[str, Any], artifacts: Mapping[str, Path]) -> None:
-    """Write FOLDER/scores.json, and the scores of the teacher and of each role in `artifacts` into their cards."""
+def evaluation_shelf(folder: Path) -> Shelf:
+    """The evaluation of a run, and those of other settings beside it."""
+    return Shelf(folder, _evaluated_key, lambda path: (int(verify_dir(path) is None),))
+
+
+def _evaluated_key(folder: Path) -> str | None:
+    """Earlier versions did not mark their evaluations."""
+    return marked_key(folder) or ("earlier" if (folder / "scores.json").exists() else None)
+
+
+def seal_scores(folder: Path, result: dict[str, Any], tasks: dict[str, Any]) -> None:
+    """Write FOLDER/scores.json, and FOLDER/MANIFEST.json last: the evaluation is whole when it has that."""
     result = {**result, "tasks": tasks} if tasks else result
     atomic_write(folder / "scores.json", json.dumps(result, indent=1))
-    scores = {who: result[who] for who in (TEACHER, *artifacts) if who in result}
+    seal_dir(folder)
+
+
+def put_scores(folder: Path, artifacts: Mapping[str, Path]) -> None:
+    """Write the scores of the teacher and of each role in `artifacts`, as in FOLDER/scores.json, into the cards."""
+    scores = _scores(folder, artifacts)
     for artifact in artifacts.values():
-        update_card(artifact, replace(read_card(artifact), scores=scores))
+        card = read_card(artifact)
+        if card.scores != scores:
+            update_card(artifact, replace(card, scores=scores))
+
+
+def scores_are_put(folder: Path, artifacts: Mapping[str, Path]) -> bool:
+    """Whether every artifact's card has the scores in FOLDER/scores.json. Nothing is checked for damage. Raises
+    OSError, ValueError or KeyError."""
+    scores = _scores(folder, artifacts)
+    cards = [json.loads((artifact / CARD_FILE).read_text(encoding="utf-8")) for artifact in artifacts.values()]
+    return all(card["scores"] == scores for card in cards)
+
+
+def _scores(folder: Path, artifacts: Mapping[str, Path]) -> dict[str, Any]:
+    result = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    return {who: result[who] for who in (TEACHER, *artifacts) if who in result}
 
 
 def _bootstrap(found: Evaluation, metric: str, resamples: int, seed: int) -> Bootstrap:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def run_tasks(
     recipe: Recipe,
-    folder: Path,
+    folders: Sequence[Path],
     models: Mapping[str, HfLM],
     rows: Sequence[Row | Trace],
     *,
@@ -38,9 +38,11 @@ def run_tasks(
     stop_asked: Callable[[], bool],
 ) -> dict[str, Any]:
     """What `evaluate.tasks` and `evaluate.harness` ask for, of all models: FOLDER/tasks.json, and every judged reply in
-    FOLDER/tasks/MODEL.jsonl. `rows` are the held-out ones, asked where the recipe names no source of problems.
+    FOLDER/tasks/MODEL.jsonl, FOLDER being the first of `folders`. `rows` are the held-out ones, asked where the recipe
+    names no source of problems.
 
-    Returns {} when nothing is asked for. Models that answered before, on the same problems, are not asked again. Raises
+    Returns {} when nothing is asked for. Models that answered the same problems before, as one of the folders says, are
+    not asked again. Raises
     DataError without problems, Stopped, MissingExtra, and what verifiers raise."""
     found: dict[str, Any] = {}
     tasks, harness = recipe.evaluate.tasks, recipe.evaluate.harness
@@ -48,7 +50,12 @@ def run_tasks(
         questions = choose_questions(recipe, tasks, next(iter(models.values())), rows)
         exam = task_settings_of(tasks, recipe.seed, stop_asked)
         attempts = answer_questions(
-            models, questions, exam, folder / "tasks", on_progress=on_progress, stop_asked=stop_asked
+            models,
+            questions,
+            exam,
+            [folder / "tasks" for folder in folders],
+            on_progress=on_progress,
+            stop_asked=stop_asked,
         )
         found = compare_attempts(
             attempts,
@@ -63,7 +70,7 @@ def run_tasks(
     if harness is not None:
         found["harness"] = run_harness(models, harness, seed=recipe.seed, chat=recipe.data.chat_template)
     if found:
-        atomic_write(folder / "tasks.json", to_json({"version": 1, **found}))
+        atomic_write(folders[0] / "tasks.json", to_json({"version": 1, **found}))
     return found
 
 

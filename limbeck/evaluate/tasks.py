@@ -77,23 +77,26 @@ def answer_questions(
     models: Mapping[str, Generator],
     questions: Sequence[Question],
     exam: TaskSettings,
-    folder: Path,
+    folders: Sequence[Path],
     *,
     on_progress: OnProgress,
     stop_asked: Callable[[], bool],
 ) -> dict[str, Attempts]:
-    """Every model's judged replies to all questions, as in FOLDER/MODEL.jsonl: read where they are current, sampled
-    where not. Raises Stopped between batches; models that are done stay done."""
+    """Every model's judged replies to all questions, as in FOLDER/MODEL.jsonl of the first folder: read there or in
+    another folder where they are current, sampled where not. Raises Stopped between batches; models that are done stay
+    done."""
     found: dict[str, Attempts] = {}
     for name, lm in models.items():
         key = exam_key(lm, questions, exam)
-        path = folder / f"{name}.jsonl"
-        known = read_attempts(path, key)
-        if known is None:
+        path, *others = [folder / f"{name}.jsonl" for folder in folders]
+        current = [file for file in (path, *others) if read_attempts(file, key) is not None]
+        if not current:
             replies = ask(lm, questions, exam, stage=name, on_progress=on_progress, stop_asked=stop_asked)
             known = judge_replies(questions, replies, exam)
             atomic_write(path, attempts_jsonl(key, lm.name, questions, known))
-        found[name] = known
+        elif current[0] != path:
+            atomic_write(path, current[0].read_bytes())
+        found[name] = read_attempts(path, key) or []
     return found
 
 

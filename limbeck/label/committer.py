@@ -39,11 +39,11 @@ class WorkList:
 
     @classmethod
     def of(cls, writer: StoreWriter, rows: Sequence[Row]) -> WorkList:
-        """A shard of which no row is wanted any more is left out."""
+        """The shards that are still to be made for these rows."""
         by_id = {row.id: row for row in rows}
-        pending = [Shard(number, tuple(by_id[id] for id in ids if id in by_id)) for number, ids in writer.pending()]
-        planned = tuple(by_id[id] for ids in writer.plan for id in ids if id in by_id)
-        return cls(tuple(shard for shard in pending if shard.rows), planned)
+        pending = [Shard(number, tuple(by_id[id] for id in ids)) for number, ids in writer.pending()]
+        planned = dict.fromkeys(id for ids in writer.plan for id in ids if id in by_id)
+        return cls(tuple(pending), tuple(by_id[id] for id in planned))
 
 
 class BuiltShard(NamedTuple):
@@ -98,12 +98,14 @@ def fill_store(
     Damaged shards are named and made anew, alone; with `teacher.retry_failed` also those that lack a reply. Raises what
     the runner raises, and StoreError when `path` holds another teacher's traces.
     """
-    writer = StoreWriter.open(path, header, plan_shards(recipe, rows))
+    shards = plan_shards(recipe, rows)
+    writer = StoreWriter.open(path, header, shards)
     for shard, why in writer.drop_damaged().items():
         on_message(f"shard {shard} of {path.name} is made again: {why}")
     failures = Failures.open(path / "failed.jsonl")
     if isinstance(recipe.teacher, OpenAITeacher) and recipe.teacher.retry_failed:
         writer.drop(failures.shards())
+    writer.want(shards)  # what was dropped is made again, as far as it is wanted
     failures.keep(writer.done)
     work = WorkList.of(writer, rows)
     runner(work, Committer(writer, failures, deque(work.shards)))

@@ -18,7 +18,7 @@ from limbeck.recipe.rules.check import raise_problems
 from limbeck.system.atomic import atomic_write, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
@@ -40,32 +40,35 @@ def needs_probe(recipe: Recipe) -> bool:
 
 
 def prepare(
-    recipe: Recipe, folder: Path, tokenizer: PreTrainedTokenizerBase, on_message: Callable[[str], None]
+    recipe: Recipe, stores: Sequence[Path], tokenizer: PreTrainedTokenizerBase, on_message: Callable[[str], None]
 ) -> tuple[TraceBuilder, Capabilities | None]:
-    """What the store in `folder` keeps of the endpoint's answers, and what the endpoint was seen to do (None where the
-    recipe needs nothing special).
+    """What a store keeps of the endpoint's answers, and what the endpoint was seen to do (None where the recipe needs
+    nothing special). An endpoint that was probed for one of `stores` is not probed again.
 
     Raises RecipeError when the recipe needs what the endpoint lacks, TeacherError when it does not answer.
     """
     record = None
     if needs_probe(recipe):
-        record = run_probe(recipe, folder, reader_for(recipe, tokenizer), on_message)
+        record = run_probe(recipe, stores, reader_for(recipe, tokenizer), on_message)
         raise_problems(missing(recipe, record))
         for sentence in sentences(record):
             on_message(sentence)
     return keeping_of(recipe, tokenizer, record), record
 
 
-def run_probe(recipe: Recipe, folder: Path, reader: Reader, on_message: Callable[[str], None]) -> Capabilities:
-    """The record of the recipe's endpoint from `folder` (that of its store), or made by a few requests.
+def run_probe(
+    recipe: Recipe, stores: Sequence[Path], reader: Reader, on_message: Callable[[str], None]
+) -> Capabilities:
+    """The record of the recipe's endpoint from one of `stores`, or made by a few requests.
 
     Raises TeacherError when it does not answer.
     """
     settings = recipe.teacher
     assert isinstance(settings, OpenAITeacher)
-    kept = kept_record(settings, folder)
-    if kept is not None:
-        return kept
+    for store in stores:
+        kept = kept_record(settings, store)
+        if kept is not None:
+            return kept
     target = recipe.trace.target
     wanted = max(target.k, 1) if isinstance(target, TopK) else ALTERNATIVES[0]
     on_message(f"asking {name_of(settings)} what it can do: {probe_cost(recipe)}")

@@ -115,7 +115,7 @@ async def ask_in_batches(endpoint: Endpoint, session: AskSession, stop_asked: Ca
         runner = _BatchRunner(endpoint, session, log, homes)
         while True:
             await runner.submit()
-            if not log.open_batches:
+            if not runner.open_batches:
                 return
             await runner.collect(stop_asked)
 
@@ -129,12 +129,19 @@ class _BatchRunner:
     held: bool = False  # the account takes no more before one that is there has ended
     excess: float = 1.0  # what an answer cost beyond its worst case is expected of those that follow
     strange: set[str] = field(default_factory=set)  # states of batches in words that are not known, once told
+    shared: set[str] = field(default_factory=set)  # batches that were taken, and have answers to rows of other data
+
+    @property
+    def open_batches(self) -> list[SentBatch]:
+        """Those with a row that is still wanted. Others wait for the run whose rows they have: they are paid for."""
+        found = [sent for sent in self.log.open_batches if sent.name not in self.shared]
+        return [sent for sent in found if any(row in self.homes for row, _ in sent.requests)]
 
     # ---- submitting ----
 
     async def submit(self) -> None:
         """Everything that is neither answered nor in a batch; and batches that a kill left half submitted."""
-        for sent in self.log.open_batches:
+        for sent in self.open_batches:
             if not sent.id:
                 await self._send(sent)
         if self.held:
@@ -158,7 +165,7 @@ class _BatchRunner:
         most, spent = self.session.settings.max_cost, self.session.tally.cost
         if most is None:
             return lines
-        waiting = [line for sent in self.log.open_batches for line in self._lines_of(sent)]
+        waiting = [line for sent in self.open_batches for line in self._lines_of(sent)]
         left = most - spent - sum(self._worst(line.ask) for line in waiting)
         chosen = []
         for line in lines:
@@ -216,7 +223,7 @@ class _BatchRunner:
         """Wait until a batch has ended, and take its answers."""
         while True:
             ready = 0
-            for sent in self.log.open_batches:
+            for sent in self.open_batches:
                 found = await batch_api.look(self.endpoint, sent.id)
                 if found.ended:
                     await self._take(sent, found)
@@ -267,7 +274,11 @@ class _BatchRunner:
             self._give_up(found, [asked[name] for name in sorted(left)])
             left = set()
         await self.session.sync()
-        self.log.write(batch=sent.name, done=found.status)
+        rows = {row.id for row in self.session.draws.work.rows}
+        if all(row in rows for row, _ in sent.requests):
+            self.log.write(batch=sent.name, done=found.status)
+        else:
+            self.shared.add(sent.name)
         self.held = False
         self.session.judge_failures()
         if left:
@@ -301,7 +312,7 @@ class _BatchRunner:
     def _again(self, found: batch_api.ApiBatch, left: set[str]) -> None:
         """What came back without a result goes into the next batch."""
         if found.code == batch_api.FULL:
-            if not self.log.open_batches:
+            if not self.open_batches:
                 raise TeacherError(
                     f"{self.endpoint.where} takes no batch: {found.problem}. Lower teacher.batch_requests."
                 )

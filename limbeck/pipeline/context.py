@@ -32,12 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run. What is expensive is opened when a stage first needs it. `names` are the stages, in order; `resources`
-    are closed when the run ends."""
+    """One run. What is expensive is opened when a stage first needs it. `resources` are closed when the run ends."""
 
     recipe: Recipe
     run: RunDir
-    names: tuple[str, ...]
     callbacks: Callbacks
     resources: contextlib.ExitStack
 

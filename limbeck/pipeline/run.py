@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.check.recipe import check_recipe
-from limbeck.errors import Stopped
+from limbeck.errors import Stopped, StoreError
 from limbeck.pipeline.context import RunContext
-from limbeck.pipeline.stages import DATA, STAGES, estimate_costs
+from limbeck.pipeline.outputs import identity_of
+from limbeck.pipeline.stages import DATA, STAGES, estimate_costs, finished
 from limbeck.pipeline.summary import write_summary
 from limbeck.recipe.recipe import dump_recipe
 from limbeck.recipe.rules.check import raise_problems
@@ -54,7 +56,7 @@ def run_recipe(
     quiet = lambda _: None  # noqa: E731
     on_progress = (on_progress if first_rank() else None) or quiet  # ranks that train together report as one
     with _opened(Path(run_dir)) as run, _stopping() as stop_asked, contextlib.ExitStack() as resources:
-        context = RunContext(recipe, run, names, Callbacks(on_progress, on_message or quiet, stop_asked), resources)
+        context = RunContext(recipe, run, Callbacks(on_progress, on_message or quiet, stop_asked), resources)
         _check(context)
         for stage in STAGES[: names.index(until) + 1]:
             if stop_asked():
@@ -65,7 +67,7 @@ def run_recipe(
                     stage.run(context)
             if stage is DATA and estimate and first_rank():
                 estimate_costs(context)
-        return write_summary(recipe, run, names) if first_rank() else {}
+        return write_summary(recipe, run, finished(STAGES, context)) if first_rank() else {}
 
 
 @contextlib.contextmanager
@@ -99,25 +101,46 @@ def _check(context: RunContext) -> None:
     raise_problems(found.problems)
     for warning in found.warnings:
         context.callbacks.on_message(f"warning: {warning.message}")
-    atomic_write(context.path / "recipe.yaml", dump_recipe(context.recipe))
+    written, text = context.path / "recipe.yaml", dump_recipe(context.recipe)
+    if not written.exists() or written.read_text(encoding="utf-8") != text:
+        context.run.unfinish()  # the summary is that of another recipe
+        atomic_write(written, text)
 
 
 def _due(stage: Stage, context: RunContext) -> str | None:
-    """The stage's key where this process has to work on it, else None. Ranks beyond the first work on collective stages
-    alone: they return when the first one has finished any other."""
+    """The stage's key where this process has to work on it, else None. Its record is forgotten then, before anything
+    that it speaks of is touched. Ranks beyond the first work on collective stages alone: they return when the first one
+    has finished any other."""
     if not stage.needed(context):
         return None
-    key = stage.key(context)
-    if context.run.is_current(stage.name, key):
-        if all(output.exists() for output in stage.outputs(context)) and stage.holds(context):
-            context.callbacks.on_message(f"{stage.name}: nothing changed, skipped")
-            return None
-        if first_rank():  # before the repair, which may be killed: it would look finished
-            context.run.forget(stage.name)
-    if first_rank() or stage.collective:
+    key, alone = stage.key(context), not (first_rank() or stage.collective)
+    if context.run.is_current(stage.name, key) and (alone or _is_true(stage, context)):
+        context.callbacks.on_message(f"{stage.name}: nothing changed, skipped")
+        return None
+    if first_rank():
+        context.run.forget(stage.name)
+    if not alone:
         return key
     _await(stage, key, context)
     return None
+
+
+def _is_true(stage: Stage, context: RunContext) -> bool:
+    """Whether the outputs are those that the stage's record speaks of. A record of an earlier version that says nothing
+    of them is completed."""
+    record = context.run.record(stage.name)
+    if record is None or not all(output.exists() for output in stage.outputs(context)):
+        return False
+    try:
+        identity, holds = identity_of(stage.compared(context)), stage.holds(context)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StoreError) as error:
+        logger.info("stage %s: its outputs cannot be read (%s)", stage.name, error)
+        return False
+    if record.identity not in ("", identity) or not holds:
+        return False
+    if not record.identity and first_rank():
+        context.run.finish(replace(record, identity=identity))
+    return True
 
 
 @contextlib.contextmanager
@@ -128,8 +151,8 @@ def _recorded(stage: Stage, key: str, context: RunContext) -> Iterator[None]:
         yield
     logger.info("stage %s took %.1f s", stage.name, cost.seconds)
     if first_rank():
-        disk = disk_bytes(*stage.outputs(context))
-        context.run.finish(StageRecord(stage.name, key, cost.seconds, cost.peak_bytes, disk))
+        disk, identity = disk_bytes(*stage.outputs(context)), identity_of(stage.compared(context))
+        context.run.finish(StageRecord(stage.name, key, cost.seconds, cost.peak_bytes, disk, identity))
     else:
         _await(stage, key, context)
 

@@ -13,40 +13,41 @@ from typing import TYPE_CHECKING
 from limbeck.check.estimate import estimate_stages
 from limbeck.curate.stage import candidates_of, run_curate
 from limbeck.data.build import run_data
-from limbeck.evaluate.stage import keep_scores, run_evaluate
+from limbeck.evaluate.stage import evaluation_shelf, put_scores, run_evaluate, scores_are_put, seal_scores
 from limbeck.evaluate.task_stage import run_tasks, task_files
 from limbeck.export.stage import run_exports
 from limbeck.export.verified import ParityRows
 from limbeck.label.judge import ask_judges
-from limbeck.label.stage import store_targets
+from limbeck.label.stage import has_targets, store_targets
 from limbeck.label.strip_reasoning import strips_thinking
 from limbeck.models.open import open_hf
 from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
 from limbeck.recipe import OpenAITeacher, name_of_export
 from limbeck.report.page import run_report
-from limbeck.store.writer import is_undamaged
 from limbeck.students.build import build_student
-from limbeck.system.atomic import fingerprint
-from limbeck.system.ranks import first_rank
+from limbeck.system.atomic import fingerprint, verify_dir
+from limbeck.system.shelf import mark, marked_key
 from limbeck.train.loop import TrainContext
 from limbeck.train.run import Supervision, train_student, trusts_remote_code
-from limbeck.train.stage import artifact_dtype, claim_folder, save_trained, twin_recipe
+from limbeck.train.stage import artifact_dtype, claim_training, save_trained, twin_recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from limbeck.pipeline.context import RunContext
+    from limbeck.types import Row
 
 
 @dataclass(frozen=True)
 class Stage:
     """One step of a run, done again when `key`, the fingerprint of all that it depends on, is another than before.
 
-    `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished, and so does `holds`
-    when it says that they are not what they were. `needed`: whether this recipe has the stage. A `collective` stage is
-    worked on by every rank, any other one by the first. One that `saves` looks whether a stop was asked for and keeps
-    what it has; any other one is interrupted.
+    `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished. So do those of
+    `essence` (all outputs, where it is None) when they are not what the stage's record says, and `holds` when it finds
+    that they are not those of this recipe. `needed`: whether this recipe has the stage. A `collective` stage is worked
+    on by every rank, any other one by the first. One that `saves` looks whether a stop was asked for and keeps what it
+    has; any other one is interrupted.
     """
 
     name: str
@@ -55,13 +56,18 @@ class Stage:
     run: Callable[[RunContext], object]
     needed: Callable[[RunContext], bool] = lambda _: True
     holds: Callable[[RunContext], bool] = lambda _: True
+    essence: Callable[[RunContext], tuple[Path, ...]] | None = None
     collective: bool = False
     saves: bool = False
 
+    def compared(self, context: RunContext) -> tuple[Path, ...]:
+        """What is compared with the record before the stage is skipped."""
+        return (self.essence or self.outputs)(context)
+
 
 def _in(*parts: str) -> Callable[[RunContext], tuple[Path, ...]]:
-    """A file or folder of the run."""
-    return lambda context: (context.path.joinpath(*parts),)
+    """Files or folders of the run."""
+    return lambda context: tuple(context.path / part for part in parts)
 
 
 def data_fingerprint(context: RunContext) -> str:
@@ -97,12 +103,20 @@ def label_fingerprint(context: RunContext) -> str:
     return fingerprint(data_fingerprint(context), parts, recipe.objective.stored_temperature)
 
 
+def _labelled(context: RunContext) -> list[Row]:
+    """The rows of which the store says something."""
+    return [row for row in context.rows if context.recipe.trace.mode.generates or row.split == "train"]
+
+
+def _has_targets(context: RunContext) -> bool:
+    return has_targets(context.recipe, context.path / "traces", _labelled(context), context.tokenizer)
+
+
 def _label(context: RunContext) -> None:
-    rows = [row for row in context.rows if context.recipe.trace.mode.generates or row.split == "train"]
     store_targets(
         context.recipe,
         context.path / "traces",
-        rows,
+        _labelled(context),
         teacher=context.local_teacher,
         tokenizer=context.tokenizer,
         callbacks=context.callbacks,
@@ -163,7 +177,8 @@ def _supervision(context: RunContext) -> Supervision:
 def _train(context: RunContext, role: str) -> None:
     recipe, twin, told = context.recipe, role == "twin", context.callbacks
     out, start, name = context.path / "train" / role, context.path / "student", "twin" if twin else "train"
-    claim_folder(out, train_fingerprint(context, role), context.ranks, told.on_message)
+    if claim_training(out, train_fingerprint(context, role), context.ranks, told.on_message):
+        return
     trained = train_student(
         twin_recipe(recipe, out.with_name("student")) if twin else recipe,
         context.items("train"),
@@ -175,30 +190,49 @@ def _train(context: RunContext, role: str) -> None:
         save_trained(out / "artifact", trained.model, context.tokenizer, recipe, role=role, start=start)
 
 
+def _has_trained(context: RunContext, role: str) -> bool:
+    out = context.path / "train" / role
+    return marked_key(out) == train_fingerprint(context, role) and verify_dir(out / "artifact") is None
+
+
 def evaluate_fingerprint(context: RunContext) -> str:
     recipe = context.recipe
     parts = [train_fingerprint(context, "student"), train_fingerprint(context, "twin") if recipe.train.twin else None]
     return fingerprint(parts, recipe.fingerprint("evaluate"), task_files(recipe))
 
 
+def _artifacts(context: RunContext) -> dict[str, Path]:
+    """The trained models that are evaluated, by role."""
+    roles = ("student", "twin") if context.recipe.train.twin else ("student",)
+    return {role: context.path / "train" / role / "artifact" for role in roles}
+
+
 def _evaluate(context: RunContext) -> None:
+    folder, artifacts = context.path / "evaluate", _artifacts(context)
+    shelf = evaluation_shelf(folder)
+    shelf.claim(evaluate_fingerprint(context), context.callbacks.on_message)
+    mark(folder, evaluate_fingerprint(context))
+    if verify_dir(folder) is not None:  # not sealed yet
+        _score(context, artifacts, shelf.folders())
+    put_scores(folder, artifacts)
+
+
+def _score(context: RunContext, artifacts: dict[str, Path], folders: list[Path]) -> None:
     recipe, teacher, told = context.recipe, context.local_teacher, context.callbacks
-    roles = ("student", "twin") if recipe.train.twin else ("student",)
-    folders = {role: context.path / "train" / role / "artifact" for role in roles}
     dtype = str(teacher.dtype if teacher else artifact_dtype(recipe)).removeprefix("torch.")
     trust = trusts_remote_code(recipe)
-    students = {role: open_hf(folder, dtype=dtype, trust_remote_code=trust) for role, folder in folders.items()}
+    students = {role: open_hf(folder, dtype=dtype, trust_remote_code=trust) for role, folder in artifacts.items()}
     items = context.items("heldout")
     result = run_evaluate(recipe, context.run, teacher, students, items, on_progress=told.on_progress)
     tasks = run_tasks(
         recipe,
-        context.path / "evaluate",
+        folders,
         {"teacher": teacher, **students} if teacher else students,
         [row for row in context.rows if row.split == "heldout"],
         on_progress=told.on_progress,
         stop_asked=told.stop_asked,
     )
-    keep_scores(context.path / "evaluate", result, tasks, folders)
+    seal_scores(context.path / "evaluate", result, tasks)
 
 
 def export_fingerprint(context: RunContext) -> str:
@@ -218,7 +252,7 @@ def _exported(context: RunContext) -> tuple[Path, ...]:
 
 
 def _report(context: RunContext) -> None:
-    write_summary(context.recipe, context.run, context.names)
+    write_summary(context.recipe, context.run, finished(STAGES, context))
     run_report(context.path)
 
 
@@ -232,7 +266,7 @@ STAGES = (
         _in("traces"),
         _label,
         needed=lambda context: context.has_labels,
-        holds=lambda context: not first_rank() or is_undamaged(context.path / "traces"),
+        holds=_has_targets,
         saves=True,
     ),
     Stage(
@@ -241,33 +275,48 @@ STAGES = (
         _in("curate"),
         _curate,
         needed=lambda context: bool(context.recipe.curate),
+        essence=_in("curate/kept.json", "curate/rejected.parquet", "curate/pass_rates.json", "curate/summary.json"),
         saves=True,
     ),
     Stage("student", student_fingerprint, _in("student"), _student),
     Stage(
         "train",
         partial(train_fingerprint, role="student"),
-        _in("train", "student"),
+        _in("train/student"),
         partial(_train, role="student"),
-        holds=lambda context: (context.path / "train" / "student" / "artifact").exists(),
+        holds=partial(_has_trained, role="student"),
+        essence=_in("train/student/artifact"),
         collective=True,
         saves=True,
     ),
     Stage(
         "twin",
         partial(train_fingerprint, role="twin"),
-        _in("train", "twin"),
+        _in("train/twin"),
         partial(_train, role="twin"),
         needed=lambda context: context.recipe.train.twin,
-        holds=lambda context: (context.path / "train" / "twin" / "artifact").exists(),
+        holds=partial(_has_trained, role="twin"),
+        essence=_in("train/twin/artifact"),
         collective=True,
         saves=True,
     ),
-    Stage("evaluate", evaluate_fingerprint, _in("evaluate"), _evaluate),
+    Stage(
+        "evaluate",
+        evaluate_fingerprint,
+        _in("evaluate"),
+        _evaluate,
+        holds=lambda context: scores_are_put(context.path / "evaluate", _artifacts(context)),
+    ),
     Stage("export", export_fingerprint, _exported, _export, needed=lambda context: bool(context.recipe.export)),
     # Cheap, and its page shows what all the others left: written anew each time.
     Stage("report", lambda _: fingerprint(), _in("report.html"), _report, holds=lambda _: False),
 )
+
+
+def finished(stages: Sequence[Stage], context: RunContext) -> tuple[str, ...]:
+    """Names of the stages that are finished for this recipe: a folder may hold results of others."""
+    needed = [stage for stage in stages if stage.needed(context)]
+    return tuple(stage.name for stage in needed if context.run.is_current(stage.name, stage.key(context)))
 
 
 NAMES = tuple(stage.name for stage in STAGES)

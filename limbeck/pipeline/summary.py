@@ -38,7 +38,8 @@ def write_estimate(run: RunDir, key: str, stages: dict[str, Any]) -> None:
 
 
 def write_summary(recipe: Recipe, run: RunDir, names: Sequence[str]) -> dict[str, Any]:
-    """Gather the summary from what the stages of these names left, write it, and return it."""
+    """Gather the summary from what the stages of these names left, write it, and return it. The others may have left
+    results of other recipes."""
     estimated = _read(run.path / "estimate.json").get("stages", {})
     stages: dict[str, Any] = {}
     for name in names:
@@ -46,7 +47,7 @@ def write_summary(recipe: Recipe, run: RunDir, names: Sequence[str]) -> dict[str
         if record is not None:
             took = {"seconds": record.seconds, "peak_bytes": record.peak_bytes, "disk_bytes": record.disk_bytes}
             stages[name] = {"estimated": estimated.get(name), "took": took}
-    scores = _read(run.path / "evaluate" / "scores.json")
+    scores = _read(run.path / "evaluate" / "scores.json") if "evaluate" in names else {}
     for role, parts in MAKING.items():
         if role in scores:
             scores[role]["making_seconds"] = sum(stages[part]["took"]["seconds"] for part in parts if part in stages)
@@ -54,7 +55,7 @@ def write_summary(recipe: Recipe, run: RunDir, names: Sequence[str]) -> dict[str
         "name": recipe.name,
         "scope": recipe.scope,
         **scores,
-        **(_read(run.path / "export" / "parity.json") if recipe.export else {}),
+        **(_read(run.path / "export" / "parity.json") if "export" in names else {}),
         "stages": stages,
         "data": _read(run.path / "data" / "summary.json"),
         "environment": environment(),

@@ -36,6 +36,7 @@ class TraceStore:
         self.path, self.header, self.entries = path, header, entries
         self._places: dict[str, _RowPlace] = {}
         self._traces: list[Trace] = []
+        self._rows: set[str] = set()
         self._maps: dict[int, np.ndarray] = {}
         for entry in entries:
             self._read_shard(entry["shard"])
@@ -57,7 +58,10 @@ class TraceStore:
             table = pq.read_table(file, page_checksum_verification=True)
         except (pa.ArrowInvalid, OSError) as error:
             raise StoreError(f"{file} cannot be read: {error}. Run `limbeck label` again to make it anew.") from error
-        for row in table.to_pylist():
+        rows = table.to_pylist()
+        for row in rows:
+            if row["row_id"] in self._rows:  # a row of two shards (see `StoreWriter.want`): the first one counts
+                continue
             spans = row["spans"]
             trace = Trace(
                 id=row["id"],
@@ -74,6 +78,7 @@ class TraceStore:
             )
             self._traces.append(trace)
             self._places[trace.id] = _RowPlace(shard, row["offset"], row["size"])
+        self._rows.update(row["row_id"] for row in rows)
 
     def traces(self, split: str | None = None) -> list[Trace]:
         """All traces in order of shard and row; of one split where given."""

@@ -72,9 +72,42 @@ def damaged_shards(path: Path, entries: Sequence[dict[str, Any]]) -> dict[int, s
     return wrong
 
 
-def is_undamaged(path: Path) -> bool:
-    """Whether every file of a store is as it was written."""
-    return not damaged_shards(path, read_manifest(path))
+def holds_rows(path: Path, rows: Iterable[str]) -> bool:
+    """Whether a store is as it was written, and every one of these rows is in a shard that is finished."""
+    entries = read_manifest(path)
+    if damaged_shards(path, entries):
+        return False
+    plan, finished = read_plan(path), {entry["shard"] for entry in entries}
+    return {id for number, shard in enumerate(plan) if number in finished for id in shard}.issuperset(rows)
+
+
+def read_plan(path: Path) -> list[list[str]]:
+    """The ids of each shard's rows; [] before there is a plan."""
+    file = path / "plan.json"
+    return json.loads(file.read_text()) if file.exists() else []
+
+
+def store_key(path: Path) -> str | None:
+    """The fingerprint of a store's header; None where there is none that can be read."""
+    try:
+        return read_header(path).fingerprint
+    except StoreError:
+        return None
+
+
+def store_progress(path: Path) -> tuple[int, ...]:
+    """How much a store holds: traces, and bytes of replies that were paid for."""
+    journal = path / "journal.jsonl"
+    return sum(entry["traces"] for entry in read_manifest(path)), journal.stat().st_size if journal.exists() else 0
+
+
+def begin_store(path: Path, header: StoreHeader) -> None:
+    """Say in a new store whose it is, before anything else is written into it. Raises StoreError when the store is that
+    of another header."""
+    if not (path / "store.json").exists():
+        atomic_write(path / "store.json", json.dumps(asdict(header), indent=1))
+    elif read_header(path).fingerprint != header.fingerprint:
+        raise StoreError(f"{path} holds traces of another teacher, target or sampling; they cannot be mixed.")
 
 
 class StoreWriter:
@@ -85,27 +118,36 @@ class StoreWriter:
 
     def __init__(self, path: Path, header: StoreHeader, plan: list[list[str]], done: set[int]) -> None:
         self.path, self.header, self.plan, self.done = path, header, plan, done
+        self._wanted: set[str] = set()
 
     @classmethod
     def open(cls, path: Path, header: StoreHeader, shards: Sequence[Sequence[str]]) -> StoreWriter:
-        """`shards` says which rows belong together in a new store. In a store that exists, the old plan stays and rows
-        that are not in it yet are appended in the given grouping. Raises StoreError when the header differs."""
-        path.mkdir(parents=True, exist_ok=True)
-        if not (path / "store.json").exists():
-            atomic_write(path / "store.json", json.dumps(asdict(header), indent=1))
-        elif read_header(path).fingerprint != header.fingerprint:
-            raise StoreError(f"{path} holds traces of another teacher, target or sampling; they cannot be mixed.")
-        plan_file = path / "plan.json"
-        plan: list[list[str]] = json.loads(plan_file.read_text()) if plan_file.exists() else []
-        known = {row for shard in plan for row in shard}
-        fresh = [[row for row in shard if row not in known] for shard in shards]
-        fresh = [shard for shard in fresh if shard]
-        if fresh or not plan_file.exists():
-            plan += fresh
-            atomic_write(plan_file, json.dumps(plan))
-        writer = cls(path, header, plan, {entry["shard"] for entry in read_manifest(path)})
+        """`shards` says which rows belong together in a new store; in one that exists, see `want`. Raises StoreError
+        when the header differs."""
+        begin_store(path, header)
+        writer = cls(path, header, read_plan(path), {entry["shard"] for entry in read_manifest(path)})
+        writer.want(shards)
         writer._sweep()
         return writer
+
+    def want(self, shards: Sequence[Sequence[str]]) -> None:
+        """The store is to hold the rows of these shards. Its plan stays, and rows that are not in it are appended in
+        the given grouping. Call it again when shards were dropped.
+
+        A shard that is still to be made, and of which not all rows are wanted, is left to whoever wants them all: made
+        of some of its rows, it would count as whole. The wanted ones among them get shards of their own.
+        """
+        self._wanted = {row for shard in shards for row in shard}
+        kept = [shard for number, shard in enumerate(self.plan) if number in self.done or self._wants(shard)]
+        known = {row for shard in kept for row in shard}
+        fresh = [[row for row in shard if row not in known] for shard in shards]
+        fresh = [shard for shard in fresh if shard]
+        if fresh or not (self.path / "plan.json").exists():
+            self.plan += fresh
+            atomic_write(self.path / "plan.json", json.dumps(self.plan))
+
+    def _wants(self, shard: Sequence[str]) -> bool:
+        return self._wanted.issuperset(shard)
 
     def _sweep(self) -> None:
         for file in self.path.glob(".*.tmp"):
@@ -133,7 +175,8 @@ class StoreWriter:
             self._sweep()
 
     def pending(self) -> list[tuple[int, list[str]]]:
-        return [(shard, rows) for shard, rows in enumerate(self.plan) if shard not in self.done]
+        """Those of which every row is wanted, by number."""
+        return [(shard, rows) for shard, rows in enumerate(self.plan) if shard not in self.done and self._wants(rows)]
 
     def commit(self, shard: int, traces: Sequence[Trace], records: Sequence[bytes]) -> None:
         """Make a shard real: both files are written, fsynced and renamed, then its manifest line is appended."""

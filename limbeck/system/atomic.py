@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from limbeck.system.refusals import disk_errors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -114,14 +116,34 @@ def seal_dir(folder: Path) -> None:
         fsync_dir(inside)
 
 
+LEFT_BEHIND = re.compile(r"\.(.+)\.[0-9a-z_]+\.(tmp|old)")
+"""How `atomic_path` and `atomic_dir` name what is not finished: the name that it would have had is the first group."""
+
+
+def sweep_all(folder: Path) -> None:
+    """`sweep` every name of which a killed writer left something in `folder`: before the folder is listed."""
+    left = [match[1] for path in folder.glob(".*") if (match := LEFT_BEHIND.fullmatch(path.name))]
+    for name in sorted(set(left)):
+        sweep(folder, name)
+
+
+def sweep_tree(folder: Path, patterns: Iterable[str]) -> None:
+    """`sweep_all` in a folder and in every folder below those of its entries that match one of the patterns."""
+    sweep_all(folder)
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            for inside, _, _ in os.walk(path):
+                sweep_all(Path(inside))
+
+
 def sweep(folder: Path, name: str) -> None:
     """Remove what killed writers left of `name` in `folder`; put back a folder whose replacement was cut short."""
-    for old in folder.glob(f".{name}.*.old"):
+    for old in folder.glob(f".{glob.escape(name)}.*.old"):
         if not (folder / name).exists() and (old / "replaced").exists():
             logger.info("%s: its replacement was cut short; the old one is put back", folder / name)
             os.rename(old / "replaced", folder / name)
         shutil.rmtree(old, ignore_errors=True)
-    for tmp in folder.glob(f".{name}.*.tmp"):
+    for tmp in folder.glob(f".{glob.escape(name)}.*.tmp"):
         logger.info("%s was left by a killed writer; removed", tmp)
         shutil.rmtree(tmp, ignore_errors=True) if tmp.is_dir() else tmp.unlink(missing_ok=True)
 

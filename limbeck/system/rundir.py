@@ -17,30 +17,34 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from limbeck.errors import RunDirError
-from limbeck.system.atomic import atomic_write
+from limbeck.system.atomic import atomic_write, fsync_dir, sweep_tree
 from limbeck.system.lock import holder_of, try_lock
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
+
+ROOMS = ("stages", "data", "traces*", "curate", "student", "train", "evaluate*", "export")
+"""What a run writes into, besides the folder itself."""
 
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a finished stage leaves behind: `fingerprint` of its inputs, and what it cost."""
+    """What a finished stage leaves behind: `fingerprint` of its inputs, what it cost, and `identity` of its outputs, as
+    they say themselves ("" in records of earlier versions)."""
 
     name: str
     fingerprint: str
     seconds: float
     peak_bytes: int
     disk_bytes: int
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class RunDir:
             )
         try:
             lock.sign()
+            sweep_tree(path, ROOMS)
             yield cls(path)
         finally:
             lock.release()
@@ -90,13 +95,16 @@ class RunDir:
         atomic_write(self.path / "stages" / f"{record.name}.json", json.dumps(asdict(record), indent=1))
 
     def forget(self, stage: str) -> None:
-        """Make a finished stage unfinished."""
-        (self.path / "stages" / f"{stage}.json").unlink(missing_ok=True)
+        """Make a finished stage unfinished, durably, and with it the run: before any of its outputs is touched."""
+        self.unfinish()
+        _remove(self.path / "stages" / f"{stage}.json")
+
+    def unfinish(self) -> None:
+        """Take the summary away: it is not true of what comes now."""
+        _remove(self.path / "summary.json")
 
 
-def set_aside(folder: Path, name: str, on_message: Callable[[str], None]) -> None:
-    """Rename results of other settings to FOLDER-NAME: they are expensive, and never deleted."""
-    aside = folder.with_name(f"{folder.name}-{name}")
-    on_message(f"{folder} was made with other settings; it is kept as {aside.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
+def _remove(file: Path) -> None:
+    if file.exists():
+        file.unlink()
+        fsync_dir(file.parent)

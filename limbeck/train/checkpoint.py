@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from limbeck.errors import StoreError
-from limbeck.system.atomic import atomic_dir, sweep, verify_dir
+from limbeck.system.atomic import atomic_dir, sweep_all, verify_dir
 from limbeck.train.parallel import assign, barrier, full
 from limbeck.types import Cursor
 
@@ -120,9 +120,9 @@ def load_newest(
     A damaged checkpoint is named and skipped for the one before. Raises StoreError when all there are is damaged.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    sweep_all(folder)  # before the list: a kill between two renames leaves a checkpoint under another name
     found = sorted(folder.glob("step-*"), reverse=True)
     for path in found:
-        sweep(folder, path.name)
         wrong = verify_dir(path)
         if wrong is None:
             logger.info("resumed from %s", path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +12,10 @@ from limbeck.models.artifact import read_card, save_artifact
 from limbeck.models.card import make_card
 from limbeck.models.gguf_import import model_licence
 from limbeck.recipe import StepsBudget, name_of
-from limbeck.system.atomic import atomic_write
+from limbeck.system.atomic import verify_dir
 from limbeck.system.device import pick_device, resolve_dtype
-from limbeck.system.rundir import set_aside
-from limbeck.train.parallel import barrier
+from limbeck.system.shelf import Shelf, mark, marked_key
+from limbeck.train.parallel import agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,16 +26,29 @@ if TYPE_CHECKING:
     from limbeck.recipe import Recipe
     from limbeck.types import Ranks
 
+STEP = re.compile(r"step-(\d+)")
 
-def claim_folder(out: Path, fingerprint: str, ranks: Ranks, on_message: Callable[[str], None]) -> None:
-    """Make `out` the folder of the training with this fingerprint: that of another one is set aside. All ranks call
-    it, and none goes on before the folder is there."""
+
+def training_shelf(out: Path) -> Shelf:
+    """The folder of a training, and those of other settings beside it."""
+    return Shelf(out, marked_key, _training_progress)
+
+
+def _training_progress(out: Path) -> tuple[int, ...]:
+    steps = [int(match[1]) for path in out.glob("checkpoints/step-*") if (match := STEP.fullmatch(path.name))]
+    return int((out / "artifact").exists()), max(steps, default=-1)
+
+
+def claim_training(out: Path, key: str, ranks: Ranks, on_message: Callable[[str], None]) -> bool:
+    """Make `out` the folder of the training with this key: that of another one is set aside, what was there of this one
+    is taken up. Returns whether it is finished, with a sound artifact. All ranks call it, and none goes on before the
+    folder is there."""
+    finished = False
     if ranks.is_first:
-        marker = out / "fingerprint"
-        if marker.exists() and marker.read_text() != fingerprint:
-            set_aside(out, marker.read_text(), on_message)
-        atomic_write(marker, fingerprint)
-    barrier(ranks)
+        training_shelf(out).claim(key, on_message)
+        mark(out, key)
+        finished = (out / "state.json").exists() and verify_dir(out / "artifact") is None
+    return agree(finished, False, ranks)[0]
 
 
 def twin_recipe(recipe: Recipe, student: Path) -> Recipe:

@@ -86,7 +86,7 @@ def label(served, tmp_path, rows, tokenizer, *overrides):
         f"teacher={{kind: vllm, base_url: '{url}', model: teacher}}", f"student={{kind: pretrained, path: '{folder}'}}",
         f"trace.target={{kind: top_k, k: {K}}}", *overrides,
     )  # fmt: skip
-    keeping, record = prepare(recipe, tmp_path / "traces", tokenizer, said.append)
+    keeping, record = prepare(recipe, [tmp_path / "traces"], tokenizer, said.append)
     keep_record(recipe, tmp_path / "traces", record)
     callbacks = Callbacks(lambda progress: None, said.append, lambda: False)
     made = {}

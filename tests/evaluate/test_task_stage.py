@@ -94,7 +94,7 @@ def test_models_are_not_asked_again(finished: tuple[Path, dict], tiny_llama: Pat
     recipe = recipe_of(tiny_llama, tasks=TASKS)
     monkeypatch.setattr(HfLM, "generate", None)
     lms = {name: HfLM.open(path, dtype="float32") for name, path in _folders(run, tiny_llama).items()}
-    again = run_tasks(recipe, run / "evaluate", lms, [], on_progress=lambda _: None, stop_asked=lambda: False)
+    again = run_tasks(recipe, [run / "evaluate"], lms, [], on_progress=lambda _: None, stop_asked=lambda: False)
     assert again["models"] == summary["tasks"]["models"]
 
 

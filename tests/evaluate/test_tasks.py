@@ -56,7 +56,7 @@ def exam(**changes: object) -> TaskSettings:
 
 
 def take(models: dict, folder: Path, paper: TaskSettings | None = None, stop: object = lambda: False) -> dict:
-    return answer_questions(models, QUESTIONS, paper or exam(), folder, on_progress=lambda _: None, stop_asked=stop)  # type: ignore[arg-type]
+    return answer_questions(models, QUESTIONS, paper or exam(), [folder], on_progress=lambda _: None, stop_asked=stop)  # type: ignore[arg-type]
 
 
 def test_replies_come_back_in_the_order_of_the_questions(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def go(tmp_path):
         served, said, folder = Endpoint(manners), [], tmp_path / "traces"
         with FakeServer(served.answer) as at:
             recipe = recipe_at(at.url, *overrides)
-            keeping, record = prepare(recipe, folder, TOKENIZER, said.append)
+            keeping, record = prepare(recipe, [folder], TOKENIZER, said.append)
             if record is not None:
                 keep_record(recipe, folder, record)
             callbacks = Callbacks(lambda progress: None, said.append, lambda: False)

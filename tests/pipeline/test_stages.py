@@ -47,9 +47,8 @@ def files(tmp_path, tiny_llama, monkeypatch):
 
 
 def context_of(recipe, folder) -> RunContext:
-    names = tuple(stage.name for stage in STAGES)
     quiet = Callbacks(lambda _: None, lambda _: None, lambda: False)
-    return RunContext(recipe, RunDir(folder), names, quiet, contextlib.ExitStack())
+    return RunContext(recipe, RunDir(folder), quiet, contextlib.ExitStack())
 
 
 @pytest.mark.parametrize("kind", CHANGES)

@@ -9,6 +9,7 @@ import torch
 from limbeck.errors import StoreError
 from limbeck.losses.support import SupportSpec, select
 from limbeck.store import VERSION, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
+from limbeck.store.writer import holds_rows
 from limbeck.text.packing import labels_of
 from limbeck.types import Trace
 
@@ -103,6 +104,26 @@ def test_new_rows_are_appended_and_old_ones_kept(tmp_path, header):
     writer = StoreWriter.open(tmp_path, header, [["a", "x"], ["c", "y"]])
     assert writer.pending() == [(2, ["x"]), (3, ["y"])]
     assert (tmp_path / "shard-00000.targets").read_bytes() == before
+
+
+def test_a_shard_is_not_made_of_some_of_its_rows(tmp_path, header):
+    """Whoever wants other rows leaves it alone; its wanted rows get a shard of their own, and count once."""
+    fill(tmp_path, header, SHARDS, only={0})
+    writer = StoreWriter.open(tmp_path, header, [["d"]])
+    assert writer.pending() == [(3, ["d"])]
+    fill(tmp_path, header, [["d"]])
+    assert holds_rows(tmp_path, "abd") and not holds_rows(tmp_path, "de")
+    fill(tmp_path, header, SHARDS)
+    assert [trace.row_id for trace in TraceStore.open(tmp_path).traces()] == list("abcde")
+    assert holds_rows(tmp_path, "abcde")
+
+
+def test_rows_of_a_damaged_shard_are_made_again_for_whoever_wants_some_of_them(tmp_path, header):
+    fill(tmp_path, header, SHARDS)
+    writer = StoreWriter.open(tmp_path, header, [["d"]])
+    writer.drop([2])
+    writer.want([["d"]])
+    assert writer.pending() == [(3, ["d"])]
 
 
 def test_targets_fit_only_the_tokens_they_were_made_for(tmp_path, header):

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from limbeck.system.atomic import atomic_dir, sha256_file, verify_dir
+from limbeck.system.rundir import RunDir, StageRecord
 
 
 @pytest.fixture
@@ -71,3 +72,31 @@ def test_files_beside_the_manifest(folder):
     (folder / "sub" / "adapter_config.json").unlink()
     (folder / "link").symlink_to("/etc")
     assert "is a link" in (verify_dir(folder, alone=True) or "")
+
+
+def test_what_killed_writers_left_is_swept_when_a_run_is_opened(tmp_path):
+    """In every room, those set aside too; what a stranger put there stays."""
+    rooms = ["", "stages", "train/student", "train/student-0123456789abcdef/checkpoints", "evaluate", "traces-x"]
+    for room in rooms:
+        folder = tmp_path / room
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".summary.json.123.tmp").touch()
+        (folder / ".artifact.a1_b2c3d.old" / "replaced").mkdir(parents=True)
+        (folder / ".artifact.d4e5f6.tmp").mkdir()
+    (tmp_path / ".gitignore").touch()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / ".notes.1.tmp").touch()
+    with RunDir.open(tmp_path):
+        found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.name != ".lock"}
+    put_back = {f"{room}/artifact".strip("/") for room in rooms}
+    parents = {"stages", "train", "train/student", "train/student-0123456789abcdef", rooms[3], "evaluate", "traces-x"}
+    assert found == put_back | parents | {".gitignore", "mine", "mine/.notes.1.tmp"}
+
+
+def test_a_run_without_a_true_stage_has_no_summary(tmp_path):
+    (tmp_path / "summary.json").write_text("{}")
+    with RunDir.open(tmp_path) as run:
+        run.finish(StageRecord("train", "0" * 16, 1.0, 2, 3, "4"))
+        run.forget("train")
+        run.forget("train")
+    assert run.record("train") is None and not (tmp_path / "summary.json").exists()
