@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from limbeck.capture.assemble import CUT, TEXTS, assemble
-from limbeck.errors import CaptureError
+from limbeck.capture.assemble import CUT, assemble
+from limbeck.errors import CaptureError, DataError
+from limbeck.text.content import spoken
+from limbeck.text.finish import finish_reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,6 +40,13 @@ MESSAGE = ("role", "content", "name", "refusal", "reasoning_content", "tool_call
 
 def record_of(frame: Frame, redactor: Redactor, tags: dict[str, str]) -> dict[str, Any]:
     """The record of an exchange. Raises CaptureError when it holds no completion that can be read."""
+    try:
+        return _record_of(frame, redactor, tags)
+    except RecursionError as error:
+        raise CaptureError("the exchange is nested too deeply.") from error
+
+
+def _record_of(frame: Frame, redactor: Redactor, tags: dict[str, str]) -> dict[str, Any]:
     meta = frame.meta
     request = _json(_unpack(frame.request, meta["request-encoding"]), "the request")
     answer, whole = _answer(frame)
@@ -105,8 +114,7 @@ def _answer(frame: Frame) -> tuple[dict[str, Any], bool]:
     if frame.meta["content-type"].split(";")[0].strip().lower() != "text/event-stream":
         return _json(body, "the answer"), frame.meta["whole"]
     found = assemble(body)
-    # A client may leave as soon as it has read [DONE].
-    return found.answer, found.finished and (found.closed or frame.meta["whole"])
+    return found.answer, found.is_whole(frame.meta["whole"])
 
 
 def _asked(request: dict[str, Any], clean: Redactor) -> dict[str, Any]:
@@ -135,6 +143,8 @@ def _message(message: dict[str, Any], clean: Redactor) -> dict[str, Any]:
 
 def _without_media(value: Any) -> Any:
     """A part of a message with long images, sounds and files replaced by their hash."""
+    if isinstance(value, list):
+        return [_without_media(one) for one in value]
     if isinstance(value, dict):
         return {name: _without_media(one) if name != "text" else one for name, one in value.items()}
     if isinstance(value, str) and len(value) > LONG_MEDIA and not value.startswith(("http:", "https:")):
@@ -149,13 +159,13 @@ def _reply(choice: Any, clean: Redactor, whole: bool) -> dict[str, Any]:
         raise CaptureError("a choice of the answer is no object.")
     message = choice.get("message")
     given = message if isinstance(message, dict) else {"content": choice.get("text")}
-    raw = {name: given[name] for name in (*TEXTS, "tool_calls") if given.get(name) is not None}
-    if "reasoning" in raw:  # the newer name of the same
-        raw.setdefault("reasoning_content", raw["reasoning"])
-        del raw["reasoning"]
-    kept = {"index": choice.get("index", 0), "content": None, **clean.value(raw)}
-    finish = choice.get("finish_reason")
-    kept["finish_reason"] = (clean.text(finish) if isinstance(finish, str) else None) if whole else CUT
+    raw = _said(given)
+    index = choice.get("index")
+    kept = {"index": index if isinstance(index, int) else 0, "content": None, **clean.value(raw)}
+    finish = finish_reason(choice.get("finish_reason"))
+    if raw.get("refusal") and not raw.get("content"):
+        finish = "refusal"
+    kept["finish_reason"] = clean.text(finish) if whole and finish != "error" else CUT
     if isinstance(choice.get("logprobs"), dict):
         if clean.value(raw) == raw and clean.value(_spelled(choice["logprobs"])) == _spelled(choice["logprobs"]):
             kept["logprobs"] = {name: value for name, value in choice["logprobs"].items() if value is not None}
@@ -164,10 +174,25 @@ def _reply(choice: Any, clean: Redactor, whole: bool) -> dict[str, Any]:
     return kept
 
 
+def _said(given: dict[str, Any]) -> dict[str, Any]:
+    """What a reply says, under the names of a record. A content that is no text is kept as it is, without its media."""
+    calls = {"tool_calls": given["tool_calls"]} if given.get("tool_calls") else {}
+    try:
+        said = spoken(given)
+    except DataError:
+        return {"content": _without_media(given["content"]), **calls}
+    told = {"reasoning_content": said.reasoning, "refusal": said.refusal}
+    content = {} if given.get("content") is None else {"content": said.text}
+    return {**content, **{name: words for name, words in told.items() if words}, **calls}
+
+
 def _spelled(logprobs: dict[str, Any]) -> str:
     """The text that log-probabilities spell: with `echo` it is the prompt as well."""
-    entries = [entry for name in ("content", "refusal") for entry in logprobs.get(name) or []]
-    tokens = [entry.get("token") for entry in entries if isinstance(entry, dict)] or logprobs.get("tokens") or []
+    lists = [logprobs.get(name) for name in ("content", "refusal")]
+    entries = [entry for one in lists if isinstance(one, list) for entry in one]
+    told = logprobs.get("tokens")
+    tokens = [entry.get("token") for entry in entries if isinstance(entry, dict)]
+    tokens = tokens or (told if isinstance(told, list) else [])
     return "".join(token for token in tokens if isinstance(token, str))
 
 

@@ -115,11 +115,11 @@ def _say(told: dict[str, Any]) -> None:
 def _record(state: State, frame: Frame) -> None:
     try:
         record = record_of(frame, state.redactor, state.settings["tags"])
+        line = compact_line(record)
     except (CaptureError, TypeError, ValueError, LookupError, AttributeError, RecursionError):
         # All but the first: the answer has the shape of a completion on the outside and another one within.
         state.counts["unreadable"] += 1
         return
-    line = compact_line(record)
     journal = _journal(state)
     if journal is None:
         state.counts["failed"] += 1

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 from limbeck.data.columns import check_text
 from limbeck.errors import DataError
 from limbeck.system.jsonl import whole_lines
+from limbeck.text.content import spoken
 from limbeck.text.encode import Example
+from limbeck.text.finish import finish_reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from limbeck.recipe import CapturedSource
 
@@ -88,6 +90,7 @@ def _chosen(files: list[Path], source: CapturedSource, refuse: Callable[[str], N
     """The replies that the recipe asks for, whatever they hold."""
     since, until = (moment(text) if text else None for text in (source.since, source.until))
     tags = [tuple(tag.split("=", 1)) for tag in source.tags]
+    wanted = {finish_reason(reason) for reason in source.finish_reasons}
     for record, where in _records(files, refuse):
         time = moment(record["time"])
         names = {record["model"], record["model_asked"]}
@@ -98,9 +101,17 @@ def _chosen(files: list[Path], source: CapturedSource, refuse: Callable[[str], N
         if (source.models and not names & set(source.models)) or names & set(source.exclude_models):
             continue
         for number, reply in enumerate(record["replies"]):
-            if reply["finish_reason"] in source.finish_reasons:
+            if ending(reply) in wanted:
                 place = where if len(record["replies"]) == 1 else f"{where}, reply {number}"
                 yield _CapturedTurn(record.get("messages"), _prompt(record, reply), reply, record, place)
+
+
+def ending(reply: Mapping[str, Any]) -> str:
+    """Why a reply ended, in the words of `text.finish`; `cut` where it was broken off. A refusal is one, whatever the
+    server said besides."""
+    if reply.get("refusal") and not reply.get("content"):
+        return "refusal"
+    return finish_reason(reply.get("finish_reason"))
 
 
 def moment(text: str) -> datetime:
@@ -131,7 +142,9 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
                 f"{where}: the exchange is of version {record['version']}; this Limbeck reads {VERSION}. Update it."
             )
         moment(record["time"])
-        whole = isinstance(record["tags"], dict) and all(reply["finish_reason"] for reply in record["replies"])
+        whole = isinstance(record["tags"], dict) and all(isinstance(reply, dict) for reply in record["replies"])
+        asked = record.get("messages")
+        whole = whole and (asked is None or (isinstance(asked, list) and all(isinstance(one, dict) for one in asked)))
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         if isinstance(error, DataError):
             raise
@@ -146,7 +159,8 @@ def _prompt(record: dict[str, Any], reply: dict[str, Any]) -> Any:
     prompt = record.get("prompt")
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], str):
         per_prompt = max(len(record["replies"]) // len(prompt), 1)
-        return prompt[min(reply["index"] // per_prompt, len(prompt) - 1)]
+        index = reply.get("index")
+        return prompt[min(index // per_prompt if isinstance(index, int) else 0, len(prompt) - 1)]
     return prompt
 
 
@@ -164,13 +178,22 @@ def _beginnings(messages: list[dict[str, Any]]) -> Iterator[bytes]:
 
 def _whole(turn: _CapturedTurn) -> bytes:
     digest = hashlib.blake2b(digest_size=16)
-    for message in [*(turn.messages or []), {"role": "assistant", "content": turn.reply["content"]}]:
+    for message in [*(turn.messages or []), {**turn.reply, "role": "assistant"}]:
         _add(digest, message)
     return digest.digest()
 
 
 def _add(digest: Any, message: dict[str, Any]) -> None:
-    digest.update(json.dumps([message.get("role"), message.get("content")]).encode() + b"\n")
+    """By what a turn says, in whichever form: a client sends a reply back as a text or in parts, its calls with or
+    without numbers."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text", part)) if isinstance(part, dict) else str(part) for part in content)
+    listed = message.get("tool_calls")
+    calls = [call.get("function") for call in listed if isinstance(call, dict)] if isinstance(listed, list) else []
+    called = [[call.get("name"), call.get("arguments")] for call in calls if isinstance(call, dict)]
+    said = [message.get("role"), content, *([called] if called else [])]
+    digest.update(json.dumps(said).encode() + b"\n")
 
 
 def _example(turn: _CapturedTurn, source: CapturedSource) -> Example:
@@ -181,19 +204,22 @@ def _example(turn: _CapturedTurn, source: CapturedSource) -> Example:
         if not isinstance(turn.prompt, str):
             raise DataError(f"{turn.source}: the prompt is token ids; only text can be learnt from.")
         check_text(turn.prompt, f"{turn.source}: the prompt")
-        return Example(prompt=turn.prompt, completion=reply["content"], topic=topic, source=turn.source)
+        return Example(prompt=turn.prompt, completion=reply["content"] or "", topic=topic, source=turn.source)
     messages = [_message(message, turn.source) for message in turn.messages]
     return Example(messages=[*messages, reply], topic=topic, source=turn.source)
 
 
 def _reply(turn: _CapturedTurn, source: CapturedSource) -> dict[str, Any]:
-    content, calls = turn.reply.get("content"), turn.reply.get("tool_calls")
-    if not isinstance(content, str) and not calls:
+    try:
+        said = spoken(turn.reply)
+    except DataError as error:
+        raise DataError(f"{turn.source}: {error}") from None
+    content, calls = said.text or said.refusal, turn.reply.get("tool_calls")
+    if not content and not calls:
         raise DataError(f"{turn.source}: the reply has no text.")
-    thought = turn.reply.get("reasoning_content")
-    if source.reasoning == "think" and isinstance(thought, str):
-        content = f"<think>\n{thought.strip()}\n</think>\n\n{content or ''}"
-    check_text(content or "", f"{turn.source}: the reply")
+    if source.reasoning == "think" and said.reasoning and "</think>" not in content:
+        content = f"<think>\n{said.reasoning.strip()}\n</think>\n\n{content}"
+    check_text(content, f"{turn.source}: the reply")
     kept = {"role": "assistant", "content": content}
     return {**kept, "tool_calls": calls} if calls else kept
 

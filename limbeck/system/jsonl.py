@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import zlib
 from dataclasses import dataclass
@@ -114,7 +115,19 @@ def json_line(value: Any) -> bytes:
 
 
 def compact_line(value: Any) -> bytes:
-    return _text(value, (",", ":")) + b"\n"
+    """A number that JSON does not have (NaN, an infinity) becomes null."""
+    try:
+        return _text(value, (",", ":"), allow_nan=False) + b"\n"
+    except ValueError:
+        return _text(_finite(value), (",", ":"), allow_nan=False) + b"\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return {name: _finite(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def checked_line(entry: Any) -> bytes:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 MIN_SECRET = 8
-"""Shorter values of a key header are not looked for in texts: they would match words."""
+LONG_SECRET, LONG_WORD = 24, 12
+"""Servers that need no key are given one that is a word ("anything", "not-needed"). A value that is shorter than
+MIN_SECRET, or is made of words of at most LONG_WORD letters and shorter than LONG_SECRET, keeps nobody out, and is not
+looked for in texts."""
+
+WORDS = re.compile(r"(?:[A-Za-z]?[a-z]+|[A-Z]+)(?:[-_. ](?:[A-Za-z]?[a-z]+|[A-Z]+))*")
 
 KEYS = re.compile(
     r"""
@@ -49,7 +54,10 @@ MARKS = (
 
 # Patterns begin with what they look for, and look back afterwards: so the engine can skip to where they may begin.
 LOCAL = re.compile(r"(?<![\w.%+-])[\w.%+-]{1,64}\Z")
-DOMAIN = re.compile(r"(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9-])")
+DOMAIN = re.compile(
+    r"(?:[A-Za-z0-9-]{1,63}\.){1,8}(?:xn--[A-Za-z0-9-]{1,59}|[A-Za-z]{2,24})(?![A-Za-z0-9-])"
+    r"|(?:[^\W_](?:[\w-]{0,61}[^\W_])?[.\u3002]){1,8}[^\W\d_]{2,24}(?![\w-])"  # in any script
+)
 IPV4 = re.compile(r"[0-9](?<![\w.][0-9])\d{0,2}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\w|\.\d)")
 PHONES = (
     re.compile(r"\+(?<![\w.+]\+)[1-9](?:[ ().-]{0,2}\d){6,14}(?!\d)"),
@@ -57,8 +65,29 @@ PHONES = (
     re.compile(r"\((?<![\w.-]\()\d{3}\) ?\d{3}[ .-]\d{4}(?![\w-])"),  # North American, as the next
     re.compile(r"[0-9](?<![\w.-][0-9])\d\d[.-]\d{3}[ .-]\d{4}(?![\w-])"),
 )
-DIGITS = re.compile(r"[0-9](?<!\w[0-9])(?:[ -]?\d){12,40}(?!\w)")
+DIGITS = re.compile(r"[0-9](?<!\w[0-9])(?<![0-9]\.[0-9])(?:[ -]?\d){12,40}(?!\w|\.\d)")  # no decimals of a number
+GROUPS = {
+    (4, 4, 4, 4),
+    (4, 6, 5),
+    (4, 6, 4),
+    (4, 4, 4, 4, 3),
+    (4, 4, 5),
+    (8, 8),
+    (6, 13),
+    (4, 4, 4, 4, 2),
+    (4, 4, 4, 4, 1),
+}
+"""How the digits of a card are set apart, where they are."""
 IBAN = re.compile(r"[A-Z](?<![A-Za-z0-9][A-Z])[A-Z]\d{2}(?: ?[A-Z0-9]){11,40}")
+
+
+def is_secret(value: str) -> bool:
+    """Whether a value of a key header may be one: not so for what is a word or a few."""
+    if len(value) < MIN_SECRET or not value.strip():
+        return False
+    words = re.split(r"[-_. ]", value.removeprefix("Bearer "))
+    plain = WORDS.fullmatch(value) and max(map(len, words)) <= LONG_WORD
+    return not plain or len(value) >= LONG_SECRET
 
 
 def luhn(digits: str) -> bool:
@@ -108,12 +137,33 @@ def _card(run: str) -> str:
             digits += run[begin:end]
             if len(digits) > 19:
                 break
-            if len(digits) >= 13 and digits[0] in "23456" and luhn(digits):
+            if len(digits) >= 13 and is_card(digits) and _is_grouped(groups[first:], end):
                 found.append((len(digits), start, end))
     if not found:
         return run
     _, start, end = max(found)
     return f"{run[:start]}[card]{run[end:]}"
+
+
+def _is_grouped(groups: list[tuple[int, int]], end: int) -> bool:
+    sizes = tuple(last - begin for begin, last in groups if last <= end)
+    return len(sizes) == 1 or sizes in GROUPS
+
+
+def is_card(digits: str) -> bool:
+    """Whether an issuer gives numbers of this beginning and length (ISO/IEC 7812-1), with a right check digit."""
+    size, two = len(digits), int(digits[:2] or 0)
+    if digits.startswith("4"):
+        issued = size in (13, 16, 19)
+    elif two in (34, 37):
+        issued = size == 15
+    elif two in (30, 36, 38, 39):
+        issued = size in (14, 16)
+    elif digits.startswith("2"):
+        issued = size == 16 and 2221 <= int(digits[:4]) <= 2720
+    else:
+        issued = (13 <= size <= 19 and digits[:1] in ("5", "6")) or (size >= 16 and two == 35)
+    return issued and luhn(digits)
 
 
 def _iban(run: str) -> str:
@@ -146,7 +196,7 @@ class Redactor:
     secrets: tuple[str, ...] = ()
 
     def with_secrets(self, secrets: Iterable[str]) -> Redactor:
-        kept = sorted({one for one in secrets if len(one) >= MIN_SECRET}, key=lambda one: (-len(one), one))
+        kept = sorted({one for one in secrets if is_secret(one)}, key=lambda one: (-len(one), one))
         return Redactor(self.rules, tuple(kept))
 
     def text(self, text: str) -> str:

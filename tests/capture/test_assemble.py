@@ -55,10 +55,54 @@ def test_tool_calls_reasoning_and_refusals():
 
 
 def test_what_is_not_whole():
-    assert not assemble(body(part({"content": "a"}))).finished  # no finish reason
-    cut = assemble(body(part({"content": "a"}, finish_reason="stop"), end=b""))
-    assert cut.finished and not cut.closed
-    assert not assemble(body(part({"content": "a"}, finish_reason="stop"), {"error": {"message": "x"}})).finished
+    ended = part({"content": "a"}, finish_reason="stop")
+    for end, whole in ((b"", True), (b"data: [DONE]\n\n", True), (b"data: [DONE]", True)):  # some leave [DONE] out
+        assert assemble(body(ended, end=end)).is_whole(ended_well=True) is whole
+    assert not assemble(body(ended, end=b"")).is_whole(ended_well=False)
+    assert not assemble(body(ended, {"error": {"message": "x"}})).is_whole(ended_well=True)
+    no_reason = part({"content": "a"})
+    assert assemble(body(no_reason)).is_whole(ended_well=False)  # it says that it is over
+    assert not assemble(body(no_reason, end=b"")).is_whole(ended_well=True)
+
+
+def message(*deltas: dict) -> dict:
+    return assemble(body(*map(part, deltas))).answer["choices"][0]["message"]
+
+
+def called(*pieces: dict) -> list[tuple]:
+    calls = message(*({"tool_calls": [piece]} for piece in pieces))["tool_calls"]
+    return [(one["index"], one["function"]["name"], one["function"]["arguments"]) for one in calls]
+
+
+def call(name: str | None = None, arguments: object = None, **more: object) -> dict:
+    return {**more, "function": {"name": name, "arguments": arguments}}
+
+
+def test_calls_without_an_index_or_with_the_same_one_are_told_apart():
+    two = [(0, "f", '{"a": 1}'), (1, "g", "{}")]
+    assert called(call("f", '{"a": 1}'), call("g", "{}")) == two
+    assert called(call("f", '{"a"'), call(None, ": 1}"), call("g", "{}")) == two
+    assert called(call("f", '{"a": 1}', index=0, id="x"), call("g", "{}", index=0, id="y")) == two
+    assert called(call("f", '{"a"', id="x"), call("f", ": 1}", id="x"), call("g", "{}", id="y")) == two
+    assert called(call("f", {"a": 1}, index=0), call("g", {}, index=1)) == two  # arguments as an object
+    assert called(call("f", '{"a"', index=0), call("g", "{}", index=1), call(None, ": 1}", index=0)) == two
+    old = message({"function_call": {"name": "f", "arguments": '{"a"'}}, {"function_call": {"arguments": ": 1}"}})
+    assert old["tool_calls"][0]["function"] == {"name": "f", "arguments": '{"a": 1}'}
+
+
+def test_contents_in_parts_and_reasoning_under_other_names():
+    thinking = {"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "h"}]}]}
+    found = message(thinking, {"content": [{"type": "text", "text": "a "}]}, {"content": "bird"}, {"reasoning": "m"})
+    assert (found["content"], found["reasoning_content"]) == ("a bird", "hm")
+    whole = assemble(body({"choices": [{"message": {"content": "all"}, "finish_reason": "stop"}]}))
+    assert whole.answer["choices"][0]["message"]["content"] == "all"
+
+
+def test_a_last_event_without_its_blank_line_is_read_and_half_of_one_is_not():
+    head = event(part({"content": "a"}))
+    last = event(part({"content": "b"}, finish_reason="stop")).rstrip()
+    for end, text in ((last, "ab"), (last[:-9], "a")):
+        assert assemble(head + end).answer["choices"][0]["message"]["content"] == text
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from limbeck.data import count_rows, read_examples, source_files
 from limbeck.errors import DataError
@@ -179,3 +182,66 @@ def test_rules(keys, message):
 
 def test_a_sound_recipe():
     assert not check_static(tiny_recipe("data.source.kind=captured", "data.source.path=t", "data.source.topic=app"))
+
+
+# ---- other words -----------------------------------------------------------------------------------------------------
+
+
+def test_reasons_in_other_words_and_none_at_all(capture):
+    ends = {"a": "eos", "b": "END_TURN", "c": "MAX_TOKENS", "d": None, "e": "stop"}
+    folder = capture(
+        *(exchange(n, replies=[{"index": 0, "content": n, "finish_reason": end}]) for n, end in ends.items())
+    )
+    assert texts(folder) == ["a", "b", "e"]
+    assert texts(folder, finish_reasons=("length",)) == ["c"] and texts(folder, finish_reasons=("unknown",)) == ["d"]
+
+
+def test_a_refusal_is_learnt_only_where_it_is_asked_for_and_ends_nothing(capture):
+    refused = {"index": 0, "content": None, "refusal": "I will not", "finish_reason": "stop"}
+    folder = capture(exchange(), exchange(replies=[refused]))
+    assert texts(folder) == ["Hello"]
+    assert texts(folder, finish_reasons=("stop", "refusal")) == ["Hello", "I will not"]
+
+
+def test_parts_of_a_recorded_reply(capture):
+    parts = [{"type": "reasoning", "text": "hm"}, {"type": "text", "text": "a bird"}]
+    folder = capture(exchange(replies=[{"index": 0, "content": parts, "finish_reason": "stop"}]))
+    assert texts(folder) == ["a bird"]
+    assert texts(folder, reasoning="think") == ["<think>\nhm\n</think>\n\na bird"]
+
+
+def call(name: str, **more: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "arguments": "{}"}, **more}
+
+
+def test_a_turn_that_comes_back_in_another_form_is_the_same_turn(capture):
+    """A client sends a reply back in parts, and calls without the numbers of a stream; other calls are other turns."""
+    said = [USER, {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}, USER]
+    folder = capture(exchange(), exchange("Again", said))
+    assert texts(folder) == ["Again"]
+    first = {"index": 0, "content": None, "tool_calls": [call("f", index=0)], "finish_reason": "stop"}
+    second = {"index": 0, "content": None, "tool_calls": [call("g", index=0)], "finish_reason": "stop"}
+    back = [USER, {"role": "assistant", "content": "", "tool_calls": [call("f")]}, {"role": "tool", "content": "1"}]
+    folder = capture(*(exchange(replies=[one]) for one in (first, second)), exchange("Done", back))
+    calls = [example.messages[-1].get("tool_calls") for example in read(folder)]
+    assert [one[0]["function"]["name"] for one in calls if one] == ["g"]
+
+
+KEYS = ["replies", "content", "tags", "finish_reason", "messages", "role", "index"]
+LEAVES = st.none() | st.booleans() | st.integers(-1, 2) | st.text(max_size=3)
+
+
+def containers(inner: Any) -> Any:
+    return st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner)
+
+
+@given(st.recursive(LEAVES, containers, max_leaves=12))
+def test_any_line_is_an_example_or_told(value):
+    with tempfile.TemporaryDirectory() as folder:
+        for one in (value, exchange(replies=value), exchange(messages=value), exchange(value), exchange(tags=value)):
+            line = json.dumps(one).encode() + b"\n" + json.dumps(exchange("good")).encode() + b"\n"
+            (Path(folder) / "capture-00000.jsonl").write_bytes(line)
+            try:
+                read(folder, told=[])
+            except DataError:
+                continue

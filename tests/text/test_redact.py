@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limbeck.errors import CaptureError
-from limbeck.text.redact import BUILT_IN, iban_holds, luhn, make_redactor
+from limbeck.text.redact import BUILT_IN, iban_holds, is_secret, luhn, make_redactor
 
 ALL = make_redactor(("all",))
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -34,6 +34,15 @@ plain = st.text("abcdefghij klmnopq\n", max_size=30)
         ),
         ("card 4111 1111 1111 1111 123, 5500-0000-0000-0004; 378282246310005", "card [card] 123, [card]; [card]"),
         ("IBAN DE89 3704 0044 0532 0130 00 AND MORE, GB82WEST12345698765432", "IBAN [iban] AND MORE, [iban]"),
+        (
+            "ann@m\u00fcnchen.de, \u7528\u6237@\u4f8b\u5b50.\u516c\u53f8; b@xn--mnchen-3ya.de",
+            "[email], [email]; [email]",
+        ),
+        (
+            "\u0438\u0432\u0430\u043d@\u043f\u043e\u0447\u0442\u0430.\u0440\u0444 c@a.xn--p1ai d@x.example.",
+            "[email] [email] [email].",
+        ),
+        ("pay 4111111111111111. Then 5500000000000004, 12/27", "pay [card]. Then [card], 12/27"),
         ("host 192.168.0.255:80 (10.0.0.1)", "host [ipv4]:80 ([ipv4])"),
     ],
 )
@@ -47,7 +56,10 @@ def test_shapes(text, want):
         "task-force-one-two-three-four-five", "version 1.2.3.4.5 of 2024-11-25, 12:30:45", "1234567890123456",
         "x = 3.141592653589793 + 1e-10", "a@b", "@decorator\ndef f(self): pass", "192.168.0.256",
         "ISBN 978-3-16-148410-0",
-        "1 234 567 + 89 = ?", "f(10, 200, 3000)", "The bearer of this letter", "US12 IS NOT AN ACCOUNT NUMBER",
+        "1 234 567 + 89 = ?", "f(10, 200, 3000)", "assert area(10) == 1256.6370614359173", "2000000-400000=1600000",
+        "0.4111111111111111", "4111111111111111.25 is a sum", "4000000000000 - 1 = 3999999999999",
+        "5.500000000000004",
+        "The bearer of this letter", "US12 IS NOT AN ACCOUNT NUMBER",
     ],
 )  # fmt: skip
 def test_what_is_harmless_stays(text):
@@ -60,7 +72,25 @@ def test_keys_are_found_whatever_stands_around_them(before, secret, after):
         assert secret not in make_redactor(("none",)).text(f"{before} {prefix}{secret} {after}")
 
 
-@given(st.text(min_size=8, max_size=40), st.text(max_size=60), st.text(max_size=60))
+@pytest.mark.parametrize("word", [
+    *("anything", "not-needed", "EMPTY", "no-key-required", "lm-studio", "sk-anything", "dummy_key", "Bearer anything"),
+    *("none", "ollama", "Unused", " " * 9),
+])  # fmt: skip
+def test_a_key_that_is_a_word_is_no_secret(word):
+    clean = make_redactor(("none",)).with_secrets([word])
+    text = f"Can I put {word} in? So {word}-llm says."
+    assert not is_secret(word) and clean.text(text) == text
+
+
+@pytest.mark.parametrize("key", [
+    *("abcd1234", "token-abc123", "hunter22", "qwertyuiopasdf", "aBcDeFgH", "p@ssword", "31415926"),
+    *("correct-horse-battery-staple", "\u043f\u0430\u0440\u043e\u043b\u044c-\u0430\u0431\u0432"),
+])  # fmt: skip
+def test_a_key_that_could_keep_somebody_out_is_one(key):
+    assert make_redactor(("none",)).with_secrets([key]).text(f"say {key} now") == "say [key] now"
+
+
+@given(st.text(min_size=8, max_size=40).filter(is_secret), st.text(max_size=60), st.text(max_size=60))
 def test_the_clients_own_key_is_found_whatever_its_shape(secret, before, after):
     clean = make_redactor(("none",)).with_secrets([secret])
     value = clean.value({"a": [f"{before}{secret}{after}", {secret: 1}], "b": None, "c": 1.5})
