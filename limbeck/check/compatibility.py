@@ -12,7 +12,7 @@ from limbeck.errors import DataError, LongRow, RecipeError
 from limbeck.recipe import GenerateMode, PruneStudent, ScratchStudent
 from limbeck.text.chat_template import ChatTemplate, compare_templates
 from limbeck.text.encode import Encoder
-from limbeck.text.tokenizer import compare_tokenizers, template_hash
+from limbeck.text.tokenizer import compare_roles, compare_tokenizers, template_hash
 from limbeck.train.qad import stored_weights
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def tokenizers_agree(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
         )
         return
     yield Fact(f"teacher and student share one tokenizer of {len(teacher.tokenizer)} tokens.")
+    for difference in compare_roles(teacher.tokenizer, student.tokenizer):
+        yield Fact(f"{difference}; the teacher's tokenizer makes the rows, and is saved with the student.")
     yield from _heads(teacher, student)
     if template_hash(teacher.tokenizer) != template_hash(student.tokenizer):
         parting = compare_templates(ChatTemplate(teacher.tokenizer), ChatTemplate(student.tokenizer))
@@ -90,17 +92,30 @@ def tokenizers_agree(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
 
 
 def _heads(teacher: ModelOutline, student: ModelOutline) -> Iterator[Finding]:
-    real = len(teacher.tokenizer)
-    if student.head_rows is not None and student.head_rows < min(real, teacher.head_rows or real):
-        message = (
-            f"has a head of {student.head_rows} rows for {real} tokens; it cannot speak the teacher's last tokens."
+    real, rows = teacher.vocab.real, student.vocab.head
+    if rows < real:
+        yield problem(
+            "student.path", f"has a head of {rows} rows for {real} tokens; it cannot speak the teacher's last tokens."
         )
-        yield problem("student.path", message)
-    elif student.head_rows != teacher.head_rows:
+    elif rows != teacher.vocab.head:
         yield Fact(
-            f"their heads are padded to {teacher.head_rows} and {student.head_rows} rows; both are cut to the {real} "
-            "real tokens."
+            f"their heads are padded to {teacher.vocab.head} and {rows} rows; both are cut to the {real} real tokens."
         )
+
+
+def tokens_have_rows(_recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """A token that was added without resizing the model has no row in it. Rows of data without it are sound."""
+    for model in [opened.reader] + [opened.student] * (opened.student not in (None, opened.reader)):
+        assert model is not None
+        if lacking := model.vocab.without_row:
+            named = ", ".join(repr(model.tokenizer.convert_ids_to_tokens(id)) for id in lacking[:5])
+            yield Doubt(
+                Problem(
+                    "teacher.path" if model.who == "teacher" else "student.path",
+                    f"names a tokenizer with {model.vocab.ids} ids for a model of {model.vocab.embedding} rows: tokens "
+                    f"were added without resizing it ({named}). Rows of data that hold one are refused.",
+                )
+            )
 
 
 def student_can_be_quantized(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
@@ -155,6 +170,7 @@ def first_rows_encode(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
         long_rows=data.long_rows,
         chat_template=data.chat_template,
         need_reply=not generates,
+        num_rows=opened.reader.vocab.embedding,
     )
     for example in opened.examples:
         try:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from limbeck.check.estimate import estimate_stages
 from limbeck.check.findings import StageEstimate
@@ -19,7 +20,9 @@ from limbeck.data import read_examples, read_rows
 from limbeck.data.build import run_data
 from limbeck.errors import DataError, LimbeckError, TeacherError
 from limbeck.models.gguf_import import resolve_model
+from limbeck.models.loading import load_config
 from limbeck.models.open import open_hf
+from limbeck.models.vocabulary import vocab_sizes_told
 from limbeck.recipe import HfTeacher, PretrainedStudent, ScratchStudent
 from limbeck.system.cost import disk_bytes, measure
 from limbeck.system.rundir import RunDir
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
     from limbeck.models.hf import HfLM
+    from limbeck.models.vocabulary import VocabSizes
     from limbeck.recipe import Recipe
     from limbeck.text.encode import Example
     from limbeck.types import OnProgress, Row
@@ -77,9 +81,10 @@ class ModelOutline:
     def context(self) -> int | None:
         return getattr(self.text, "max_position_embeddings", None)
 
-    @property
-    def head_rows(self) -> int | None:
-        return getattr(self.text, "vocab_size", None)
+    @cached_property
+    def vocab(self) -> VocabSizes:
+        """Tokens, and rows for them."""
+        return vocab_sizes_told(self.tokenizer, self.config)
 
 
 class AllRows(NamedTuple):
@@ -164,7 +169,14 @@ class Opened:
             RunDir.open(Path(folder) / "run") as run,
         ):
             with measure() as cost:
-                run_data(self.recipe, run, reader.tokenizer, max_context=reader.context, on_progress=self.on_progress)
+                run_data(
+                    self.recipe,
+                    run,
+                    reader.tokenizer,
+                    max_context=reader.context,
+                    num_rows=reader.vocab.embedding,
+                    on_progress=self.on_progress,
+                )
             disk = float(disk_bytes(run.path / "data"))
             rows = read_rows(run.path / "data" / "rows.parquet")
         return AllRows(rows, StageEstimate(seconds=cost.seconds, peak_bytes=cost.peak_bytes, disk_bytes=disk))
@@ -191,8 +203,5 @@ def _outline(path: str, trust: bool, where: str, who: str) -> ModelOutline:
     with problem_of(where, LimbeckError):
         folder = resolve_model(path)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-        except (OSError, ValueError, KeyError) as error:
-            raise TeacherError(f"the config of {path!r} cannot be read: {error}") from error
+        config = load_config(folder, name=path, trust_remote_code=trust)
     return ModelOutline(who, tokenizer, config, trust)

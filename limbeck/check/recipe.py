@@ -16,6 +16,7 @@ from limbeck.check.compatibility import (
     student_can_be_quantized,
     template_exists,
     tokenizers_agree,
+    tokens_have_rows,
 )
 from limbeck.check.costs import disk_is_enough, endpoint_requests, memory_is_enough, stage_costs
 from limbeck.check.findings import CheckResult, Doubt, Finding
@@ -61,6 +62,7 @@ CHECKS: list[Check] = [
     rows_fit_context,
     layers_exist,
     tokenizers_agree,
+    tokens_have_rows,
     student_can_be_quantized,
     template_exists,
     first_rows_encode,

@@ -6,7 +6,7 @@ import json
 import logging
 import platform
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.data import Sample, count_rows, read_examples, row_id, source_files, split_of, write_rows
@@ -97,9 +97,11 @@ def run_data(
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_context: int | None,
+    num_rows: int | None = None,
     on_progress: OnProgress,
 ) -> DataSummary:
-    """Write RUN/data/rows.parquet and RUN/data/summary.json.
+    """Write RUN/data/rows.parquet and RUN/data/summary.json. `max_context` tokens and ids below `num_rows` are what the
+    model reads (None: any).
 
     Rows that cannot be used stop the stage or are counted, as the recipe says. Raises DataError naming file and row,
     and when no row is left to train on or to hold out; TeacherError when rows need a chat template that is not there.
@@ -108,7 +110,7 @@ def run_data(
     summary = DataSummary()
     samples = {"train": Sample(data.limit, recipe.seed), "heldout": Sample(data.limit_heldout, recipe.seed)}
     seen: set[int] = set()
-    encoder = _encoder(recipe, tokenizer, max_context)
+    encoder = replace(_encoder(recipe, tokenizer, max_context), num_rows=num_rows)
     for example in _watched(recipe, summary, on_progress):
         encoded = _encode(encoder, example, recipe, summary)
         if encoded is None:

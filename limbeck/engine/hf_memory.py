@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from limbeck.engine.scheduler import FALLBACK_CONTEXT
 from limbeck.errors import TeacherError
 from limbeck.losses.chunked import iter_logits
 from limbeck.models.hf import attending
+from limbeck.models.proof import row_error, tolerance_of, windows_narrowed
+from limbeck.models.rotary import length_bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,17 +80,17 @@ def prove(lm: HfLM) -> int:
     """
     rows = [np.arange(1, 1 + length) * 7919 % lm.vocab for length in LENGTHS]
     memory = SlotMemory(len(rows), max(LENGTHS))
-    try:
-        ours = _in_slots(lm, rows, memory)
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        raise TeacherError(_unsupported(lm, str(error))) from error
-    for row, ours_TV in zip(rows, ours, strict=True):
-        with torch.inference_mode():
-            ids_T = torch.from_numpy(row).to(lm.device)
-            theirs_TV = lm.model(ids_T[None], use_cache=False).logits[0, :, : lm.vocab].float()
-        error = float((ours_TV - theirs_TV).abs().mean() / theirs_TV.std().clamp_min(1e-6))
+    with windows_narrowed(lm.model), torch.inference_mode():
+        try:
+            ours = _in_slots(lm, rows, memory)
+        except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            raise TeacherError(_unsupported(lm, str(error))) from error
+        whole = [torch.from_numpy(row).to(lm.device)[None] for row in rows]
+        theirs = [lm.model(ids_1T, use_cache=False).logits[0, :, : lm.vocab].float() for ids_1T in whole]
+    for ours_TV, theirs_TV in zip(ours, theirs, strict=True):
+        error = row_error(ours_TV, theirs_TV)
         logger.debug("%s: logits in slots differ by %.3g of their spread", lm.name, error)
-        if not error < (2e-3 if lm.dtype == torch.float32 else 0.1):
+        if not error <= tolerance_of(lm.model).own:
             raise TeacherError(_unsupported(lm, f"its logits differ by {error:.3g} of their spread"))
     return memory.bytes // (len(rows) * memory.room)
 
@@ -120,15 +122,8 @@ def _next(slot: int, at: int, length: int) -> SlotPiece:
 def own_context(lm: HfLM) -> int:
     """Tokens that the model was made for, and up to which the position of each means the same in any batch. Some
     families (Phi-3's longrope, dynamic NTK) turn all sequences of a forward otherwise as soon as one is long."""
-    config: Any = lm.model.config.get_text_config()
-    rope = getattr(config, "rope_parameters", None) or {}
-    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
-    bounds = [
-        kind.get("original_max_position_embeddings") or config.max_position_embeddings
-        for kind in kinds
-        if kind.get("rope_type") == "longrope" or "dynamic" in str(kind.get("rope_type"))
-    ]
-    return min([lm.max_context or FALLBACK_CONTEXT, *bounds])
+    most = lm.max_context or FALLBACK_CONTEXT
+    return min(most, length_bound(lm.model.config) or most)
 
 
 def _unsupported(lm: HfLM, why: str) -> str:

@@ -13,6 +13,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import MissingExtra, RecipeError
+from limbeck.models.generation import without_defaults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +73,7 @@ def _run(lm: HfLM, settings: Harness, manager: Any, seed: int, chat: bool) -> di
         device=str(lm.device),
     )
     os.environ.setdefault("DISABLE_MULTIPROC", "1")  # it would fork this process, whose threads a fork does not have
-    with contextlib.redirect_stdout(sys.stderr):  # it prints
+    with without_defaults(lm.model, lm.end_ids), contextlib.redirect_stdout(sys.stderr):  # it prints
         found = simple_evaluate(
             model,
             tasks=list(settings.tasks),

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from limbeck.errors import DataError, Stopped
+from limbeck.errors import DataError, Stopped, TeacherError
 from limbeck.label.committer import BuiltShard, Committer, fill_store
 from limbeck.label.plan import store_header, support_spec
 from limbeck.label.rejection import rejection_sampler
 from limbeck.label.traces import bare_record, make_trace, vote
 from limbeck.losses.chunked import iter_logits
 from limbeck.losses.support import Support, SupportSpec, join, select, split
+from limbeck.models.finite import advice
 from limbeck.recipe import GenerateMode, Recipe, Votes
 from limbeck.system.atomic import fingerprint
 from limbeck.system.meter import Meter
-from limbeck.text.packing import labels_of, pack, plan_batches
+from limbeck.text.packing import label_positions, labels_of, pack, plan_batches
 from limbeck.types import Reply, Row, Sampling, Trace
 
 if TYPE_CHECKING:
@@ -102,10 +103,30 @@ def score(
     teacher: HfLM, traces: Sequence[Row | Trace], spec: SupportSpec, temperature: float, generator: torch.Generator
 ) -> list[Support]:
     """The teacher's selected distributions on given text (teacher forcing), one Support per trace. The log-probs are
-    raw: before temperature of sampling, top-p or penalties."""
+    raw: before temperature of sampling, top-p or penalties. Raises TeacherError, naming row and position, for logits
+    that are not numbers: nothing is drawn from them."""
     hidden_ND = teacher.hidden(pack(traces, device=teacher.device))
-    parts = [select(z_nV, spec, temperature, generator) for _, z_nV in iter_logits(hidden_ND, teacher.head)]
+    parts = []
+    for part, z_nV in iter_logits(hidden_ND, teacher.head):
+        bad_n = ~z_nV.amax(1).isfinite()
+        if bool(bad_n.any()):
+            raise TeacherError(_not_numbers(teacher, traces, part.start + int(bad_n.nonzero()[0])))
+        parts.append(select(z_nV, spec, temperature, generator))
     return split(join(parts), [trace.num_supervised for trace in traces])
+
+
+def _not_numbers(teacher: HfLM, traces: Sequence[Row | Trace], position: int) -> str:
+    """Where the supervised position of that number, over all traces, is, and what to do."""
+    for trace in traces:
+        if position < trace.num_supervised:
+            break
+        position -= trace.num_supervised
+    at = int(label_positions(trace)[position])
+    before = teacher.tokenizer.convert_ids_to_tokens(int(trace.ids[at - 1]))
+    return (
+        f"the teacher's logits for token {at} (after {before!r}) of the row that begins with {trace.text[:60]!r} are "
+        f"not finite numbers. Nothing of its shard was stored. {advice(teacher.dtype)}"
+    )
 
 
 def _speak(

@@ -12,6 +12,7 @@ from limbeck.endpoint.messages import ApiChoice, ApiRequest, answer_from_json
 from limbeck.errors import DataError, EmptyRow
 from limbeck.label.plan import header_of
 from limbeck.label.traces import bare_record, make_trace
+from limbeck.models.vocabulary import num_ids
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, TextTarget, name_of
 from limbeck.system.atomic import fingerprint
 from limbeck.text.encode import Encoder
@@ -76,7 +77,7 @@ def ask_header(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> StoreHeade
     settings = recipe.teacher
     assert isinstance(settings, OpenAITeacher)
     lm = fingerprint(settings.identity), name_of(settings)
-    return header_of(recipe, tokenizer, len(tokenizer), lm=lm, dtype="")
+    return header_of(recipe, tokenizer, num_ids(tokenizer), lm=lm, dtype="")
 
 
 def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuilder:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from limbeck.errors import StoreError
 from limbeck.models.card import Card, is_number, render
+from limbeck.models.generation import joined_ids, tokenizer_ends
 from limbeck.models.weights import CARD_FILE, checked_format, pickle_only
 from limbeck.system.atomic import atomic_dir
 
@@ -55,13 +56,15 @@ def save_artifact(
 ) -> Artifact:
     """Write the folder `path`: config, safetensors, tokenizer with chat template, generation config, card, manifest.
 
-    Weights are written in `dtype` (None: as they are); the model itself is not changed. `files` are further text files.
+    Weights are written in `dtype` (None: as they are); the model itself is not changed. Among the tokens that end a
+    reply are those that the tokenizer and its chat template end with. `files` are further text files.
     The folder appears whole or not at all; an older one under this name is replaced. Opening it gives bit-equal logits.
     Raises BudgetError when the disk is full.
     """
     with atomic_dir(path) as tmp:
         _save_model(tmp, model, dtype)
         tokenizer.save_pretrained(tmp)
+        _write_ends(tmp / "generation_config.json", tokenizer_ends(tokenizer))
         write_card(tmp, card)
         for name, text in (files or {}).items():
             (tmp / name).write_text(text, encoding="utf-8")
@@ -157,6 +160,16 @@ def _save_model(folder: Path, model: PreTrainedModel, dtype: torch.dtype | None)
         generation.to_json_file(folder / "generation_config.json")
     if dtype is not None:
         _set_dtype(folder / "config.json", dtype)
+
+
+def _write_ends(path: Path, ends: list[int]) -> None:
+    """Rows teach the end that their tokenizer and template have: whatever opens the folder must know it."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = joined_ids(settings.get("eos_token_id"))
+    wanted = joined_ids(known, ends)
+    if wanted != known:
+        settings["eos_token_id"] = wanted if len(wanted) > 1 else wanted[0]
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _cast(state: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

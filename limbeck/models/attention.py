@@ -28,13 +28,15 @@ class ScoreRule(NamedTuple):
 
 
 def register(
-    name: str, attend: Callable[[nn.Module, Tensor, Tensor, Tensor, ScoreRule, dict[str, Any]], Tensor]
+    name: str,
+    attend: Callable[[nn.Module, Tensor, Tensor, Tensor, ScoreRule, dict[str, Any]], Tensor],
 ) -> None:
     """Make `attn_implementation=name` known to transformers. Idempotent.
 
     `attend(layer, query, key, value, rule, passed)` takes query [B, heads, T, d], key and value [B, kv heads, T, d] and
     whatever else was passed to the model, and returns [B, T, heads, d]. No mask is ever built for it: what a token may
-    see is passed as well.
+    see is passed as well. A window that a family would make as a mask is in the rule like any other. A family that
+    reads in chunks (Llama 4) raises ValueError.
     """
 
     def attention(
@@ -49,11 +51,28 @@ def register(
         sliding_window: int | None = None,
         **passed: object,
     ) -> tuple[Tensor, None]:  # transformers dictates these parameters
-        rule = ScoreRule(scaling, softcap, sliding_window, dropout)
-        return attend(module, query, key, value, rule, passed), None
+        rule = ScoreRule(scaling, softcap, sliding_window or _window_of(attention_mask), dropout)
+        # transformers' own functions return contiguous tensors, and some families take a view of what they get
+        return attend(module, query, key, value, rule, passed).contiguous(), None
 
     AttentionInterface.register(name, attention)
-    AttentionMaskInterface.register(name, lambda *_args, **_kwargs: None)
+    AttentionMaskInterface.register(name, _no_mask)
+
+
+def _no_mask(*, local_size: int | None = None, config: Any = None, **_passed: object) -> Tensor | None:
+    """In place of a mask: the window that it would make, where it would make one. Some families (Mixtral's kin,
+    Qwen2-MoE) have their window in the mask alone and tell their attention nothing of it. The number is the size of an
+    empty tensor: it takes no memory, is read without waiting for a device, and survives slicing."""
+    if local_size is None:
+        return None
+    if local_size == getattr(config, "attention_chunk_size", None) != getattr(config, "sliding_window", None):
+        raise ValueError("its attention reads in chunks")
+    return torch.empty(1, 1, local_size, 0)
+
+
+def _window_of(mask: Tensor | None) -> int | None:
+    """What `_no_mask` wrote down."""
+    return mask.shape[2] if mask is not None and mask.ndim == 4 and not mask.shape[3] else None
 
 
 def seen_mask(num_new: int, num_all: int, window: int | None, device: torch.device) -> Tensor:

@@ -28,6 +28,7 @@ from yaml import YAMLError, safe_dump, safe_load
 from limbeck.errors import BudgetError, MissingExtra, RunDirError, TeacherError
 from limbeck.models.config_check import refuse_excess
 from limbeck.models.gguf_header import read_header
+from limbeck.models.loading import check_loading
 from limbeck.system.atomic import atomic_dir, fingerprint, sha256_file
 from limbeck.system.lock import wait_lock
 
@@ -193,12 +194,14 @@ def _load(file: Path, metadata: dict[str, Any]) -> tuple[PreTrainedModel, PreTra
     unpack = {"quantization_config": config(dequantize=True)} if config else {}
     try:
         tokenizer = _tokenizer(AutoTokenizer.from_pretrained(**where), metadata, file)
-        model: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, **unpack)
+        found: Any = AutoModelForCausalLM.from_pretrained(**where, dtype=dtype, **unpack, output_loading_info=True)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, NotImplementedError) as error:
         raise TeacherError(
             f"{file} (architecture {metadata.get('general.architecture')!r}) cannot be imported: {error}. Give the "
             "model as a folder with safetensors weights instead."
         ) from error
+    model, info = found
+    check_loading(model, info, str(file))
     # transformers refuses to save what it takes for a quantized model; these weights are plain by now
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):

@@ -11,26 +11,29 @@ import hashlib
 import inspect
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from limbeck.errors import TeacherError
 from limbeck.losses.chunked import cut_head, iter_logits
 from limbeck.models.attention import PACKED, register_packed
+from limbeck.models.generation import FiniteLogits, joined_ids, shaping_defaults, tokenizer_ends, without_defaults
 from limbeck.models.gguf_import import resolve_model
-from limbeck.models.int8 import plain, prepare_for
-from limbeck.models.meta_size import BUILDING, refuse_oversized
-from limbeck.models.weights import adapter_only, format_of
+from limbeck.models.int8 import plain
+from limbeck.models.loading import load_model, refuse_folder
+from limbeck.models.proof import prove
+from limbeck.models.rotary import length_bound, turned_alone
+from limbeck.models.vocabulary import VocabSizes, vocab_sizes
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
-from limbeck.text.packing import pack
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
-from limbeck.types import Batch, Head, Reply, Row, Sampling, Vocab
+from limbeck.types import Batch, Head, Reply, Sampling, Vocab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,13 +63,15 @@ def head_of(model: PreTrainedModel) -> Head:
 
 
 def packed_hidden(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Last hidden rows (after the final norm) at the supervised positions: hidden_ND. Gradients flow."""
-    out = model.get_decoder()(
-        input_ids=batch.ids_T[None],
-        position_ids=batch.positions_T[None],
-        use_cache=False,
-        segment_lengths=batch.lengths,
-    )
+    """Last hidden rows (after the final norm) at the supervised positions: hidden_ND. Gradients flow. Each document's
+    are what they would be alone."""
+    with turned_alone(model, batch.lengths):
+        out = model.get_decoder()(
+            input_ids=batch.ids_T[None],
+            position_ids=batch.positions_T[None],
+            use_cache=False,
+            segment_lengths=batch.lengths,
+        )
     return out.last_hidden_state[0].index_select(0, batch.rows_N)
 
 
@@ -102,6 +107,7 @@ class HfLM:
     tokenizer_hash: str
     tokenizer: PreTrainedTokenizerBase
     model: PreTrainedModel
+    told: tuple[str, ...] = ()  # what opening it found that a user should know
 
     @classmethod
     def open(
@@ -122,24 +128,13 @@ class HfLM:
         device = device or pick_device()
         folder = resolve_model(str(path))
         refuse_folder(Path(folder))
-        prepare_for(folder)
-        refuse_oversized(Path(folder), trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(folder, trust_remote_code=trust_remote_code)
-        try:
-            with BUILDING:
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder,
-                    dtype=resolve_dtype(dtype, device),
-                    trust_remote_code=trust_remote_code,
-                    use_safetensors=True,
-                )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            raise TeacherError(
-                f"the model {str(path)!r} cannot be opened: {error}. "
-                "Allowed are a hub id, a folder with safetensors weights, a .gguf file, or smollm2-135m."
-            ) from error
+        found = load_model(
+            folder, name=str(path), dtype=resolve_dtype(dtype, device), trust_remote_code=trust_remote_code
+        )
+        model = found.model
         model.to(device)  # type: ignore[arg-type]
-        lm = cls.wrap(model, tokenizer, name=str(path))
+        lm = replace(cls.wrap(model, tokenizer, name=str(path)), told=found.notes)
         seconds = time.monotonic() - begun
         logger.info("opened %s in %.1f s: %s in %s on %s", path, seconds, model.config.model_type, lm.dtype, device)
         return lm
@@ -159,10 +154,25 @@ class HfLM:
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
+    @cached_property
+    def sizes(self) -> VocabSizes:
+        """Tokens of the tokenizer, and rows of the embedding and the head."""
+        return vocab_sizes(self.tokenizer, self.model)
+
     @property
     def vocab(self) -> int:
         """Real tokens: heads are often padded beyond the tokenizer (Qwen2.5: 151,936 or 152,064 rows for 151,665)."""
-        return min(head_layer(self.model).weight.shape[0], len(self.tokenizer))
+        return self.sizes.real
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences that a user of this model should read."""
+        set_aside = shaping_defaults(self.model.generation_config)
+        if not set_aside:
+            return self.told
+        named = ", ".join(f"{name}={value}"[:60] for name, value in set_aside.items())
+        said = f"{self.name}: its generation_config.json sets {named}; not used, replies are drawn as the recipe says"
+        return (*self.told, said)
 
     @property
     def columns(self) -> Vocab:
@@ -200,8 +210,13 @@ class HfLM:
         return HfSession(self)
 
     def generate(self, prompts: list[np.ndarray], sampling: Sampling) -> list[list[Reply]]:
-        """`sampling.n` replies to each prompt, as one batch; real tokens only. Deterministic given `sampling.seed` and
-        the batch."""
+        """`sampling.n` replies to each prompt, as one batch; real tokens only, drawn as `sampling` says and as nothing
+        else does. Deterministic given `sampling.seed` and the batch. Raises TeacherError for logits that are not
+        numbers."""
+        bound = length_bound(self.model.config)
+        if bound is not None and len(prompts) > 1 and max(map(len, prompts)) + sampling.max_tokens > bound:
+            # a long neighbour would turn the positions of all: each prompt is a batch of its own
+            return [self.generate([prompt], sampling)[0] for prompt in prompts]
         width = max(len(prompt) for prompt in prompts)
         pad = self.tokenizer.pad_token_id
         pad = pad if isinstance(pad, int) else 0
@@ -211,13 +226,14 @@ class HfLM:
             ids_BT[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
             mask_BT[row, width - len(prompt) :] = 1
         devices = [self.device] if self.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), without_defaults(self.model, self.end_ids):
             torch.manual_seed(sampling.seed)
             generate: Any = self.model.generate
             out_BT = generate(
                 ids_BT.to(self.device),
                 attention_mask=mask_BT.to(self.device),
                 generation_config=self._generation(sampling, pad),
+                logits_processor=LogitsProcessorList([FiniteLogits(self.model)]),
                 **({"tokenizer": self.tokenizer} if sampling.stop else {}),
             )
         replies = [self._reply(row[width:].cpu().numpy(), sampling) for row in out_BT]
@@ -235,16 +251,20 @@ class HfLM:
             eos_token_id=self.end_ids or None,
             pad_token_id=pad,
             stop_strings=list(sampling.stop) or None,
-            suppress_tokens=list(range(self.vocab, head_layer(self.model).weight.shape[0])) or None,
+            suppress_tokens=list(range(self.vocab, self.sizes.head)) or None,
             **drawn,
         )
 
     @property
     def end_ids(self) -> list[int]:
         """Token ids that end a reply."""
-        end: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        end = end if end is not None else self.tokenizer.eos_token_id
-        return [] if end is None else list(end) if isinstance(end, list | tuple) else [end]
+        told: Any = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        return joined_ids(told, self.own_ends)
+
+    @cached_property
+    def own_ends(self) -> list[int]:
+        """Those that the tokenizer names, whatever the generation config says."""
+        return tokenizer_ends(self.tokenizer)
 
     def _reply(self, ids: np.ndarray, sampling: Sampling) -> Reply:
         """Cut what follows the first end token or stop string (padding), and say why the reply ended."""
@@ -299,18 +319,6 @@ class HfSession:
         self._cache = None
 
 
-def refuse_folder(folder: Path) -> None:
-    """Raise TeacherError for a folder that is no model of transformers, saying what it is."""
-    if problem := adapter_only(folder):
-        raise TeacherError(problem)
-    form = format_of(folder)
-    if form not in (None, "safetensors"):
-        raise TeacherError(
-            f"{folder} is a {form} export, whose weights transformers does not open. Here the model itself is needed: "
-            "give the artifact that it was exported from. limbeck.open_lm opens exports."
-        )
-
-
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits over config class, every tensor's name, shape, dtype and 64 of its values."""
     digest = hashlib.sha256(type(model).__name__.encode())
@@ -324,32 +332,10 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
 
 def refuse_unsupported(model: PreTrainedModel) -> None:
     """Raise TeacherError, naming the family, unless packed hidden rows and the head give the model's own logits."""
-    family = model.config.model_type
-    weight_VD: Tensor = head_layer(model).weight
-    rows = [_probe_row(length, weight_VD.shape[0]) for length in (5, 9)]
-    batch = pack(rows, device=weight_VD.device)
-    with torch.no_grad():
-        try:
-            with packed_attention(model):
-                ours_NV = torch.cat([z.clone() for _, z in iter_logits(packed_hidden(model, batch), head_of(model))])
-        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise TeacherError(_unsupported(family, str(error))) from error
-        theirs = [model(torch.from_numpy(row.ids.astype(np.int64))[None].to(batch.ids_T.device)) for row in rows]
-        theirs_NV = torch.cat([out.logits[0, :-1].float() for out in theirs])
-    error = (ours_NV - theirs_NV).abs().mean() / theirs_NV.std().clamp_min(1e-6)
-    logger.debug("%s: packed logits differ by %.3g of their spread", family, error)
-    if not error < (2e-3 if model.dtype == torch.float32 else 0.1):
-        raise TeacherError(_unsupported(family, f"its logits differ by {error:.3g} of their spread"))
 
+    def packed_logits(batch: Batch) -> Tensor:
+        with packed_attention(model):
+            return torch.cat([z.clone() for _, z in iter_logits(packed_hidden(model, batch), head_of(model))])
 
-def _unsupported(family: str, why: str) -> str:
-    return (
-        f"the model family {family!r} is not supported: packed hidden rows and head do not reproduce its own logits "
-        f"({why}). Supported are decoders whose attention goes through transformers' attention interface and whose "
-        "logits are a linear head with optional bias, scale and soft cap (Llama, Qwen, GPT-2, Gemma 2 ...)."
-    )
-
-
-def _probe_row(length: int, vocab: int) -> Row:
-    ids = (np.arange(length, dtype=np.int64) * 7919 % vocab).astype(np.int32)
-    return Row("probe", "train", "", "", ids, ((1, length),), "probe")
+    head_layer(model)
+    prove(model, packed_logits)

@@ -39,7 +39,7 @@ def refuse_oversized(folder: Path, *, trust_remote_code: bool = False) -> None:
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a stranger's numbers make anything fail anywhere
         raise TeacherError(
-            f"{folder / CONFIG} makes no model ({type(error).__name__}: {str(error)[:300]}). {ADVICE}"
+            f"{folder / CONFIG} makes no model ({type(error).__name__}: {str(error)[:600]}). {ADVICE}"
         ) from error
     stated = sum(part.numel() for part in [*model.parameters(), *model.buffers()])
     held = 8 * weights.num_bytes if "quantization_config" in config.to_dict() else weights.elements

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from limbeck.errors import TeacherError
 from limbeck.types import GeneratedToken, Reply, Sampling
 
 if TYPE_CHECKING:
@@ -115,9 +116,15 @@ class TokenDecoder:
 
 
 def write_rows(writers: Sequence[TokenDecoder], logits_NV: Tensor) -> list[GeneratedToken]:
-    """The next token of each reply, from its own row of logits_NV (fp32). Rows do not touch one another."""
-    tokens = _draws(writers, logits_NV)
+    """The next token of each reply, from its own row of logits_NV (fp32). Rows do not touch one another. Raises
+    TeacherError for logits that are not numbers: nothing can be drawn from them."""
     norm_N = logits_NV.logsumexp(-1)
+    if not bool(norm_N.isfinite().all()):
+        raise TeacherError(
+            "the model's logits are not finite numbers, so no reply can be drawn. Open it in another type (bfloat16 or "
+            "float32). If float32 has them too, its weights are damaged."
+        )
+    tokens = _draws(writers, logits_NV)
     picked_N = logits_NV.gather(1, torch.tensor(tokens, device=logits_NV.device)[:, None])[:, 0]
     logps = (picked_N - norm_N).tolist()
     tops = _tops(writers, logits_NV, norm_N)

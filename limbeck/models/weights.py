@@ -48,6 +48,21 @@ def adapter_only(folder: Path) -> str | None:
     )
 
 
+POINTER = b"version https://git-lfs.github.com/"
+
+
+def pointer_file(folder: Path) -> str | None:
+    """A sentence saying so when a file of weights is only git-lfs's pointer to one; else None."""
+    for file in sorted(folder.glob("*.safetensors")) if folder.is_dir() else ():
+        with file.open("rb") as handle:
+            if handle.read(len(POINTER)) == POINTER:
+                return (
+                    f"{file} is a pointer of git-lfs, not the weights themselves. Fetch them: git lfs pull in that "
+                    "folder, or hf download."
+                )
+    return None
+
+
 def format_of(folder: Path) -> str | None:
     """The format that an artifact's card names; None for a folder that is no artifact. Nothing else is looked at.
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
-
 from limbeck.curate.stage import kept_ids, rule_files
 from limbeck.data import read_rows
 from limbeck.data.build import data_fingerprint
 from limbeck.label.strip_reasoning import strips_thinking, without_thinking
 from limbeck.models.gguf_import import resolve_model
+from limbeck.models.loading import load_config
 from limbeck.models.open import open_hf
+from limbeck.models.vocabulary import vocab_sizes_told
 from limbeck.recipe import HfTeacher
 from limbeck.store import TraceStore
 from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from limbeck.models.hf import HfLM
+    from limbeck.models.vocabulary import VocabSizes
     from limbeck.recipe import Recipe
     from limbeck.system.rundir import RunDir
     from limbeck.types import Callbacks, Ranks, Row, Trace
@@ -54,7 +55,10 @@ class RunContext:
         settings = self.recipe.teacher
         assert isinstance(settings, HfTeacher)
         self.callbacks.on_message(f"opening the teacher {settings.path}")
-        return open_hf(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+        teacher = open_hf(settings.path, dtype=settings.dtype, trust_remote_code=settings.trust_remote_code)
+        for note in teacher.notes:
+            self.callbacks.on_message(f"warning: {note}")
+        return teacher
 
     @property
     def local_teacher(self) -> HfLM | None:
@@ -75,12 +79,17 @@ class RunContext:
     def reader_config(self) -> Any:
         """The text part of the config of the model whose tokenizer makes the rows."""
         path, trust = self.recipe.reader
-        return AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust).get_text_config()
+        return load_config(resolve_model(path), name=path, trust_remote_code=trust).get_text_config()
 
     @property
     def columns(self) -> Vocab:
         """The real tokens: heads may be padded."""
-        return Vocab(min(self.reader_config.vocab_size, len(self.tokenizer)), self.tokenizer_identity[0])
+        return Vocab(self.vocab.real, self.tokenizer_identity[0])
+
+    @cached_property
+    def vocab(self) -> VocabSizes:
+        """Tokens of the tokenizer that makes the rows, and rows of its model."""
+        return vocab_sizes_told(self.tokenizer, self.reader_config)
 
     @cached_property
     def data_identity(self) -> list[Any]:

@@ -23,10 +23,11 @@ from limbeck.system.ranks import first_rank
 from limbeck.system.refusals import machine_errors
 from limbeck.system.rundir import RunDir, StageRecord
 from limbeck.system.signals import interruptible, stop_requests
+from limbeck.train.parallel import refuse_launch
 from limbeck.types import Callbacks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from limbeck.pipeline.stages import Stage
     from limbeck.recipe import Recipe
@@ -58,7 +59,9 @@ def run_recipe(
     with _opened(Path(run_dir)) as run, _stopping() as stop_asked, contextlib.ExitStack() as resources:
         context = RunContext(recipe, run, Callbacks(on_progress, on_message or quiet, stop_asked), resources)
         _check(context)
-        for stage in STAGES[: names.index(until) + 1]:
+        stages = STAGES[: names.index(until) + 1]
+        _refuse_launch(context, stages)
+        for stage in stages:
             if stop_asked():
                 raise Stopped(f"stopped before the stage {stage.name}; run the same command again to go on.")
             key = _due(stage, context)
@@ -105,6 +108,14 @@ def _check(context: RunContext) -> None:
     if not written.exists() or written.read_text(encoding="utf-8") != text:
         context.run.unfinish()  # the summary is that of another recipe
         atomic_write(written, text)
+
+
+def _refuse_launch(context: RunContext, stages: Sequence[Stage]) -> None:
+    """Where ranks are still to train together, the processes that there are must suit them: told now, not after days of
+    labelling."""
+    together = [stage for stage in stages if stage.collective and stage.needed(context)]
+    if any(not context.run.is_current(stage.name, stage.key(context)) for stage in together):
+        refuse_launch(context.recipe.train.parallel, context.recipe.train.accumulate)
 
 
 def _due(stage: Stage, context: RunContext) -> str | None:

@@ -77,8 +77,14 @@ def data_fingerprint(context: RunContext) -> str:
 
 def _data(context: RunContext) -> None:
     longest = getattr(context.reader_config, "max_position_embeddings", None)
-    progress = context.callbacks.on_progress
-    run_data(context.recipe, context.run, context.tokenizer, max_context=longest, on_progress=progress)
+    run_data(
+        context.recipe,
+        context.run,
+        context.tokenizer,
+        max_context=longest,
+        num_rows=context.vocab.embedding,
+        on_progress=context.callbacks.on_progress,
+    )
 
 
 def estimate_costs(context: RunContext) -> None:

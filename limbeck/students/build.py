@@ -8,15 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
-from limbeck.errors import DataError, RecipeError, TeacherError
+from limbeck.errors import DataError, RecipeError
 from limbeck.models.artifact import save_artifact
 from limbeck.models.card import make_card
+from limbeck.models.generation import joined_ids
 from limbeck.models.gguf_import import resolve_model
-from limbeck.models.weights import pickle_only
+from limbeck.models.loading import load_config, load_model
+from limbeck.models.vocabulary import num_ids
 from limbeck.recipe import OpenAITeacher, PretrainedStudent, PruneStudent, ScratchStudent, name_of
-from limbeck.students.blocks import brief, find_blocks, head_weight
+from limbeck.students.blocks import BUILD_ERRORS, brief, find_blocks
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
 from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
 from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer
@@ -47,12 +49,14 @@ def build_student(recipe: Recipe, run: RunDir, teacher: HfLM | None, rows: list[
         model, facts = _pruned(student, teacher, rows)
     elif isinstance(student, ScratchStudent):
         like = blueprint(student) if teacher is None else teacher.model
-        model = build_scratch(like, student, seed=recipe.seed, vocab=len(head_weight(like)))
+        # As many rows as there are tokens: no target says of padding that it is never said, so it would be said.
+        model = build_scratch(like, student, seed=recipe.seed, vocab=num_ids(tokenizer))
         facts = {"kind": "scratch", "seed": recipe.seed, "teacher_embeddings": student.teacher_embeddings}
     else:
         model, facts = _pretrained(student, tokenizer)
     facts |= _sizes(model)
     if teacher is not None:
+        ends_like(model, teacher.end_ids)
         sizes = _sizes(teacher.model)
         facts |= {f"teacher_{name}": sizes[name] for name in ("parameters", "layers")}
     path = run.path / "student"
@@ -63,18 +67,25 @@ def build_student(recipe: Recipe, run: RunDir, teacher: HfLM | None, rows: list[
     return path
 
 
+def ends_like(model: PreTrainedModel, ends: list[int]) -> None:
+    """Let a student's replies end where its teacher's do, and where its own did before."""
+    config = model.generation_config or GenerationConfig()
+    config.eos_token_id = joined_ids(ends, config.eos_token_id) or None
+    model.generation_config = config
+
+
 def blueprint(student: ScratchStudent) -> PreTrainedModel:
     """A model of the architecture that `student.like` names, without weights (on the meta device)."""
     assert student.like is not None
     folder = resolve_model(student.like)
+    config = load_config(folder, name=student.like)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
+    except BUILD_ERRORS as error:
         raise RecipeError(
-            f"student.like is {student.like}, from which no causal language model can be made: {error}. Allowed is a "
-            "hub id or a folder with config.json and tokenizer.json."
+            f"student.like is {student.like}, from which no causal language model can be made: {brief(error)}. Allowed "
+            "is a hub id or a folder with config.json and tokenizer.json."
         ) from error
 
 
@@ -155,14 +166,6 @@ def load_pretrained(path: str | Path, *, trust_remote_code: bool = False) -> Pre
     Raises TeacherError when there is no such model, when its weights are stored as pickle only, or when it ships code
     that `trust_remote_code` does not allow.
     """
-    if problem := pickle_only(Path(path)):
-        raise TeacherError(problem)
-    try:
-        return AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=torch.float32, trust_remote_code=trust_remote_code, use_safetensors=True
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise TeacherError(
-            f"the student {str(path)!r} cannot be opened ({brief(error)}). "
-            "Allowed are a hub id, or a folder with config.json and safetensors weights."
-        ) from error
+    return load_model(
+        str(path), name=str(path), dtype=torch.float32, trust_remote_code=trust_remote_code, who="student"
+    ).model

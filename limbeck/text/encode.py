@@ -83,7 +83,8 @@ class Encoder:
       token, and nothing else. With `chat_template` false a pair is prompt + completion + end token.
     - With `need_reply` false the row is a prompt that ends where a reply would begin, and nothing is supervised.
 
-    Rows longer than `max_length` tokens are refused, or cut to their beginning when `long_rows` is "truncate".
+    Rows longer than `max_length` tokens are refused, or cut to their beginning when `long_rows` is "truncate". So are
+    rows with a token whose id is `num_rows` or above: the model has no row for it in its embedding.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -92,6 +93,7 @@ class Encoder:
     long_rows: Literal["stop", "skip", "truncate"] = "truncate"
     chat_template: bool = True
     need_reply: bool = True
+    num_rows: int | None = None
 
     def encode(self, example: Example) -> Encoded:
         """Raises DataError naming `example.source`: EmptyRow, LongRow, UnsupervisedRow or malformed; TeacherError when
@@ -106,6 +108,13 @@ class Encoder:
             raise UnsupervisedRow(
                 f"{example.source}: no token of this row can be learnt from ({why}: {len(whole.ids)} tokens, allowed "
                 f"are {self.max_length}). Raise data.max_length, remove the row, or set data.bad_rows=skip."
+            )
+        if self.num_rows is not None and row.ids.max() >= self.num_rows:
+            token = self.tokenizer.convert_ids_to_tokens(int(row.ids.max()))
+            raise DataError(
+                f"{example.source}: the row has the token {token!r} (id {row.ids.max()}), but the model has "
+                f"{self.num_rows} rows of embeddings: the token was added without resizing them. Remove it from the "
+                "row, or resize and train the model."
             )
         return Encoded(row.ids, row.spans, row.text, row.truncated)
 

@@ -95,21 +95,29 @@ def _canonical(rule: Any, part: str) -> Any:
 def compare_tokenizers(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> list[str]:
     """Sentences that name what differs; [] when text becomes the same ids and ids the same bytes.
 
-    Compared are tokens by id, merges, flags of added tokens, bos and eos, normalizer, pre-tokenizer, decoder and model
-    settings. The padding token and saved padding or truncation settings are not: they change nothing here.
+    Compared are tokens by id, merges, flags of added tokens, normalizer, pre-tokenizer, decoder and model settings. The
+    roles of tokens are not (`compare_roles`), nor the padding token and saved padding or truncation settings: they
+    change nothing here.
     """
     a, b = _identity(teacher), _identity(student)
     found = _compare_tokens(a, b) + _compare_merges(a.merges, b.merges)
-    for role in a.special:
-        if a.special[role] != b.special[role]:
-            names = [f"{one.tokens.get(one.special[role] or 0)!r} (id {one.special[role]})" for one in (a, b)]
-            names = [name if one.special[role] is not None else "none" for name, one in zip(names, (a, b), strict=True)]
-            found.append(f"the {role} token is {names[0]} in the teacher and {names[1]} in the student")
     for rule in sorted(a.rules.keys() | b.rules.keys()):
         ours, theirs = a.rules.get(rule), b.rules.get(rule)
         if ours != theirs:
             pair = f": {_brief(json.dumps(ours), 120)} in the teacher, {_brief(json.dumps(theirs), 120)} in the student"
             found.append(f"the {rule.replace('_', '-')} differs{'' if rule == 'scores' else pair}")
+    return found
+
+
+def compare_roles(teacher: PreTrainedTokenizerBase, student: PreTrainedTokenizerBase) -> list[str]:
+    """Sentences that say which token begins and ends a text, where two tokenizers name another one. An instruction
+    model and its base differ so; every id means the same in both."""
+    found = []
+    for role in ("beginning", "end"):
+        tokens = [getattr(one, "bos_token" if role == "beginning" else "eos_token") for one in (teacher, student)]
+        if tokens[0] != tokens[1]:
+            ours, theirs = (repr(token) if token else "none" for token in tokens)
+            found.append(f"the token for the {role} of a text is {ours} in the teacher and {theirs} in the student")
     return found
 
 

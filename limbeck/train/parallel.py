@@ -20,8 +20,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from limbeck.errors import RecipeError
+from limbeck.models.hf import head_layer, packed_hidden
 from limbeck.system.ranks import Launch, launch
-from limbeck.types import Ranks
+from limbeck.types import Batch, Ranks
+
+PROBE_TOKENS = 8
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,22 +36,36 @@ JOINING = timedelta(minutes=30)
 """The first process may have a large store to look through before it joins."""
 
 
-@contextlib.contextmanager
-def join_ranks(kind: str) -> Iterator[Ranks]:
-    """Join the process group that torchrun described. Raises RecipeError when the recipe and the launch disagree."""
+def refuse_launch(kind: str, accumulate: int = 0) -> Launch | None:
+    """What torchrun said, where ranks train together. Raises RecipeError when it and the recipe disagree: a run asks
+    before it begins, since labelling may take days."""
     launched = launch()
     if kind == "none" and launched and launched.world > 1:
         raise RecipeError(
             f"torchrun started {launched.world} processes but train.parallel is none; set it to ddp or fsdp2."
         )
     if kind == "none":
-        yield Ranks()
-        return
+        return None
     if launched is None:
         raise RecipeError(
             f"train.parallel is {kind} but this is a single process; start it with "
             "`torchrun --nproc-per-node N -m limbeck ...`, or set train.parallel to none."
         )
+    if accumulate % launched.world:
+        raise RecipeError(
+            f"train.accumulate is {accumulate} but there are {launched.world} processes; it counts micro-batches over "
+            f"all of them, so it must be a multiple of {launched.world}."
+        )
+    return launched
+
+
+@contextlib.contextmanager
+def join_ranks(kind: str) -> Iterator[Ranks]:
+    """Join the process group that torchrun described. Raises RecipeError when the recipe and the launch disagree."""
+    launched = refuse_launch(kind)
+    if launched is None:
+        yield Ranks()
+        return
     if torch.cuda.is_available():
         torch.cuda.set_device(launched.local_rank)
     _join(launched)
@@ -77,12 +94,27 @@ def _join(launched: Launch) -> None:
 def wrap(distiller: Distiller, ranks: Ranks) -> nn.Module:
     """DDP around, FSDP2 into, or nothing at all."""
     if ranks.kind == "ddp":
-        return DistributedDataParallel(distiller)
+        return DistributedDataParallel(distiller, find_unused_parameters=has_idle_parameters(distiller))
     if ranks.kind == "fsdp2":
         for block in decoder_blocks(distiller.student):
             fully_shard(block)
         fully_shard(distiller)
     return distiller
+
+
+def has_idle_parameters(distiller: Distiller) -> bool:
+    """Whether some trainable parameter gets no gradient from a text of a few tokens: a vision tower, a bias that only
+    chooses experts. DDP waits for the gradient of each, unless it is told to look. Gradients are dropped again."""
+    head = head_layer(distiller.student)
+    device = head.weight.device
+    ids_T = torch.arange(PROBE_TOKENS, device=device)
+    batch = Batch(ids_T, ids_T, (PROBE_TOKENS,), ids_T, ids_T)
+    head(packed_hidden(distiller.student, batch)).sum().backward()
+    trained = [param for param in distiller.student.parameters() if param.requires_grad]
+    idle = any(param.grad is None for param in trained)
+    for param in trained:
+        param.grad = None
+    return idle
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from limbeck.errors import DataError, RecipeError, StoreError
 from limbeck.models.hf import head_layer
+from limbeck.models.loading import load_model
 from limbeck.recipe import PretrainedStudent, Recipe
 from limbeck.store import TraceStore
 from limbeck.system.atomic import atomic_write
@@ -28,6 +28,8 @@ from limbeck.train.sources import RowSource
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
 
     from limbeck.types import Backbone, Row, Trace, Vocab
 
@@ -56,11 +58,6 @@ def train_student(
     """Train the student at `student_path` on `items`. From text alone the objective is cross-entropy, with label
     smoothing and weights by token and place. Raises as `fit` does, and RecipeError where the student does not fit."""
     train = recipe.train
-    if train.accumulate % context.ranks.world:
-        raise RecipeError(
-            f"train.accumulate is {train.accumulate} but there are {context.ranks.world} processes; it counts "
-            f"micro-batches over all of them, so it must be a multiple of {context.ranks.world}."
-        )
     if not items:
         raise DataError("there are no training rows; look at the data section and at RUN/data/summary.json.")
     prepare_cpu()
@@ -119,9 +116,8 @@ def _source(
 
 def open_student(recipe: Recipe, path: Path, device: torch.device) -> PreTrainedModel:
     """The untrained student in float32."""
-    student = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, use_safetensors=True, trust_remote_code=trusts_remote_code(recipe)
-    )
+    trust = trusts_remote_code(recipe)
+    student = load_model(str(path), name=str(path), dtype=torch.float32, trust_remote_code=trust, who="student").model
     student.to(device)  # type: ignore[arg-type]
     return student
 

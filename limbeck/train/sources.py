@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from limbeck.errors import TeacherError
 from limbeck.losses.chunked import cut_head
+from limbeck.models.finite import advice
 from limbeck.text.packing import pack, plan_batches
 from limbeck.types import Cursor, LiveTarget, Step
 
@@ -118,11 +120,18 @@ def stored(store: TraceStore, device: torch.device) -> Pack:
 
 
 def live(teacher: Backbone, vocab: Vocab) -> Pack:
-    """The teacher runs beside the student; its full distribution is used."""
+    """The teacher runs beside the student; its full distribution is used. A batch for which the teacher has no finite
+    numbers raises TeacherError."""
 
     def packed(items: Items) -> Batch:
         batch = pack(items, device=teacher.device)
-        return replace(batch, target=LiveTarget.of(teacher.hidden(batch), cut_head(teacher.head, vocab)))
+        hidden_ND = teacher.hidden(batch)
+        if not bool(hidden_ND.isfinite().all()):
+            raise TeacherError(
+                "the teacher's hidden states are not finite numbers on a batch of the rows "
+                f"{', '.join(batch.trace_ids)}. {advice(hidden_ND.dtype)}"
+            )
+        return replace(batch, target=LiveTarget.of(hidden_ND, cut_head(teacher.head, vocab)))
 
     return packed
 
