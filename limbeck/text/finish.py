@@ -16,7 +16,7 @@ UNKNOWN = "unknown"
 
 WORDS = {
     "stop": "stop stopped stop_sequence stop_string stop_string_found stop_token stop_words eos eos_token eos_found "
-    "eot end end_turn end_of_turn end_of_text endoftext end_of_sequence complete completed finish finished done normal "
+    "eot end end_turn end_of_turn end_of_text end_of_sequence complete completed finish finished done normal "
     "success natural word",
     "length": "length max_tokens max_token max_length max_output_tokens max_completion_tokens max_new_tokens "
     "max_predicted_tokens_reached max_tokens_reached max_context_length limit token_limit model_length context_length "

@@ -19,7 +19,7 @@ from tests import tiny
 from tests.endpoint.fake_answers import as_json, error
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
     from tests.endpoint.fake_answers import Request
 
@@ -62,6 +62,7 @@ class Manners:
     replicas: tuple[int, ...] = (0,)  # seeds of the models behind it, in turn
     fingerprints: tuple[str, ...] = ("fp-0",)
     spelling: str = "own"  # or "letters": tokens of another vocabulary
+    change: Callable[[dict[str, Any]], object] = lambda choice: None  # of each choice, before it is sent
     models: dict[int, np.ndarray] = field(default_factory=dict)
 
 
@@ -221,6 +222,8 @@ class Endpoint:
 
     def _answer(self, choices: list[dict[str, Any]], prompt: int, reply: int) -> bytes:
         fingerprint = self.manners.fingerprints[len(self.bodies) % len(self.manners.fingerprints)]
+        for choice in choices:
+            self.manners.change(choice)
         usage = {"prompt_tokens": prompt, "completion_tokens": reply, "total_tokens": prompt + reply}
         facts = {"id": "x", "object": "chat.completion", "created": 0, "model": "bigram"}
         return as_json({**facts, "system_fingerprint": fingerprint, "choices": choices, "usage": usage})

@@ -37,6 +37,7 @@ class Plan:
     problem: str = ""
     code: str = ""
     looks: int = 2
+    ends: str = ""  # the word for its status, where it is not our own
 
 
 @dataclass
@@ -49,12 +50,21 @@ class BatchServer:
     submitted: list[list[str]] = field(default_factory=list)
     live: int = 0
     drop_answers: int = 0  # batches that are created although the answer is an error
+    gone: tuple[str, ...] = ()  # what is not found: "batch", "content"
+    not_ready: list[tuple[int, bytes]] = field(default_factory=list)  # refusals before a batch is created
 
     async def answer(self, request: Request) -> AsyncGenerator[bytes]:
         path, _, query = request.path.removeprefix("/v1/").partition("?")
         match [request.line.split(" ")[0], *path.split("/")]:
             case ["POST", "files"]:
                 yield as_json(self.upload(request))
+            case ["GET", "files", _, "content"] if "content" in self.gone:
+                yield as_json(error("No such File object"), "404 X")
+            case ["GET", "batches", _] if "batch" in self.gone:
+                yield as_json(error("No batch found with that id"), "404 X")
+            case ["POST", "batches"] if self.not_ready:
+                status, body = self.not_ready.pop()
+                yield as_json(body, f"{status} X")
             case ["GET", "files", name, "content"]:
                 yield plain(self.files[name])
             case ["POST", "batches"]:
@@ -96,8 +106,9 @@ class BatchServer:
         place = list(self.batches).index(batch["id"])
         plan = self.plans[min(place, len(self.plans) - 1)]
         batch["looks"] = batch.get("looks", 0) + 1
-        if batch["looks"] >= plan.looks and batch["status"] != plan.status:
+        if batch["looks"] >= plan.looks and batch["status"] not in (plan.status, plan.ends):
             self._end(batch, plan)
+            batch["status"] = plan.ends or plan.status
         elif batch["status"] == "validating":
             batch["status"] = "in_progress"
         return {key: value for key, value in batch.items() if key != "looks"}

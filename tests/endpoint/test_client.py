@@ -103,6 +103,25 @@ def test_what_is_sent():
     assert body_of(teacher("http://x/v1"), ApiRequest(prompt="?", logprobs=5))["logprobs"] == 5
 
 
+def test_two_system_messages_become_one():
+    """Many templates refuse a second one."""
+    settings = teacher("http://x/v1", system="be brief")
+    user, parts = {"role": "user", "content": "?"}, [{"type": "text", "text": "of birds"}]
+
+    def sent(*turns):
+        return body_of(settings, ApiRequest(turns))["messages"]
+
+    assert sent(user) == [{"role": "system", "content": "be brief"}, user]
+    for role in ("system", "developer"):
+        first, rest = sent({"role": role, "content": "of birds"}, user)
+        assert first == {"role": role, "content": "be brief\n\nof birds"} and rest == user
+    both = [{"type": "text", "text": "be brief\n\n"}, *parts]
+    assert sent({"role": "system", "content": parts}, user)[0]["content"] == both
+    assert sent({"role": "system", "content": None}, user)[0]["content"] == "be brief"
+    own = {"role": "system", "content": "of birds"}
+    assert body_of(teacher("http://x/v1"), ApiRequest((own, user)))["messages"] == [own, user]
+
+
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -189,8 +208,25 @@ def test_nobody_listens_and_unknown_hosts():
         port = free.getsockname()[1]
     found = ask(teacher(f"http://127.0.0.1:{port}/v1"))
     assert isinstance(found, RetryLater) and found.trouble == "connect" and not found.billed
+    assert "Connect call failed" in found.reason
     found = ask(teacher("http://no-such-host.invalid/v1", timeout_seconds=5))
     assert isinstance(found, RetryLater) and found.trouble == "connect" and "host name is unknown" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("scheme", "trouble", "reason"),
+    [("https", "connect", "no TLS connection (.*; is it https"), ("http", "reset", "the connection broke off (")],
+)
+def test_a_connection_that_is_closed_is_told_as_what_it_was(scheme, trouble, reason):
+    async def work():
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        async with server, open_endpoint(teacher(url, timeout_seconds=5)) as endpoint:
+            return await endpoint.ask(ASK)
+
+    found = asyncio.run(work())
+    assert isinstance(found, RetryLater) and found.trouble == trouble and "event loop" not in found.reason
+    assert all(piece in found.reason for piece in reason.split(".*"))
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")

@@ -122,6 +122,60 @@ def test_an_endpoint_that_answers_nothing():
         look(Manners(), extra_body={"model": "other"})
 
 
+def impossible(logprob):
+    """At each position stands a token that cannot be, by this number."""
+
+    def change(choice):
+        for token in (choice.get("logprobs") or {}).get("content", []):
+            token["top_logprobs"].append({"token": "zz", "logprob": logprob, "bytes": [122, 122]})
+
+    return change
+
+
+def side_by_side(choice):
+    """Chats with log-probs in the shape of plain completions."""
+    if tokens := (choice.get("logprobs") or {}).get("content"):
+        names, logps = [token["token"] for token in tokens], [token["logprob"] for token in tokens]
+        tops = [{one["token"]: one["logprob"] for one in token["top_logprobs"]} for token in tokens]
+        choice["logprobs"] = {"tokens": names, "token_logprobs": logps, "top_logprobs": tops}
+
+
+@pytest.mark.parametrize("change", [impossible(None), impossible(float("-inf")), impossible(-9999.0), side_by_side])
+def test_log_probs_in_other_words(change):
+    found, _ = look(Manners(change=change))
+    assert found.logprobs >= 5 and found.tokens == "agree" and found.raw
+
+
+def test_log_probs_that_cannot_be_read_are_told_with_their_reason():
+    found, _ = look(Manners(change=impossible(float("nan"))))
+    assert found.logprobs == 0 and "cannot be read: the log-prob of 'zz' is 'nan'" in found.tokens_why
+
+
+@pytest.mark.parametrize(("word", "told"), [("eos", ()), ("paused_for_tea", ("paused_for_tea",)), (None, ("none",))])
+def test_finish_reasons_that_nobody_knows_are_seen_before_they_are_paid_for(word, told):
+    found, _ = look(Manners(change=lambda choice: choice.update(finish_reason=word)))
+    assert found.strange_ends == told
+    assert found.identity == replace(found, strange_ends=()).identity  # older stores are still the same teacher's
+
+
+def test_records_of_before_are_still_read():
+    found, _ = look(Manners())
+    older = json.loads(json.dumps(found.to_json()))
+    del older["strange_ends"]
+    assert Capabilities.from_json(older) == found
+
+
+def test_a_network_fault_is_told_by_its_reason(monkeypatch):
+    monkeypatch.setattr("limbeck.endpoint.probe.FIRST_WAIT", 0.01)
+
+    async def ask():
+        async with open_endpoint(teacher_at("http://127.0.0.1:1/v1")) as endpoint:
+            await probe(endpoint, reader())
+
+    with pytest.raises(TeacherError, match="Connect call failed"):
+        asyncio.run(ask())
+
+
 def test_records_are_kept_as_json():
     found, _ = look(Manners())
     again = Capabilities.from_json(json.loads(json.dumps(found.to_json())))

@@ -211,6 +211,11 @@ def test_the_probe_tells_its_price():
     assert probe_cost(priced).endswith("tokens, 0.0075 USD")
 
 
+def test_an_end_in_a_word_that_nobody_knows_is_told_before_it_is_paid_for():
+    told = " ".join(sentences(replace(ALL, strange_ends=("paused_for_tea",))))
+    assert "not known: paused_for_tea" in told and "not known" not in " ".join(sentences(ALL))
+
+
 def test_a_record_in_sentences():
     told = " ".join(sentences(ALL))
     assert "tells 20 log-probs per position" in told and "prompt_logprobs and echo" in told

@@ -136,6 +136,106 @@ def test_an_endpoint_without_batches(go):
         go(Bare())
 
 
+@pytest.mark.parametrize("gone", ["batch", "content"])
+def test_what_is_not_found_is_told_as_such_and_nothing_is_paid_twice(go, rows, gone):
+    """And not as "no batches: ask live"."""
+    server = BatchServer(gone=(gone,))
+    with pytest.raises(TeacherError, match="(batch batch-0|file file-1) is not found there") as caught:
+        go(server, "teacher.retry_minutes=0.0005")
+    assert "live" not in str(caught.value)
+    server.gone = ()
+    assert len(go(server).traces()) == len(rows) and len(server.submitted) == 1
+
+
+NOT_READY = {
+    "OpenAI": (404, json.dumps({"detail": "Input file not found"}).encode()),
+    "Azure": (400, error("The file is not ready; its status is pending", "invalidPayload")),
+    "another": (409, error("file is still being processed")),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_READY)
+def test_a_file_that_is_not_ready_is_waited_for(go, rows, kind):
+    server = BatchServer(not_ready=[NOT_READY[kind]] * 3)
+    assert len(go(server).traces()) == len(rows) and len(server.submitted) == 1
+
+
+def test_a_batch_that_is_refused_for_another_reason_is_not(go):
+    server = BatchServer(not_ready=[(400, error("completion_window must be 24h", "invalid_request"))])
+    with pytest.raises(TeacherError, match="refuses the batch.*completion_window"):
+        go(server)
+
+
+@pytest.mark.parametrize("word", ["COMPLETED", "Completed", "SUCCESS", "JOB_STATE_SUCCEEDED", "ended"])
+def test_states_in_other_words(go, rows, word):
+    said = []
+    assert len(go(BatchServer([Plan(ends=word)]), messages=said).traces()) == len(rows)
+    assert not any("not known" in text for text in said)
+
+
+def test_a_state_that_nobody_knows_is_told_and_waited_for(go, rows, monkeypatch):
+    words = iter(["on_the_shelf"] * 3)
+    look = BatchServer.look
+
+    def strange(self, batch):
+        return look(self, batch) | {"status": word} if (word := next(words, "")) else look(self, batch)
+
+    monkeypatch.setattr(BatchServer, "look", strange)
+    said = []
+    assert len(go(BatchServer(), messages=said).traces()) == len(rows)
+    assert sum("'on_the_shelf', which is not known" in text for text in said) == 1
+
+
+@pytest.mark.parametrize("word", ["cancelled", "CANCELED"])
+def test_a_batch_that_was_cancelled_by_hand_is_not_submitted_again(go, rows, tmp_path, word):
+    """Unless that is asked for."""
+    server = BatchServer([Plan("cancelled", lost=(0, 1, 2), ends=word), Plan()])
+    said = []
+    assert len(go(server, messages=said).traces()) == len(rows) - 3
+    assert len(server.submitted) == 1 and any("cancelled at the provider: 3 requests" in text for text in said)
+    assert {line["kind"] for line in failed_of(tmp_path / "traces")} == {"cancelled"}
+    go(server)
+    assert len(server.submitted) == 1
+    assert len(go(server, "teacher.retry_failed=true").traces()) == len(rows)
+    assert [len(batch) for batch in server.submitted] == [len(rows), 3]
+
+
+def test_a_cancelled_batch_that_ends_the_job_is_not_submitted_again_either(go, rows):
+    server = BatchServer([Plan("cancelled", lost=tuple(range(12))), Plan()])
+    for _ in range(2):
+        with pytest.raises(TeacherError, match="12 (x )?cancelled"):
+            go(server)
+    assert len(server.submitted) == 1
+    assert len(go(server, "teacher.retry_failed=true").traces()) == len(rows)
+
+
+def test_a_line_that_is_refused_is_one_request(go, rows, tmp_path, monkeypatch):
+    """Whatever its status: the batch was taken."""
+    from tests.endpoint import fake_batches
+
+    for number, (status, message) in enumerate([(403, "flagged"), (404, "gone"), (401, "no")]):
+        monkeypatch.setattr(fake_batches, "REFUSED", {"message": message, "code": str(status)})
+        end = fake_batches.BatchServer._end
+
+        def ended(self, batch, plan, end=end, status=status):
+            end(self, batch, plan)
+            if name := batch.get("error_file_id"):
+                self.files[name] = self.files[name].replace(b'"status_code": 400', b'"status_code": %d' % status)
+
+        monkeypatch.setattr(fake_batches.BatchServer, "_end", ended)
+        store = go(BatchServer([Plan(refused=(2,))]), folder=f"traces{number}")
+        assert len(store.traces()) == len(rows) - 1
+        monkeypatch.setattr(fake_batches.BatchServer, "_end", end)
+
+
+def test_answers_of_a_batch_that_cannot_be_read_are_in_the_ledger(go, tmp_path, monkeypatch):
+    monkeypatch.setattr(BatchServer, "_answer", staticmethod(lambda body: {"choices": []}))
+    with pytest.raises(TeacherError, match="replies failed"):
+        go(BatchServer(), PRICES, "teacher.malformed_tries=2")
+    spent = sum(entry["cost"] for entry in journal_of(tmp_path / "traces"))
+    assert spent > 2 * 12 * 0.008  # at their worst, both times
+
+
 def test_the_budget_counts_what_is_under_way(go, rows):
     """A request may cost about 0.04; an answer costs 0.015."""
     server = BatchServer()

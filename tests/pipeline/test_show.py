@@ -1,6 +1,7 @@
 """Looking into runs: the teacher's words token by token, and what a run has done."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -125,3 +126,22 @@ def test_run(run):
     (folder / "summary.json").write_text("{")
     with pytest.raises(RunDirError, match="not readable JSON"):
         show_run(folder)
+
+
+def test_a_store_of_texts_has_words_and_no_alternatives(run):
+    """What an endpoint wrote: `limbeck show traces RUN --row N` works for it as for every other run."""
+    from limbeck.endpoint.messages import ApiChoice
+    from limbeck.label.replies import EndpointReply, keep_text
+
+    folder, rows, teacher = run
+    endpoint = ["teacher={kind: openai, model: m}", "trace.mode.kind=generate", "trace.target={kind: text}"]
+    recipe = tiny_recipe(*endpoint, f"student={{kind: pretrained, path: {teacher.name}}}", "objective.ce_weight=1.0")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe))
+    keeping = keep_text(recipe, teacher.tokenizer)
+    made = [keeping.make(row, [EndpointReply(0, ApiChoice("a bird", "stop"), "m", "")]).traces[0] for row in rows]
+    shutil.rmtree(folder / "traces")
+    writer = StoreWriter.open(folder / "traces", keeping.header, [[row.id for row in rows]])
+    writer.commit(0, [trace for trace, _ in made], [record for _, record in made])
+    view = show_trace(folder, row=2)
+    assert view.stored and "a bird" in "".join(token.text for token in view.tokens)
+    assert any(token.supervised for token in view.tokens) and not any(token.alternatives for token in view.tokens)
