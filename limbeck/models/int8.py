@@ -22,7 +22,7 @@ def prepare_for(folder: str) -> None:
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         method = config["quantization_config"]["quant_method"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return
     if method == "torchao":
         prepare_torchao(f"opening {folder}")
