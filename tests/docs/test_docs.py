@@ -127,6 +127,13 @@ def test_scripts_and_make_targets_exist(page: Path):
         assert all((ROOT / word).exists() for word in words if word.endswith(".py"))
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name not in ("CHANGELOG.md", "log.md")], ids=name)
+def test_tests_that_a_page_names_are_there(page: Path):
+    for path, function in re.findall(r"`(tests/[^`*\s]+?)(?:::(\w+))?`", page.read_text(encoding="utf-8")):
+        assert (ROOT / path).exists(), path
+        assert not function or f"def {function}(" in (ROOT / path).read_text(encoding="utf-8"), function
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page: Path):
     for target in LINK.findall(page.read_text(encoding="utf-8")):
