@@ -23,9 +23,16 @@ if TYPE_CHECKING:
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 REFUSED = (errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENXIO, errno.ENODEV, errno.ESTALE)
-RUST = re.compile(r"\(os error (\d+)\)")
+EXHAUSTED = (errno.ENOMEM, errno.EAGAIN)  # the second of threads, whose stacks need memory
+RUST = re.compile(r"\(os error (\d+)\)|Os \{ code: (\d+)")
 SHORT_WRITE = re.compile(r"^\d+ requested and \d+ written$")
-NO_MEMORY = ("DefaultCPUAllocator: ", "out of memory", "Cannot allocate memory")
+NO_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "out of memory",
+    "Cannot allocate memory",
+    "could not create a primitive",  # oneDNN's word for it
+    "can't start new thread",
+)
 SHOWN = 200
 RESUMES = "Nothing finished was lost; run the same command again, and it resumes."
 
@@ -33,32 +40,43 @@ RESUMES = "Nothing finished was lost; run the same command again, and it resumes
 def disk_errors(path: Path) -> contextlib.AbstractContextManager[None]:
     """What a disk refuses while `path` is written or read becomes BudgetError (full) or RunDirError (anything else)."""
 
-    def judge(error: Exception) -> LimbeckError | None:
+    def judge(error: BaseException) -> LimbeckError | None:
         found = os_error(error)
         return None if found is None else _of_the_disk(found, path)
 
     return _told(judge)
 
 
-def machine_errors() -> contextlib.AbstractContextManager[None]:
-    """Around a whole job: whatever the machine refuses, wherever it is met, becomes the error that says what to do."""
-    return _told(machine_error)
+@contextlib.contextmanager
+def machine_errors() -> Iterator[None]:
+    """Around a whole job: whatever the machine refuses, wherever it is met, becomes the error that says what to do. So
+    does the error of a reader that took exhaustion for a fault of its file: memory and open files are none of its."""
+    try:
+        with _told(machine_error):
+            yield
+    except LimbeckError as error:
+        cause = error.__cause__
+        if isinstance(error, BudgetError) or cause is None or not _exhausted(cause):
+            raise
+        told = machine_error(cause)
+        assert told is not None
+        raise told from error
 
 
 @contextlib.contextmanager
-def _told(judge: Callable[[Exception], LimbeckError | None]) -> Iterator[None]:
+def _told(judge: Callable[[BaseException], LimbeckError | None]) -> Iterator[None]:
     try:
         yield
     except LimbeckError:
         raise
-    except Exception as error:  # tokenizers raises nothing more special; what is no refusal goes on as it is
+    except BaseException as error:  # tokenizers raises nothing more special, and panics; all else goes on as it is
         told = judge(error)
         if told is None:
             raise
         raise told from error
 
 
-def machine_error(error: Exception) -> LimbeckError | None:
+def machine_error(error: BaseException) -> LimbeckError | None:
     """The error that says what to do; None for what is none of the machine's."""
     if out_of_memory(error):
         return BudgetError(
@@ -76,12 +94,17 @@ def machine_error(error: Exception) -> LimbeckError | None:
     return _of_the_disk(found, Path(os.fsdecode(found.filename))) if named else _of_the_disk(found, None)
 
 
+def _exhausted(error: BaseException) -> bool:
+    found = os_error(error)
+    return out_of_memory(error) or (found is not None and found.errno in (errno.EMFILE, errno.ENFILE))
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in the words of Python, Arrow, torch or the system."""
     if isinstance(error, RuntimeError):
         return any(words in str(error) for words in NO_MEMORY)
     found = os_error(error)
-    return isinstance(error, MemoryError) or (found is not None and found.errno == errno.ENOMEM)
+    return isinstance(error, MemoryError) or (found is not None and found.errno in EXHAUSTED)
 
 
 def os_error(error: BaseException) -> OSError | None:
@@ -91,7 +114,8 @@ def os_error(error: BaseException) -> OSError | None:
     if isinstance(error, OSError) and SHORT_WRITE.match(str(error)):  # numpy's tofile
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     number = None if isinstance(error, LimbeckError) else RUST.search(str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+    code = int(number[1] or number[2]) if number else 0
+    return OSError(code, os.strerror(code)) if code else None
 
 
 def raise_if_full(error: OSError, path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from limbeck.errors import BudgetError, DataError, LimbeckError, RecipeError, RunDirError
+from limbeck.errors import BudgetError, DataError, LimbeckError, RecipeError, RunDirError, StoreError
 from limbeck.system import atomic
 from limbeck.system.atomic import atomic_dir, atomic_path, atomic_write, fsync_dir
 from limbeck.system.jsonl import LineFile, append_durably
@@ -26,6 +26,10 @@ FORK.set_forkserver_preload(["tests.system.test_refusals"])
 
 def of(number: int, name: str | None = "/x/file") -> OSError:
     return OSError(number, os.strerror(number), name)
+
+
+class Panic(BaseException):
+    """As Rust's panics come out of tokenizers."""
 
 
 # error, our class, words that must be in it
@@ -44,6 +48,13 @@ TABLE = [
     (pa.ArrowMemoryError("malloc of size 64 failed"), BudgetError, "out of memory"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), BudgetError, "out of memory"),
     (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), BudgetError, "out of memory"),
+    (RuntimeError("could not create a primitive"), BudgetError, "out of memory"),
+    (RuntimeError("can't start new thread"), BudgetError, "out of memory"),
+    (
+        Panic('ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock, message: "x" }) }'),
+        BudgetError,
+        "out",
+    ),
     (of(errno.EMFILE), BudgetError, "ulimit -n"),
     (of(errno.ENFILE), BudgetError, "ulimit -n"),
     (of(errno.ENAMETOOLONG, "y" * 100_000), RecipeError, "100,000 characters"),
@@ -80,6 +91,21 @@ def test_an_error_of_ours_is_left_alone():
         with pytest.raises(LimbeckError) as caught, machine_errors(), disk_errors(Path("x")):
             raise error
         assert caught.value is error and os_error(error) is None
+
+
+@pytest.mark.parametrize("cause", [MemoryError("malloc of size 64"), of(errno.EMFILE), pa.ArrowMemoryError("malloc")])
+def test_exhaustion_is_no_fault_of_a_file(cause):
+    """Readers take any trouble for damage."""
+
+    def read():
+        try:
+            raise cause
+        except (OSError, MemoryError) as error:
+            raise StoreError("rows.parquet is damaged. Remove it.") from error
+
+    with pytest.raises(BudgetError) as caught, machine_errors():
+        read()
+    assert "damaged" not in str(caught.value)
 
 
 def test_memory_that_is_really_refused():
