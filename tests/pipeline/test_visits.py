@@ -4,7 +4,9 @@ Each recipe ends as it would have in a folder of its own, wherever the visits be
 """
 
 import json
+import random
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
 from tests import tiny
+from tests.pipeline.killed import run_until_killed
 from tests.pipeline.test_run import recipe_of
 from tests.pipeline.visits import Visits, random_visits, state_of
 
@@ -94,6 +97,21 @@ def test_random_visits(seed, recipes, fresh, tmp_path):
         assert run.visit(name, "evaluate")
         assert differing(run.path, fresh(name)) == [], (seed, visits)
         assert run.left_behind() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_random_visits_that_are_killed(seed, recipes, fresh, tmp_path):
+    """Processes of their own, ended by SIGKILL at some fsync."""
+    rng, run = random.Random(seed), Visits(tmp_path / "run", recipes)
+    codes = []
+    for _ in range(5):
+        name, until = rng.choice(list(recipes)), rng.choice(["label", "train", "evaluate"])
+        codes.append(run_until_killed(recipes[name], run.path, at="fsync", count=rng.randint(2, 60), until=until))
+    assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes
+    assert run.visit("own", "evaluate")
+    assert differing(run.path, fresh("own")) == []
+    assert run.left_behind() == []
 
 
 # ---- what earlier versions left -------------------------------------------------------------------------------------
