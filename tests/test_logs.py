@@ -50,7 +50,7 @@ def test_a_damaged_record_of_a_stage(tmp_path, caplog):
     (tmp_path / "stages" / "label.json").write_text("{")
     assert RunDir(tmp_path).record("label") is None
     (record,) = caplog.records
-    assert "label.json cannot be read" in record.getMessage() and record.name == "limbeck.system.rundir"
+    assert "label.json is damaged" in record.getMessage() and record.name == "limbeck.system.sealed"
 
 
 def test_rows_that_are_left_out(caplog):

@@ -25,6 +25,7 @@ from limbeck.capture.exchange import Frame, record_of, take
 from limbeck.errors import CaptureError, RunDirError
 from limbeck.system.jsonl import LineFile, compact_line
 from limbeck.system.lock import try_lock
+from limbeck.system.sealed import seal
 from limbeck.system.signals import stop_signals
 from limbeck.text.redact import Redactor, make_redactor
 
@@ -115,7 +116,7 @@ def _say(told: dict[str, Any]) -> None:
 def _record(state: State, frame: Frame) -> None:
     try:
         record = record_of(frame, state.redactor, state.settings["tags"])
-        line = compact_line(record)
+        line = seal(compact_line(record)) + b"\n"
     except (CaptureError, TypeError, ValueError, LookupError, AttributeError, RecursionError):
         # All but the first: the answer has the shape of a completion on the outside and another one within.
         state.counts["unreadable"] += 1

@@ -13,6 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from limbeck.system.sealed import REMADE
 from limbeck.system.units import count, duration, size
 from limbeck.text.visible import visible
 
@@ -264,6 +265,8 @@ def run(view: RunView) -> Group:
     parts.append(Text("folders: " + ", ".join(f"{visible(name)} {size(of)}" for name, of in view.bytes.items())))
     for who, line in view.training.items():
         parts.append(Text(f"{who}: {metrics(line)}"))
+    if view.damaged:
+        parts.append(Text(f"damaged, and left out here: {', '.join(view.damaged)}. {REMADE}", style="red"))
     if view.summary:
         parts += [Text(), result(view.summary | {"stages": {}})]
     return Group(*parts)

@@ -25,10 +25,11 @@ from limbeck.curate.verifiers import Verdict, verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.recipe import DecontaminateRule, Judge, VerdictRule
 from limbeck.system.atomic import atomic_path, atomic_write, fingerprint, sha256_file
-from limbeck.system.jsonl import append_durably, read_values
+from limbeck.system.jsonl import append_durably
 from limbeck.system.meter import Meter
+from limbeck.system.sealed import read_json, read_sealed, sealed_line, write_json
 from limbeck.text.finish import finish_reason
-from limbeck.types import Row, Trace
+from limbeck.types import Callbacks, Row, Trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
     from limbeck.curate.verifiers import Ask
     from limbeck.recipe import Recipe, Verifier
-    from limbeck.types import OnProgress
 
 CHUNK = 256
 """Replies verified between two writes of their verdicts; with a judge that is paid, as many as it is asked at once."""
@@ -78,16 +78,19 @@ def run_curate(
     candidates: Sequence[Candidate],
     *,
     ask: Ask | None,
-    on_progress: OnProgress,
-    stop_asked: Callable[[], bool] = lambda: False,
+    content_of: Callable[[Verifier], dict[str, str]],
+    callbacks: Callbacks,
 ) -> dict[str, Any]:
     """Apply the recipe's rules to the training replies among `candidates` and write RUN/curate. Returns its summary.
+
+    `content_of` says what the files are that a verifier reads: a verdict holds for that content alone.
 
     Raises DataError when nothing is left, naming the rule that took most; and what the rules raise.
     """
     train = [one for one in candidates if one.split == "train"]
     held_out = [one for one in candidates if one.split != "train"]
-    cache = _Verdicts(folder / "verdicts.jsonl", ask, on_progress, stop_asked)
+    stop_asked = callbacks.stop_asked
+    cache = _Verdicts(folder / "verdicts.jsonl", ask, content_of, callbacks)
     context = Context(cache.verify, held_out, recipe.seed)
 
     def on_step(step: RuleOutcome) -> None:
@@ -105,7 +108,7 @@ def run_curate(
     }
     _write_rejected(folder / "rejected.parquet", found, context)
     atomic_write(folder / "pass_rates.json", json.dumps(context.pass_rate, indent=0))
-    atomic_write(folder / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False))
+    write_json(folder / "summary.json", summary)
     if not found.kept:
         worst = max(found.steps, key=lambda step: step.came - step.kept)
         why = next(iter(worst.reasons), "")
@@ -129,36 +132,56 @@ def kept_ids(folder: Path) -> set[str]:
     file = folder / "kept.json"
     if not file.exists():
         raise RunDirError(f"{file} is missing; run the stage curate first: limbeck run RECIPE.")
-    return set(json.loads(file.read_text()))
+    kept = read_json(file, "`limbeck run` with its recipe curates anew.", list)
+    if not all(isinstance(one, str) for one in kept):
+        raise RunDirError(f"{file} is damaged. `limbeck run` with its recipe curates anew.")
+    return set(kept)
 
 
 class _Verdicts:
     """Verdicts, remembered on disk."""
 
-    def __init__(self, path: Path, ask: Ask | None, on_progress: OnProgress, stop_asked: Callable[[], bool]) -> None:
-        self.path, self.ask, self.on_progress, self.stop_asked = path, ask, on_progress, stop_asked
+    def __init__(
+        self, path: Path, ask: Ask | None, content_of: Callable[[Verifier], dict[str, str]], callbacks: Callbacks
+    ) -> None:
+        self.path, self.ask, self.content_of, self.callbacks = path, ask, content_of, callbacks
         self.known: dict[str, Verdict] = {}
-        for key, ok, reason in read_values(path):
-            self.known[key] = Verdict(ok, reason)
+        for number, line in read_sealed(path):
+            if (verdict := _remembered(line)) is None:
+                callbacks.on_message(f"line {number} of {path.name} is damaged; its reply is verified again")
+            else:
+                self.known[verdict[0]] = verdict[1]
 
     def verify(self, verifier: Verifier, pairs: list[tuple[str, str]]) -> list[Verdict]:
         identity, chunk = verifier.stored_form(), CHUNK
         if isinstance(verifier, Judge) and verifier.endpoint:  # how fast it is asked changes no verdict
             identity["endpoint"], chunk = verifier.endpoint.identity, verifier.endpoint.concurrency
+        if content := self.content_of(verifier):
+            identity["content"] = content
         keys = [fingerprint(identity, reply, reference) for reply, reference in pairs]
         fresh = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self.known}
         todo = list(fresh.items())
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        meter = Meter("curate", "replies", len(todo), self.on_progress)
+        meter = Meter("curate", "replies", len(todo), self.callbacks.on_progress)
         for start in range(0, len(todo), chunk):
             part = todo[start : start + chunk]
-            found = verify_all(verifier, [pair for _, pair in part], ask=self.ask, stop_asked=self.stop_asked)
+            found = verify_all(verifier, [pair for _, pair in part], ask=self.ask, stop_asked=self.callbacks.stop_asked)
             fresh_verdicts = dict(zip((key for key, _ in part), found, strict=True))
-            lines = [json.dumps([key, *verdict]) + "\n" for key, verdict in fresh_verdicts.items()]
-            append_durably(self.path, "".join(lines).encode())
+            lines = [sealed_line({"key": key, **verdict._asdict()}) for key, verdict in fresh_verdicts.items()]
+            append_durably(self.path, b"".join(lines))
             self.known |= fresh_verdicts
             meter.add(len(part))
         return [self.known[key] for key in keys]
+
+
+def _remembered(line: Any) -> tuple[str, Verdict] | None:
+    """The key and verdict of a line; None where it is damaged. Earlier versions wrote bare lists."""
+    if isinstance(line, dict):
+        line = [line.get(name) for name in ("key", "ok", "reason")]
+    match line:
+        case [str(key), bool() | None as ok, str(reason)]:
+            return key, Verdict(ok, reason)
+    return None
 
 
 TEXTS = ("id", "row_id", "topic", "prompt", "reply", "reference", "finish_reason")

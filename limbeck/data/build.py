@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections import Counter
@@ -13,8 +12,9 @@ from limbeck.data import Sample, count_rows, read_examples, row_id, source_files
 from limbeck.data.table import VERSION as ROWS_VERSION
 from limbeck.errors import DataError, EmptyRow, LongRow, RecipeError, UnsupervisedRow
 from limbeck.recipe import GenerateMode, Recipe, StdlibSource
-from limbeck.system.atomic import atomic_write, sha256_file
+from limbeck.system.atomic import sha256_file
 from limbeck.system.meter import Meter
+from limbeck.system.sealed import write_json
 from limbeck.text.encode import Encoded, Encoder
 from limbeck.types import Row
 
@@ -139,7 +139,7 @@ def run_data(
     logger.info("%d rows read: %d unusable, %d duplicates", summary.read, summary.bad, summary.duplicates)
     _refuse_empty_splits(summary, data.holdout)
     write_rows(run.path / "data" / "rows.parquet", rows)
-    atomic_write(run.path / "data" / "summary.json", json.dumps(asdict(summary), indent=1, ensure_ascii=False))
+    write_json(run.path / "data" / "summary.json", asdict(summary))
     return summary
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.data.columns import check_text
 from limbeck.errors import DataError
-from limbeck.system.jsonl import whole_lines
+from limbeck.system.sealed import sealed_lines, unseal
 from limbeck.text.content import spoken
 from limbeck.text.encode import Example
 from limbeck.text.finish import finish_reason
@@ -124,7 +124,7 @@ def _records(files: list[Path], refuse: Callable[[str], None]) -> Iterator[tuple
     """Every whole line. Half a line at the end of a segment is what a kill leaves, or what is just being written."""
     for file in files:
         try:
-            for number, (_, line) in enumerate(whole_lines(file, LINE_BYTES), 1):
+            for number, line in enumerate(sealed_lines(file, LINE_BYTES), 1):
                 where = f"{file}:{number}"
                 try:
                     yield _record(line, where), where
@@ -136,7 +136,7 @@ def _records(files: list[Path], refuse: Callable[[str], None]) -> Iterator[tuple
 
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = unseal(line)
         if record["version"] != VERSION:
             raise DataError(
                 f"{where}: the exchange is of version {record['version']}; this Limbeck reads {VERSION}. Update it."

@@ -24,6 +24,7 @@ from limbeck.metrics.verdict import Axes, judge, judge_words
 from limbeck.models.artifact import read_card, update_card
 from limbeck.models.weights import CARD_FILE
 from limbeck.system.atomic import atomic_write, seal_dir, verify_dir
+from limbeck.system.sealed import REMADE, read_json
 from limbeck.system.shelf import Shelf, marked_key
 
 if TYPE_CHECKING:
@@ -111,15 +112,14 @@ def put_scores(folder: Path, artifacts: Mapping[str, Path]) -> None:
 
 
 def scores_are_put(folder: Path, artifacts: Mapping[str, Path]) -> bool:
-    """Whether every artifact's card has the scores in FOLDER/scores.json. Nothing is checked for damage. Raises
-    OSError, ValueError or KeyError."""
+    """Whether every artifact's card has the scores in FOLDER/scores.json. Raises StoreError for damage."""
     scores = _scores(folder, artifacts)
-    cards = [json.loads((artifact / CARD_FILE).read_text(encoding="utf-8")) for artifact in artifacts.values()]
+    cards = [read_json(artifact / CARD_FILE, REMADE) for artifact in artifacts.values()]
     return all(card["scores"] == scores for card in cards)
 
 
 def _scores(folder: Path, artifacts: Mapping[str, Path]) -> dict[str, Any]:
-    result = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    result = read_json(folder / "scores.json", REMADE)
     return {who: result[who] for who in (TEACHER, *artifacts) if who in result}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.curate.verifiers import find_answer, to_number, verify_all
@@ -13,14 +14,13 @@ from limbeck.evaluate.harness import run_harness
 from limbeck.evaluate.results import to_json
 from limbeck.evaluate.tasks import TaskSettings, answer_questions, questions_of
 from limbeck.metrics.pass_at_k import compare_attempts, final_answer
-from limbeck.recipe import Exact, Numeric, Regex, temperature_and_top_p
+from limbeck.recipe import Exact, JsonSchema, Numeric, Regex, temperature_and_top_p
 from limbeck.system.atomic import atomic_write, fingerprint, sha256_file
 from limbeck.text.encode import Encoder
 from limbeck.types import Row, Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from limbeck.evaluate.tasks import Judge, Question
     from limbeck.models.hf import HfLM
@@ -119,7 +119,9 @@ def task_settings_of(tasks: Tasks, seed: int, stop_asked: Callable[[], bool] = l
     """The recipe's section as what models are asked."""
     temperature, top_p = temperature_and_top_p(tasks.decoding)
     sampling = Sampling(temperature, top_p, tasks.n, tasks.max_tokens, seed=seed)
-    key = fingerprint(tasks.verifier.stored_form())
+    schema = tasks.verifier.path if isinstance(tasks.verifier, JsonSchema) else None
+    content = [sha256_file(Path(schema))] if schema is not None and Path(schema).is_file() else []
+    key = fingerprint(tasks.verifier.stored_form(), *content)
     return TaskSettings(
         sampling, judge_of(tasks.verifier, stop_asked), key, extractor(tasks.verifier), tasks.batch_tokens
     )

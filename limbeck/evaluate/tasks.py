@@ -6,7 +6,6 @@ those after it.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ import numpy as np
 from limbeck.errors import DataError, Stopped
 from limbeck.metrics.pass_at_k import Attempt, final_answer
 from limbeck.system.atomic import atomic_write, fingerprint
+from limbeck.system.sealed import read_sealed, sealed_line
 from limbeck.types import Progress, Sampling
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def judge_replies(questions: Sequence[Question], replies: Sequence[Sequence[Repl
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def attempts_jsonl(key: str, model: str, questions: Sequence[Question], attempts: Attempts) -> str:
+def attempts_jsonl(key: str, model: str, questions: Sequence[Question], attempts: Attempts) -> bytes:
     """A line that says what the replies depend on, and a line for every reply."""
     lines: list[dict[str, Any]] = [
         {"version": 1, "key": key, "model": model, "problems": len(attempts), "n": len(attempts[0])}
@@ -171,15 +171,16 @@ def attempts_jsonl(key: str, model: str, questions: Sequence[Question], attempts
         for draw, attempt in enumerate(replies):
             about = {"problem": one.id, "prompt": one.prompt, "reference": one.reference, "topic": one.topic}
             lines.append({**about, "draw": draw, **asdict(attempt)})
-    return "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+    return b"".join(map(sealed_line, lines))
 
 
 def read_attempts(path: Path, key: str | None = None) -> Attempts | None:
-    """The judged replies of a file; None when there is none, or it was made with something else than `key` says."""
+    """The judged replies of a file; None when there is none, it is damaged, or it was made with something else than
+    `key` says."""
     if not path.exists():
         return None
     try:
-        head, *lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        head, *lines = [line for _, line in read_sealed(path)]
         n = head["n"]
         if key not in (None, head["key"]) or len(lines) != n * head["problems"]:
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +20,7 @@ from limbeck.models.open import open_lm
 from limbeck.models.weights import pickle_only
 from limbeck.system.atomic import verify_dir
 from limbeck.system.cost import disk_bytes, measure
+from limbeck.system.sealed import REMADE, read_json
 from limbeck.text.redact import make_redactor
 
 if TYPE_CHECKING:
@@ -123,10 +123,11 @@ def _artifact(finished: FinishedRun, choice: PromptChoice) -> tuple[Path, dict[s
             f"{path} is not an artifact (it has no limbeck.json). This run has: {', '.join(has) or 'no model'}; an "
             "export is a folder that `limbeck export` wrote, such as RUN/export/gguf-q8_0."
         )
-    if problem := pickle_only(path) or verify_dir(path):
-        raise StoreError(f"{problem}. Write the artifact again: run `limbeck run` or `limbeck export`.")
-    card = json.loads((path / "limbeck.json").read_text(encoding="utf-8"))
-    base = json.loads((own / "limbeck.json").read_text(encoding="utf-8")) if own.exists() else card
+    for folder in {path, own} if own.exists() else {path}:
+        if problem := pickle_only(folder) or verify_dir(folder):
+            raise StoreError(f"{problem}. Write the artifact again: run `limbeck run` or `limbeck export`.")
+    card = read_json(path / "limbeck.json", REMADE)
+    base = read_json(own / "limbeck.json", REMADE) if own.exists() else card
     form = str(card.get("format") or "safetensors")
     facts = {
         "format": form,
@@ -148,7 +149,7 @@ def _artifact(finished: FinishedRun, choice: PromptChoice) -> tuple[Path, dict[s
 
 def _stored_dtype(path: Path) -> str:
     config = path / "config.json"
-    values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    values = read_json(config, REMADE) if config.is_file() else {}
     return str(values.get("dtype") or values.get("torch_dtype") or "")
 
 

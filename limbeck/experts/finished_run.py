@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from limbeck.label.strip_reasoning import strips_thinking, without_thinking
 from limbeck.metrics.intervals import paired_bootstrap
 from limbeck.recipe.recipe import load_run_recipe
 from limbeck.store import TraceStore
+from limbeck.system.sealed import REMADE, listed_wrong, read_json, read_sealed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,7 +59,7 @@ class FinishedRun:
 
     @classmethod
     def open(cls, path: Path) -> FinishedRun:
-        """Raises RunDirError when the folder is no run, or its evaluation has not finished."""
+        """Raises RunDirError when the folder is no run, or its evaluation has not finished, StoreError for damage."""
         if not (path / "recipe.yaml").exists():
             raise RunDirError(f"{path} is not a run folder (it has no recipe.yaml). Give one such as runs/NAME.")
         if not (path / "summary.json").exists() or not (path / "evaluate" / "scores.parquet").exists():
@@ -67,11 +67,7 @@ class FinishedRun:
                 f"the run {path} has no scores yet; an expert is what was evaluated. Finish it: limbeck run "
                 f"{path / 'recipe.yaml'} --run-dir {path}"
             )
-        try:
-            summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunDirError(f"{path / 'summary.json'} is not readable JSON ({error}). Run `limbeck run`.") from error
-        return cls(path, load_run_recipe(path), summary)
+        return cls(path, load_run_recipe(path), read_json(path / "summary.json", REMADE))
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -129,7 +125,7 @@ class FinishedRun:
             attempts = read_attempts(file) if self.recipe.evaluate.tasks is not None else None
             if attempts is None:
                 continue
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
+            lines = [line for _, line in read_sealed(file)][1:]
             for number, replies in enumerate(attempts):
                 line = lines[number * len(replies)]
                 problem = found.setdefault(
@@ -171,6 +167,8 @@ class FinishedRun:
 
 
 def _table(file: Path) -> pa.Table:
+    if problem := listed_wrong(file):
+        raise StoreError(f"{problem}. {REMADE}")
     try:
         return pq.read_table(file, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,8 @@ from limbeck.errors import Stopped, StoreError
 from limbeck.export.verified import ParityRows, card_of, export_lm, open_source, told_of
 from limbeck.models.artifact import is_artifact, read_card
 from limbeck.recipe import bound_of, name_of_export
-from limbeck.system.atomic import atomic_write, sweep
+from limbeck.system.atomic import sweep
+from limbeck.system.sealed import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def run_exports(
             callbacks.on_message(f"exporting to {settings.kind} {settings.quant}")
             export_lm(source, card, out, settings, judged, on_progress=callbacks.on_progress)
         told.append(told_of(out, read_card(out)))
-    atomic_write(folder / "parity.json", json.dumps({"exports": told}, indent=1))
+    write_json(folder / "parity.json", {"exports": told})
 
 
 def _is_there(out: Path, source: HfLM, settings: Export) -> bool:

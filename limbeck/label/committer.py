@@ -103,6 +103,8 @@ def fill_store(
     for shard, why in writer.drop_damaged().items():
         on_message(f"shard {shard} of {path.name} is made again: {why}")
     failures = Failures.open(path / "failed.jsonl")
+    for line in failures.damaged:
+        on_message(f"line {line} of failed.jsonl is damaged and left out: the row that it names has no usable reply")
     if isinstance(recipe.teacher, OpenAITeacher) and recipe.teacher.retry_failed:
         writer.drop(failures.shards())
     writer.want(shards)  # what was dropped is made again, as far as it is wanted

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.config.problems import Problem, problem
 from limbeck.endpoint.budget import cost_of
@@ -11,11 +10,11 @@ from limbeck.endpoint.capabilities import STEADY, Capabilities
 from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.probe import ALTERNATIVES, MOST_REQUESTS, MOST_TOKENS, NONE_TOLD, probe
 from limbeck.endpoint.retry import run_loop
-from limbeck.errors import TeacherError
 from limbeck.label.recorders import keeping_of, reader_for
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, ScoreMode, TopK, Votes, name_of
 from limbeck.recipe.rules.check import raise_problems
-from limbeck.system.atomic import atomic_write, fingerprint
+from limbeck.system.atomic import fingerprint
+from limbeck.system.sealed import read_json_or, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -76,13 +75,9 @@ def run_probe(
 
 
 def kept_record(settings: OpenAITeacher, folder: Path) -> Capabilities | None:
-    """The record of this endpoint in `folder`, if there is one. Raises TeacherError for a damaged one."""
-    file = folder / FILE
-    try:
-        found = json.loads(file.read_text()) if file.exists() else {}
-    except ValueError as error:
-        raise TeacherError(f"{file} is damaged ({error}); delete it, and the endpoint is probed again.") from error
-    if not isinstance(found, dict) or found.get("teacher") != fingerprint(settings.identity):
+    """The record of this endpoint in `folder`, if there is one. A damaged one is none: the endpoint is probed again."""
+    found = read_json_or(folder / FILE, dict[str, Any]())
+    if found.get("teacher") != fingerprint(settings.identity):
         return None
     return Capabilities.from_json(found.get("capabilities", {}))
 
@@ -99,7 +94,7 @@ def keep_record(recipe: Recipe, folder: Path, record: Capabilities) -> None:
     assert isinstance(settings, OpenAITeacher)
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"teacher": fingerprint(settings.identity), "capabilities": record.to_json()}
-    atomic_write(folder / FILE, json.dumps(facts, indent=1))
+    write_json(folder / FILE, facts)
 
 
 async def _probe(settings: OpenAITeacher, reader: Reader, wanted: int) -> Capabilities:

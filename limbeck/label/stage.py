@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,8 +11,8 @@ from limbeck.label.local import run_label
 from limbeck.label.plan import header_of, store_header
 from limbeck.label.preflight import keep_record, prepare
 from limbeck.label.remote import run_ask
-from limbeck.store.writer import begin_store, holds_rows, read_header, store_key, store_progress
-from limbeck.system.shelf import Shelf
+from limbeck.store.writer import holds_rows, mend_header, read_header, store_key, store_progress
+from limbeck.system.shelf import Shelf, content_key, mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,30 +30,43 @@ def store_shelf(folder: Path) -> Shelf:
     return Shelf(folder, store_key, store_progress)
 
 
+@dataclass(frozen=True)
+class LabelJob:
+    """Rows, the folder of their store, and the content of all that replies depend on besides the recipe (digests by
+    name): models and files that keep their names may change."""
+
+    folder: Path
+    rows: Sequence[Row]
+    inputs: dict[str, str]
+
+
 def store_targets(
     recipe: Recipe,
-    folder: Path,
-    rows: Sequence[Row],
+    job: LabelJob,
     *,
     teacher: HfLM | None,
     tokenizer: PreTrainedTokenizerBase,
     callbacks: Callbacks,
 ) -> None:
-    """Store in `folder` what the recipe's teacher says of `rows`: `teacher`, where it runs in this process, or else its
+    """Store what the recipe's teacher says of the rows of `job`: `teacher`, where it runs in this process, or else its
     endpoint. A store of other settings is set aside, that of these is taken up. Raises what `run_label`, `prepare` and
     `run_ask` raise."""
-    record, shelf = None, store_shelf(folder)
+    folder, record, shelf = job.folder, None, store_shelf(job.folder)
     if recipe.teacher.is_local:
         assert teacher is not None
         header, label = store_header(recipe, teacher), partial(run_label, recipe, folder, teacher)
     else:
         keeping, record = prepare(recipe, shelf.folders(), tokenizer, callbacks.on_message)
         header, label = keeping.header, partial(run_ask, recipe, folder, keeping)
-    shelf.claim(header.fingerprint, callbacks.on_message)
-    begin_store(folder, header)
+    if store_key(folder) is None and (folder / "store.json").exists():
+        read_header(folder)  # raises: what is nobody's is not set aside, it may have been paid for
+    key = content_key(header.fingerprint, job.inputs)
+    shelf.claim(key, callbacks.on_message, earlier=header.fingerprint)
+    mark(folder, key)
+    mend_header(folder, header)
     if record is not None:
         keep_record(recipe, folder, record)
-    label(rows, callbacks)
+    label(job.rows, callbacks)
 
 
 def has_targets(recipe: Recipe, folder: Path, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -18,6 +18,7 @@ from limbeck.models.card import Card, is_number, render
 from limbeck.models.generation import joined_ids, tokenizer_ends
 from limbeck.models.weights import CARD_FILE, checked_format, pickle_only
 from limbeck.system.atomic import atomic_dir
+from limbeck.system.sealed import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -92,7 +93,7 @@ def read_card(path: str | Path) -> Card:
             "run` or `limbeck export` wrote; any other model opens with limbeck.open_lm."
         )
     try:
-        values = json.loads((path / CARD_FILE).read_text(encoding="utf-8"))
+        values = read_json(path / CARD_FILE, "Write the artifact again.")
         version = values.pop("version")
         card = Card(**{**values, "lineage": tuple(values["lineage"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from limbeck.errors import MissingExtra
+from limbeck.system.sealed import read_json_or
 
 
 def prepare_torchao(purpose: str) -> None:
@@ -20,9 +21,9 @@ def prepare_torchao(purpose: str) -> None:
 def prepare_for(folder: str) -> None:
     """Make ready for the quantized weights of a folder, where it says that it has any. Raises MissingExtra."""
     try:
-        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config = read_json_or(Path(folder) / "config.json", dict[str, Any]())
         method = config["quantization_config"]["quant_method"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (KeyError, TypeError):
         return
     if method == "torchao":
         prepare_torchao(f"opening {folder}")

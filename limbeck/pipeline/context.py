@@ -11,11 +11,13 @@ from limbeck.data import read_rows
 from limbeck.data.build import data_fingerprint
 from limbeck.label.strip_reasoning import strips_thinking, without_thinking
 from limbeck.models.gguf_import import resolve_model
+from limbeck.models.identity import folder_content, hub_commit, model_content
 from limbeck.models.loading import load_config
 from limbeck.models.open import open_hf
 from limbeck.models.vocabulary import vocab_sizes_told
-from limbeck.recipe import HfTeacher
+from limbeck.recipe import DatasetSource, HfTeacher, JsonSchema, Judge
 from limbeck.store import TraceStore
+from limbeck.system.hashes import FileHashes
 from limbeck.text.tokenizer import load_tokenizer, template_hash, tokenizer_hash
 from limbeck.train.parallel import join_ranks
 from limbeck.types import Vocab
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from limbeck.models.hf import HfLM
     from limbeck.models.vocabulary import VocabSizes
-    from limbeck.recipe import Recipe
+    from limbeck.recipe import Recipe, Verifier
     from limbeck.system.rundir import RunDir
     from limbeck.types import Callbacks, Ranks, Row, Trace
 
@@ -100,6 +102,41 @@ class RunContext:
     def rule_files(self) -> list[str]:
         """Hashes of the files that the rules of curation read."""
         return rule_files(self.recipe)
+
+    @cached_property
+    def hashes(self) -> FileHashes:
+        """Digests of the files of models, kept in the run: a large one is hashed once."""
+        return FileHashes.open(self.path / "hashes.json")
+
+    @cached_property
+    def _contents(self) -> dict[str, dict[str, str]]:
+        """What models and folders are now, by the recipe's names. Looked up once: one run sees one content."""
+        return {}
+
+    def model_content(self, path: str) -> dict[str, str]:
+        """Digest by file of a model that the recipe names, or the commit of a hub id."""
+        if path not in self._contents:
+            self._contents[path] = model_content(path, self.hashes)
+        return self._contents[path]
+
+    def folder_content(self, path: str) -> dict[str, str]:
+        """Digest of a file, or of every file below a folder."""
+        if path not in self._contents:
+            self._contents[path] = folder_content(path, self.hashes)
+        return self._contents[path]
+
+    def verifier_content(self, verifier: Verifier) -> dict[str, str]:
+        """Digest by name of what a verifier reads: a schema, or a judge in this process."""
+        if isinstance(verifier, JsonSchema) and verifier.path is not None:
+            return self.folder_content(verifier.path)
+        return self.model_content(verifier.path) if isinstance(verifier, Judge) and verifier.path else {}
+
+    @cached_property
+    def dataset_content(self) -> dict[str, str]:
+        """The commit of a dataset that the hub holds. Files are in `data_identity`."""
+        source = self.recipe.data.source
+        commit = hub_commit(source.path, "dataset") if isinstance(source, DatasetSource) else None
+        return {source.path: commit} if isinstance(source, DatasetSource) and commit else {}
 
     @cached_property
     def rows(self) -> list[Row]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 import re
 import textwrap
@@ -13,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.config.schema import default_kind, default_section, kinds_of, options_of, sections_of
 from limbeck.config.yaml import dump_yaml
-from limbeck.errors import RecipeError
+from limbeck.errors import RecipeError, StoreError
 from limbeck.recipe import Recipe
+from limbeck.system.sealed import read_json
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -116,7 +116,7 @@ def _billions(student: str) -> float:
     """The size of a model, by its config where that is at hand, else by its name. Raises RecipeError."""
     config = Path(student) / "config.json"
     if config.exists():
-        facts = json.loads(config.read_text())
+        facts = read_json(config, "Give another model, or copy this one anew.")
         width, layers, vocab = (facts.get(key, 0) for key in ("hidden_size", "num_hidden_layers", "vocab_size"))
         wide = facts.get("intermediate_size", 4 * width)
         return max(layers * width * (2.5 * width + 3 * wide) + vocab * width, 1) / 1e9
@@ -162,10 +162,10 @@ def _usual_layers(teacher: str) -> int | None:
     if teacher == DEMO_TEACHER:
         return DEMO_LAYERS
     try:
-        config = json.loads((Path(teacher) / "config.json").read_text())
+        config = read_json(Path(teacher) / "config.json", "")
         layers = config.get("num_hidden_layers") or config.get("n_layer")
         return max(layers * 2 // 3, 1) if isinstance(layers, int) else None
-    except (OSError, ValueError, AttributeError):
+    except StoreError:
         return None
 
 

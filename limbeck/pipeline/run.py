@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from limbeck.check.recipe import check_recipe
 from limbeck.errors import Stopped, StoreError
 from limbeck.pipeline.context import RunContext
+from limbeck.pipeline.inputs import changed
 from limbeck.pipeline.outputs import identity_of
-from limbeck.pipeline.stages import DATA, STAGES, estimate_costs, finished
+from limbeck.pipeline.stages import DATA, STAGES, estimate_costs, finished, is_current
 from limbeck.pipeline.summary import write_summary
 from limbeck.recipe.recipe import dump_recipe
 from limbeck.recipe.rules.check import raise_problems
@@ -22,6 +23,7 @@ from limbeck.system.cost import disk_bytes, measure
 from limbeck.system.ranks import first_rank
 from limbeck.system.refusals import machine_errors
 from limbeck.system.rundir import RunDir, StageRecord
+from limbeck.system.sealed import seal_yaml
 from limbeck.system.signals import interruptible, stop_requests
 from limbeck.train.parallel import refuse_launch
 from limbeck.types import Callbacks
@@ -104,8 +106,8 @@ def _check(context: RunContext) -> None:
     raise_problems(found.problems)
     for warning in found.warnings:
         context.callbacks.on_message(f"warning: {warning.message}")
-    written, text = context.path / "recipe.yaml", dump_recipe(context.recipe)
-    if not written.exists() or written.read_text(encoding="utf-8") != text:
+    written, text = context.path / "recipe.yaml", seal_yaml(dump_recipe(context.recipe))
+    if not written.exists() or written.read_bytes() != text.encode():
         context.run.unfinish()  # the summary is that of another recipe
         atomic_write(written, text)
 
@@ -125,33 +127,51 @@ def _due(stage: Stage, context: RunContext) -> str | None:
     if not stage.needed(context):
         return None
     key, alone = stage.key(context), not (first_rank() or stage.collective)
-    if context.run.is_current(stage.name, key) and (alone or _is_true(stage, context)):
+    if is_current(stage, context) and (alone or _is_true(stage, context)):
         context.callbacks.on_message(f"{stage.name}: nothing changed, skipped")
         return None
+    _tell_changes(stage, context)
     if first_rank():
         context.run.forget(stage.name)
     if not alone:
         return key
-    _await(stage, key, context)
+    _await(stage, context)
     return None
 
 
+def _tell_changes(stage: Stage, context: RunContext) -> None:
+    """Name what has another content under the same name: the recipe shows no difference."""
+    record = context.run.record(stage.name)
+    if record is None or record.fingerprint != stage.key(context) or record.inputs is None:
+        return
+    if names := changed(record.inputs, stage.inputs(context)):
+        context.callbacks.on_message(f"{stage.name}: {names} changed since; it is done again")
+
+
 def _is_true(stage: Stage, context: RunContext) -> bool:
-    """Whether the outputs are those that the stage's record speaks of. A record of an earlier version that says nothing
-    of them is completed."""
+    """Whether the outputs are those that the stage's record speaks of, byte by byte; damage is told. A record of an
+    earlier version that says nothing of outputs or inputs is completed."""
     record = context.run.record(stage.name)
     if record is None or not all(output.exists() for output in stage.outputs(context)):
         return False
     try:
         identity, holds = identity_of(stage.compared(context)), stage.holds(context)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StoreError) as error:
-        logger.info("stage %s: its outputs cannot be read (%s)", stage.name, error)
+        context.callbacks.on_message(f"{stage.name}: {_sentence(error)}; it is made again")
         return False
-    if record.identity not in ("", identity) or not holds:
+    if record.identity not in ("", identity):
+        context.callbacks.on_message(f"{stage.name}: its files are not those that it left; it is made again")
         return False
-    if not record.identity and first_rank():
-        context.run.finish(replace(record, identity=identity))
+    if not holds:
+        return False
+    if first_rank() and (not record.identity or record.inputs is None):
+        context.run.finish(replace(record, identity=identity, inputs=stage.inputs(context)))
     return True
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong, without the advice: it is followed at once."""
+    return str(error).partition(". ")[0].rstrip(".")
 
 
 @contextlib.contextmanager
@@ -163,11 +183,12 @@ def _recorded(stage: Stage, key: str, context: RunContext) -> Iterator[None]:
     logger.info("stage %s took %.1f s", stage.name, cost.seconds)
     if first_rank():
         disk, identity = disk_bytes(*stage.outputs(context)), identity_of(stage.compared(context))
-        context.run.finish(StageRecord(stage.name, key, cost.seconds, cost.peak_bytes, disk, identity))
+        cost_of = cost.seconds, cost.peak_bytes, disk
+        context.run.finish(StageRecord(stage.name, key, *cost_of, identity, stage.inputs(context)))
     else:
-        _await(stage, key, context)
+        _await(stage, context)
 
 
-def _await(stage: Stage, key: str, context: RunContext) -> None:
-    while not context.run.is_current(stage.name, key):
+def _await(stage: Stage, context: RunContext) -> None:
+    while not is_current(stage, context):
         time.sleep(0.2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from limbeck.recipe.recipe import load_run_recipe
 from limbeck.store import TraceStore
 from limbeck.system.cost import disk_bytes
 from limbeck.system.rundir import RunDir
+from limbeck.system.sealed import REMADE, read_json, read_sealed
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
 from limbeck.types import Trace
 
@@ -59,7 +59,7 @@ class TraceView:
 @dataclass(frozen=True)
 class RunView:
     """What a run folder holds. `summary` is summary.json, {} until the run is finished; `training` the newest line of
-    metrics of the student and the twin."""
+    metrics of the student and the twin; `damaged` names the records and lines that are left out."""
 
     path: str
     name: str
@@ -69,6 +69,7 @@ class RunView:
     bytes: dict[str, int]
     training: dict[str, dict[str, Any]] = field(default_factory=dict)
     summary: dict[str, Any] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
 
 
 def show_trace(run: Path, *, row: int = 0, id: str | None = None, top: int = 5) -> TraceView:
@@ -145,35 +146,27 @@ def _decode(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def show_run(run: Path) -> RunView:
-    """Raises RunDirError when `run` is no run folder."""
+    """Raises RunDirError when `run` is no run folder, StoreError when its summary is damaged."""
     recipe = _recipe(run)
-    records = [RunDir(run).record(stage) for stage in NAMES]
+    files = RunDir(run)
+    records = {stage: files.record(stage) for stage in NAMES}
+    damaged = [f"stages/{name}.json" for name, one in records.items() if not one and files.record_file(name).exists()]
     folders = {path.name: disk_bytes(path) for path in sorted(run.iterdir()) if path.is_dir() and path.name != "stages"}
-    training = {who: last for who in ("student", "twin") if (last := _last_line(run / "train" / who / "metrics.jsonl"))}
+    training = {}
+    for who in ("student", "twin"):
+        lines = list(read_sealed(run / "train" / who / "metrics.jsonl"))
+        damaged += [f"line {number} of train/{who}/metrics.jsonl" for number, line in lines if line is None]
+        if last := next((line for _, line in reversed(lines) if isinstance(line, dict)), None):
+            training[who] = last
     summary = run / "summary.json"
     return RunView(
         path=str(run),
         name=recipe.name,
         teacher=name_of(recipe.teacher),
         student=recipe.student.model_dump(exclude_none=True),
-        stages=tuple(record for record in records if record),
+        stages=tuple(record for record in records.values() if record),
         bytes=folders,
         training=training,
-        summary=_read_json(summary) if summary.exists() else {},
+        summary=read_json(summary, REMADE) if summary.exists() else {},
+        damaged=tuple(damaged),
     )
-
-
-def _last_line(file: Path) -> dict[str, Any] | None:
-    for line in reversed(file.read_text().splitlines() if file.exists() else []):
-        try:
-            return json.loads(line)
-        except ValueError:
-            continue
-    return None
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise RunDirError(f"{file} is not readable JSON: {error}. Remove it and run `limbeck run` again.") from error

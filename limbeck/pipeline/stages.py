@@ -18,15 +18,23 @@ from limbeck.evaluate.task_stage import run_tasks, task_files
 from limbeck.export.stage import run_exports
 from limbeck.export.verified import ParityRows
 from limbeck.label.judge import ask_judges
-from limbeck.label.stage import has_targets, store_targets
+from limbeck.label.stage import LabelJob, has_targets, store_targets
 from limbeck.label.strip_reasoning import strips_thinking
 from limbeck.models.open import open_hf
+from limbeck.pipeline.inputs import (
+    curate_inputs,
+    data_inputs,
+    evaluate_inputs,
+    label_inputs,
+    student_inputs,
+    train_inputs,
+)
 from limbeck.pipeline.summary import read_estimate, write_estimate, write_summary
 from limbeck.recipe import OpenAITeacher, name_of_export
 from limbeck.report.page import run_report
 from limbeck.students.build import build_student
 from limbeck.system.atomic import fingerprint, verify_dir
-from limbeck.system.shelf import mark, marked_key
+from limbeck.system.shelf import content_key, mark, marked_key
 from limbeck.train.loop import TrainContext
 from limbeck.train.run import Supervision, train_student, trusts_remote_code
 from limbeck.train.stage import artifact_dtype, claim_training, save_trained, twin_recipe
@@ -41,7 +49,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of a run, done again when `key`, the fingerprint of all that it depends on, is another than before.
+    """One step of a run, done again when `key`, the fingerprint of all that it depends on, is another than before, or
+    the content of `inputs`: what the recipe names, models above all, with a digest by name.
 
     `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished. So do those of
     `essence` (all outputs, where it is None) when they are not what the stage's record says, and `holds` when it finds
@@ -54,6 +63,7 @@ class Stage:
     key: Callable[[RunContext], str]
     outputs: Callable[[RunContext], tuple[Path, ...]]
     run: Callable[[RunContext], object]
+    inputs: Callable[[RunContext], dict[str, str]] = lambda _: {}
     needed: Callable[[RunContext], bool] = lambda _: True
     holds: Callable[[RunContext], bool] = lambda _: True
     essence: Callable[[RunContext], tuple[Path, ...]] | None = None
@@ -121,8 +131,7 @@ def _has_targets(context: RunContext) -> bool:
 def _label(context: RunContext) -> None:
     store_targets(
         context.recipe,
-        context.path / "traces",
-        _labelled(context),
+        LabelJob(context.path / "traces", _labelled(context), label_inputs(context)),
         teacher=context.local_teacher,
         tokenizer=context.tokenizer,
         callbacks=context.callbacks,
@@ -140,8 +149,8 @@ def _curate(context: RunContext) -> None:
         context.path / "curate",
         candidates_of(items, context.rows, context.tokenizer),
         ask=ask_judges(context.callbacks.on_message),
-        on_progress=context.callbacks.on_progress,
-        stop_asked=context.callbacks.stop_asked,
+        content_of=context.verifier_content,
+        callbacks=context.callbacks,
     )
 
 
@@ -183,7 +192,8 @@ def _supervision(context: RunContext) -> Supervision:
 def _train(context: RunContext, role: str) -> None:
     recipe, twin, told = context.recipe, role == "twin", context.callbacks
     out, start, name = context.path / "train" / role, context.path / "student", "twin" if twin else "train"
-    if claim_training(out, train_fingerprint(context, role), context.ranks, told.on_message):
+    key, inputs = train_fingerprint(context, role), train_inputs(context)
+    if claim_training(out, key, inputs, context.ranks, told.on_message):
         return
     trained = train_student(
         twin_recipe(recipe, out.with_name("student")) if twin else recipe,
@@ -198,7 +208,8 @@ def _train(context: RunContext, role: str) -> None:
 
 def _has_trained(context: RunContext, role: str) -> bool:
     out = context.path / "train" / role
-    return marked_key(out) == train_fingerprint(context, role) and verify_dir(out / "artifact") is None
+    key = train_fingerprint(context, role)
+    return marked_key(out) in (key, content_key(key, train_inputs(context)))
 
 
 def evaluate_fingerprint(context: RunContext) -> str:
@@ -215,9 +226,9 @@ def _artifacts(context: RunContext) -> dict[str, Path]:
 
 def _evaluate(context: RunContext) -> None:
     folder, artifacts = context.path / "evaluate", _artifacts(context)
-    shelf = evaluation_shelf(folder)
-    shelf.claim(evaluate_fingerprint(context), context.callbacks.on_message)
-    mark(folder, evaluate_fingerprint(context))
+    shelf, key = evaluation_shelf(folder), content_key(evaluate_fingerprint(context), evaluate_inputs(context))
+    shelf.claim(key, context.callbacks.on_message)
+    mark(folder, key)
     if verify_dir(folder) is not None:  # not sealed yet
         _score(context, artifacts, shelf.folders())
     put_scores(folder, artifacts)
@@ -262,7 +273,7 @@ def _report(context: RunContext) -> None:
     run_report(context.path)
 
 
-DATA = Stage("data", data_fingerprint, _in("data"), _data)
+DATA = Stage("data", data_fingerprint, _in("data"), _data, inputs=data_inputs)
 
 STAGES = (
     DATA,
@@ -271,6 +282,7 @@ STAGES = (
         label_fingerprint,
         _in("traces"),
         _label,
+        inputs=label_inputs,
         needed=lambda context: context.has_labels,
         holds=_has_targets,
         saves=True,
@@ -280,18 +292,20 @@ STAGES = (
         curate_fingerprint,
         _in("curate"),
         _curate,
+        inputs=curate_inputs,
         needed=lambda context: bool(context.recipe.curate),
         essence=_in("curate/kept.json", "curate/rejected.parquet", "curate/pass_rates.json", "curate/summary.json"),
         saves=True,
     ),
-    Stage("student", student_fingerprint, _in("student"), _student),
+    Stage("student", student_fingerprint, _in("student"), _student, inputs=student_inputs),
     Stage(
         "train",
         partial(train_fingerprint, role="student"),
         _in("train/student"),
         partial(_train, role="student"),
+        inputs=train_inputs,
         holds=partial(_has_trained, role="student"),
-        essence=_in("train/student/artifact"),
+        essence=_in("train/student/artifact", "train/student/state.json"),
         collective=True,
         saves=True,
     ),
@@ -300,9 +314,10 @@ STAGES = (
         partial(train_fingerprint, role="twin"),
         _in("train/twin"),
         partial(_train, role="twin"),
+        inputs=train_inputs,
         needed=lambda context: context.recipe.train.twin,
         holds=partial(_has_trained, role="twin"),
-        essence=_in("train/twin/artifact"),
+        essence=_in("train/twin/artifact", "train/twin/state.json"),
         collective=True,
         saves=True,
     ),
@@ -311,9 +326,17 @@ STAGES = (
         evaluate_fingerprint,
         _in("evaluate"),
         _evaluate,
+        inputs=evaluate_inputs,
         holds=lambda context: scores_are_put(context.path / "evaluate", _artifacts(context)),
     ),
-    Stage("export", export_fingerprint, _exported, _export, needed=lambda context: bool(context.recipe.export)),
+    Stage(
+        "export",
+        export_fingerprint,
+        _exported,
+        _export,
+        inputs=train_inputs,
+        needed=lambda context: bool(context.recipe.export),
+    ),
     # Cheap, and its page shows what all the others left: written anew each time.
     Stage("report", lambda _: fingerprint(), _in("report.html"), _report, holds=lambda _: False),
 )
@@ -322,7 +345,16 @@ STAGES = (
 def finished(stages: Sequence[Stage], context: RunContext) -> tuple[str, ...]:
     """Names of the stages that are finished for this recipe: a folder may hold results of others."""
     needed = [stage for stage in stages if stage.needed(context)]
-    return tuple(stage.name for stage in needed if context.run.is_current(stage.name, stage.key(context)))
+    return tuple(stage.name for stage in needed if is_current(stage, context))
+
+
+def is_current(stage: Stage, context: RunContext) -> bool:
+    """Whether the stage finished with exactly this recipe and this content of what it names. Records of earlier
+    versions say nothing of contents."""
+    record = context.run.record(stage.name)
+    if record is None or record.fingerprint != stage.key(context):
+        return False
+    return record.inputs is None or record.inputs == stage.inputs(context)
 
 
 NAMES = tuple(stage.name for stage in STAGES)

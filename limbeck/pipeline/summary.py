@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from importlib import metadata
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from limbeck.system.atomic import atomic_write
+from limbeck.system.sealed import REMADE, read_json, read_json_or, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,20 +26,18 @@ PACKAGES = ("limbeck", "torch", "transformers", "tokenizers", "safetensors", "py
 def read_estimate(run: RunDir, key: str) -> dict[str, Any] | None:
     """The estimate made for this recipe, or None."""
     path = run.path / "estimate.json"
-    if not path.exists():
-        return None
-    stored = json.loads(path.read_text())
-    return stored["stages"] if stored["key"] == key else None
+    stored = read_json_or(path, dict[str, Any]())
+    return stored.get("stages") if stored.get("key") == key else None
 
 
 def write_estimate(run: RunDir, key: str, stages: dict[str, Any]) -> None:
-    atomic_write(run.path / "estimate.json", json.dumps({"key": key, "stages": stages}, indent=1))
+    write_json(run.path / "estimate.json", {"key": key, "stages": stages})
 
 
 def write_summary(recipe: Recipe, run: RunDir, names: Sequence[str]) -> dict[str, Any]:
     """Gather the summary from what the stages of these names left, write it, and return it. The others may have left
     results of other recipes."""
-    estimated = _read(run.path / "estimate.json").get("stages", {})
+    estimated = read_json_or(run.path / "estimate.json", dict[str, Any]()).get("stages", {})
     stages: dict[str, Any] = {}
     for name in names:
         record = run.record(name)
@@ -60,12 +57,12 @@ def write_summary(recipe: Recipe, run: RunDir, names: Sequence[str]) -> dict[str
         "data": _read(run.path / "data" / "summary.json"),
         "environment": environment(),
     }
-    atomic_write(run.path / "summary.json", json.dumps(summary, indent=1))
+    write_json(run.path / "summary.json", summary)
     return summary
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path, REMADE) if path.exists() else {}
 
 
 def environment() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator
 from limbeck.config.load import load_tree, load_written_tree, override_tree, read_tree, validate
 from limbeck.config.schema import Section, UsualKind
 from limbeck.config.yaml import dump_yaml
+from limbeck.errors import RecipeError
 from limbeck.recipe.curate import CurateRule
 from limbeck.recipe.data import Data
 from limbeck.recipe.evaluate import Evaluate
@@ -23,6 +24,7 @@ from limbeck.recipe.teacher import HfTeacher, Teacher
 from limbeck.recipe.trace import TraceSection
 from limbeck.recipe.train import Train
 from limbeck.system.atomic import fingerprint
+from limbeck.system.sealed import yaml_wrong
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,8 +101,11 @@ def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
 
 def load_run_recipe(run: Path) -> Recipe:
     """RUN/recipe.yaml, which Limbeck wrote: by an earlier version perhaps, when keys had other names. Raises
-    RecipeError."""
-    return load_written_tree(Recipe, run / "recipe.yaml")
+    RecipeError, for a damaged one too."""
+    file = run / "recipe.yaml"
+    if file.is_file() and (problem := yaml_wrong(file)):
+        raise RecipeError(problem)
+    return load_written_tree(Recipe, file)
 
 
 def dump_recipe(recipe: Recipe) -> str:

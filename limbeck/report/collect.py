@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from limbeck.errors import RunDirError
+from limbeck.errors import RunDirError, StoreError
 from limbeck.report.format import number
+from limbeck.system.sealed import read_json, read_sealed, yaml_wrong
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 ROLES = ("student", "twin")
 MODELS = ("teacher", *ROLES)
@@ -93,6 +96,9 @@ def _text(path: Path, gaps: list[str]) -> str:
     if not path.exists():
         gaps.append(f"{path.name} is missing.")
         return ""
+    if yaml_wrong(path):
+        gaps.append(f"{path.name} is damaged; what it held is not shown.")
+        return ""
     return path.read_text(encoding="utf-8", errors="replace")
 
 
@@ -106,17 +112,15 @@ def _recipe(text: str, gaps: list[str]) -> dict[str, Any]:
 
 
 def _json(path: Path, kind: type, gaps: list[str]) -> Any:
-    """The file's content if it is of this kind, else an empty one. A file that was never written is no gap."""
+    """The file's content if it is as it was written, else an empty one. A file that was never written is no gap."""
     if not path.exists():
         return kind()
     try:
-        content = json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except ValueError:
-        content = None
-    if not isinstance(content, kind):
+        return read_json(path, "It is not shown.", kind)
+    except StoreError as error:
+        logger.info("%s", error)
         gaps.append(f"{path.name} is damaged; what it held is not shown.")
         return kind()
-    return content
 
 
 def _curve(path: Path, gaps: list[str]) -> Curve | None:
@@ -126,24 +130,14 @@ def _curve(path: Path, gaps: list[str]) -> Curve | None:
     steps: list[float] = []
     values: dict[str, list[float | None]] = {name: [] for name in CURVES}
     broken = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            line = _line(text)
-            step = number(line.get("step"))
-            if step is None:
-                broken += 1
-                continue
-            steps.append(step)
-            for name in CURVES:
-                values[name].append(number(line.get(name)))
+    for _, line in read_sealed(path):
+        step = number(line.get("step")) if isinstance(line, dict) else None
+        if step is None:
+            broken += 1
+            continue
+        steps.append(step)
+        for name in CURVES:
+            values[name].append(number(line.get(name)))
     if broken:
         gaps.append(f"{broken} of {broken + len(steps)} lines of {path.parent.name}/{path.name} could not be read.")
     return Curve(steps, values) if steps else None
-
-
-def _line(text: str) -> dict[str, Any]:
-    try:
-        line = json.loads(text)
-    except ValueError:
-        return {}
-    return line if isinstance(line, dict) else {}

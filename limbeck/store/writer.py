@@ -23,7 +23,9 @@ import pyarrow.parquet as pq
 from limbeck.errors import StoreError
 from limbeck.store.header import SCHEMA, VERSION, StoreHeader
 from limbeck.system.atomic import atomic_path, atomic_write, sha256_file
-from limbeck.system.jsonl import append_durably, json_line, read_values
+from limbeck.system.jsonl import append_durably
+from limbeck.system.sealed import read_json, read_sealed, sealed_line, write_json
+from limbeck.system.shelf import marked_key
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -33,28 +35,55 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HEAL = "Run `limbeck label` (or `run`) with the same recipe again: what is damaged is made anew, and nothing else."
+
 
 def read_header(path: Path) -> StoreHeader:
     """Raises StoreError when there is no store or one of another version."""
     file = path / "store.json"
     if not file.exists():
         raise StoreError(f"there is no trace store at {path} (store.json is missing). Make one with `limbeck label`.")
+    facts = read_json(file, HEAL)
+    if facts.get("version") != VERSION:
+        raise StoreError(
+            f"{path} is a store of version {facts.get('version')}; this Limbeck reads version {VERSION}. "
+            "Move it away and label again."
+        )
     try:
-        facts = json.loads(file.read_text())
-        if facts["version"] != VERSION:
-            raise StoreError(
-                f"{path} is a store of version {facts['version']}; this Limbeck reads version {VERSION}. "
-                "Move it away and label again."
-            )
         return StoreHeader(**facts)
-    except (ValueError, TypeError, KeyError) as error:
+    except TypeError as error:
         raise StoreError(f"{file} is not a store header: {error}. Move {path} away and label again.") from error
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """Finished shards, in order of their number. A last line that a kill cut short does not count."""
-    entries = {entry["shard"]: entry for entry in read_values(path / "manifest.jsonl")}
-    return [entries[shard] for shard in sorted(entries)]
+    """Finished shards, in order of their number. A last line that a kill cut short does not count. Raises StoreError
+    when another one is damaged: nobody knows of which shard it was."""
+    entries, damaged = _manifest(path)
+    if damaged:
+        raise StoreError(f"line {damaged[0]} of {path / 'manifest.jsonl'} is damaged. {HEAL}")
+    return entries
+
+
+def _manifest(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
+    """The entries that can be believed, and the numbers of lines that cannot."""
+    entries, damaged = dict[int, dict[str, Any]](), []
+    for number, entry in read_sealed(path / "manifest.jsonl"):
+        match entry:
+            case {"shard": int(shard), "traces": int(), "positions": int(), "files": dict(files)} if all(
+                isinstance(facts, dict) and {"bytes", "sha256"} <= facts.keys() for facts in files.values()
+            ):
+                entries[shard] = entry
+            case _:
+                damaged.append(number)
+    return [entries[shard] for shard in sorted(entries)], damaged
+
+
+def mend_manifest(path: Path) -> list[int]:
+    """Take damaged lines out of the manifest, so that their shards are made again; returns their numbers."""
+    entries, damaged = _manifest(path)
+    if damaged:
+        atomic_write(path / "manifest.jsonl", b"".join(map(sealed_line, entries)))
+    return damaged
 
 
 def damaged_shards(path: Path, entries: Sequence[dict[str, Any]]) -> dict[int, str]:
@@ -82,15 +111,48 @@ def holds_rows(path: Path, rows: Iterable[str]) -> bool:
 
 
 def read_plan(path: Path) -> list[list[str]]:
-    """The ids of each shard's rows; [] before there is a plan."""
+    """The ids of each shard's rows; [] before there is a plan. Raises StoreError when it is damaged."""
     file = path / "plan.json"
-    return json.loads(file.read_text()) if file.exists() else []
+    if not file.exists():
+        return []
+    found = read_json(file, HEAL, object)
+    plan = found.get("shards") if isinstance(found, dict) else found  # earlier versions wrote the bare list
+    if not isinstance(plan, list) or not all(isinstance(row, str) for shard in plan for row in shard):
+        raise StoreError(f"{file} is no plan of shards. {HEAL}")
+    return plan
+
+
+def _mended_plan(path: Path, shards: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The plan; where it is damaged, that which the same rows have now, if the finished shards fit into it. Else the
+    rows of finished shards stay together, and all others are planned anew."""
+    try:
+        return read_plan(path)
+    except StoreError as error:
+        logger.info("%s", error)
+    made = {entry["shard"]: _rows_of(path, entry["shard"]) for entry in read_manifest(path)}
+    plan = [list(shard) for shard in shards]
+    if not all(number < len(plan) and rows.keys() <= set(plan[number]) for number, rows in made.items()):
+        plan = [list(made.get(number, ())) for number in range(max(made) + 1)]
+    _write_plan(path, plan)
+    return plan
+
+
+def _rows_of(path: Path, shard: int) -> dict[str, None]:
+    """The rows of a finished shard, those without a usable reply too, in their order."""
+    file = path / f"shard-{shard:05d}.parquet"
+    answered = pq.read_table(file, columns=["row_id"]).column("row_id").to_pylist() if file.exists() else []
+    failed = [line.get("row") for line in Failures.open(path / "failed.jsonl").lines if line["shard"] == shard]
+    return dict.fromkeys(row for row in [*answered, *failed] if isinstance(row, str))
+
+
+def _write_plan(path: Path, plan: list[list[str]]) -> None:
+    write_json(path / "plan.json", {"shards": plan})
 
 
 def store_key(path: Path) -> str | None:
-    """The fingerprint of a store's header; None where there is none that can be read."""
+    """The key that a store was marked with, or else the fingerprint of its header; None where neither can be read."""
     try:
-        return read_header(path).fingerprint
+        return marked_key(path) or read_header(path).fingerprint
     except StoreError:
         return None
 
@@ -98,16 +160,26 @@ def store_key(path: Path) -> str | None:
 def store_progress(path: Path) -> tuple[int, ...]:
     """How much a store holds: traces, and bytes of replies that were paid for."""
     journal = path / "journal.jsonl"
-    return sum(entry["traces"] for entry in read_manifest(path)), journal.stat().st_size if journal.exists() else 0
+    return sum(entry["traces"] for entry in _manifest(path)[0]), journal.stat().st_size if journal.exists() else 0
 
 
 def begin_store(path: Path, header: StoreHeader) -> None:
     """Say in a new store whose it is, before anything else is written into it. Raises StoreError when the store is that
     of another header."""
     if not (path / "store.json").exists():
-        atomic_write(path / "store.json", json.dumps(asdict(header), indent=1))
+        write_json(path / "store.json", asdict(header))
     elif read_header(path).fingerprint != header.fingerprint:
         raise StoreError(f"{path} holds traces of another teacher, target or sampling; they cannot be mixed.")
+
+
+def mend_header(path: Path, header: StoreHeader) -> None:
+    """Write the header again where it is damaged. The caller knows, from the store's mark, that it was this one."""
+    try:
+        read_header(path)
+    except StoreError as error:
+        logger.info("%s", error)
+        (path / "store.json").unlink(missing_ok=True)
+        begin_store(path, header)
 
 
 class StoreWriter:
@@ -125,7 +197,8 @@ class StoreWriter:
         """`shards` says which rows belong together in a new store; in one that exists, see `want`. Raises StoreError
         when the header differs."""
         begin_store(path, header)
-        writer = cls(path, header, read_plan(path), {entry["shard"] for entry in read_manifest(path)})
+        mend_manifest(path)
+        writer = cls(path, header, _mended_plan(path, shards), {entry["shard"] for entry in read_manifest(path)})
         writer.want(shards)
         writer._sweep()
         return writer
@@ -144,7 +217,7 @@ class StoreWriter:
         fresh = [shard for shard in fresh if shard]
         if fresh or not (self.path / "plan.json").exists():
             self.plan += fresh
-            atomic_write(self.path / "plan.json", json.dumps(self.plan))
+            _write_plan(self.path, self.plan)
 
     def _wants(self, shard: Sequence[str]) -> bool:
         return self._wanted.issuperset(shard)
@@ -170,13 +243,14 @@ class StoreWriter:
         if gone:
             logger.info("%s: %d shards are made again", self.path, len(gone))
             kept = [entry for entry in read_manifest(self.path) if entry["shard"] not in gone]
-            atomic_write(self.path / "manifest.jsonl", b"".join(map(json_line, kept)))
+            atomic_write(self.path / "manifest.jsonl", b"".join(map(sealed_line, kept)))
             self.done -= gone
             self._sweep()
 
     def pending(self) -> list[tuple[int, list[str]]]:
         """Those of which every row is wanted, by number."""
-        return [(shard, rows) for shard, rows in enumerate(self.plan) if shard not in self.done and self._wants(rows)]
+        undone = ((shard, rows) for shard, rows in enumerate(self.plan) if shard not in self.done)
+        return [(shard, rows) for shard, rows in undone if rows and self._wants(rows)]
 
     def commit(self, shard: int, traces: Sequence[Trace], records: Sequence[bytes]) -> None:
         """Make a shard real: both files are written, fsynced and renamed, then its manifest line is appended."""
@@ -203,7 +277,7 @@ class StoreWriter:
             "tokens": sum(len(trace.ids) for trace in traces),
             "files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_file(file)} for file in files},
         }
-        append_durably(self.path / "manifest.jsonl", json_line(entry))
+        append_durably(self.path / "manifest.jsonl", sealed_line(entry))
         self.done.add(shard)
 
 
@@ -228,14 +302,22 @@ class Failures:
     """Rows without a usable reply: STORE/failed.jsonl, one line each, in the order of the shards that lack them.
 
     A shard's lines are written before the shard is: `keep` takes away what a kill left of a shard that is not there.
+    `damaged` are the numbers of lines that cannot be believed.
     """
 
     path: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[int] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path) -> Failures:
-        return cls(path, list(read_values(path)))
+        found = cls(path)
+        for number, line in read_sealed(path):
+            if isinstance(line, dict) and isinstance(line.get("shard"), int):
+                found.lines.append(line)
+            else:
+                found.damaged.append(number)
+        return found
 
     def shards(self) -> set[int]:
         """Numbers of the shards in which something is missing."""
@@ -245,11 +327,11 @@ class Failures:
         """Take away the lines of shards that are not there."""
         kept = [line for line in self.lines if line["shard"] in done]
         if self.path.exists():
-            atomic_write(self.path, b"".join(map(json_line, kept)))
+            atomic_write(self.path, b"".join(map(sealed_line, kept)))
         self.lines = kept
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append, durably. Raises BudgetError when the disk is full."""
         if lines:
-            append_durably(self.path, b"".join(map(json_line, lines)))
+            append_durably(self.path, b"".join(map(sealed_line, lines)))
             self.lines += lines

@@ -111,15 +111,15 @@ def read_values(path: Path) -> Iterator[Any]:
 
 
 def json_line(value: Any) -> bytes:
-    return _text(value, (", ", ": ")) + b"\n"
+    return json_text(value) + b"\n"
 
 
 def compact_line(value: Any) -> bytes:
     """A number that JSON does not have (NaN, an infinity) becomes null."""
     try:
-        return _text(value, (",", ":"), allow_nan=False) + b"\n"
+        return json_text(value, separators=(",", ":"), allow_nan=False) + b"\n"
     except ValueError:
-        return _text(_finite(value), (",", ":"), allow_nan=False) + b"\n"
+        return json_text(_finite(value), separators=(",", ":"), allow_nan=False) + b"\n"
 
 
 def _finite(value: Any) -> Any:
@@ -132,7 +132,7 @@ def _finite(value: Any) -> Any:
 
 def checked_line(entry: Any) -> bytes:
     """Raises ValueError for a number that JSON does not have."""
-    text = _text(entry, (",", ":"), allow_nan=False)
+    text = json_text(entry, separators=(",", ":"), allow_nan=False)
     return CHECKED % zlib.crc32(text) + text + b"}\n"
 
 
@@ -142,12 +142,13 @@ def read_checked(line: bytes) -> Any | None:
     return json.loads(text) if line == CHECKED % zlib.crc32(text) + text + b"}\n" else None
 
 
-def _text(value: Any, separators: tuple[str, str], *, allow_nan: bool = True) -> bytes:
-    """Half characters, which JSON can smuggle in and UTF-8 does not have, are written as escapes."""
+def json_text(value: Any, **form: Any) -> bytes:
+    """As `json.dumps` with the settings `form`. Half characters, which JSON can smuggle in and UTF-8 does not have, are
+    written as escapes."""
     try:
-        return json.dumps(value, ensure_ascii=False, separators=separators, allow_nan=allow_nan).encode()
+        return json.dumps(value, ensure_ascii=False, **form).encode()
     except UnicodeEncodeError:
-        return json.dumps(value, separators=separators, allow_nan=allow_nan).encode()
+        return json.dumps(value, **form).encode()
 
 
 def _whole_bytes(path: Path) -> int:

@@ -15,15 +15,15 @@ RUN/summary.json RUN/report.html
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import RunDirError
-from limbeck.system.atomic import atomic_write, fsync_dir, sweep_tree
+from limbeck.system.atomic import fsync_dir, sweep_tree
 from limbeck.system.lock import holder_of, try_lock
+from limbeck.system.sealed import read_json_or, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +36,9 @@ ROOMS = ("stages", "data", "traces*", "curate", "student", "train", "evaluate*",
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a finished stage leaves behind: `fingerprint` of its inputs, what it cost, and `identity` of its outputs, as
-    they say themselves ("" in records of earlier versions)."""
+    """What a finished stage leaves behind: `fingerprint` of what it depends on, what it cost, `identity` of its
+    outputs, as they say themselves, and a digest by name of the `inputs` that the recipe names. Records of earlier
+    versions have neither: "" and None."""
 
     name: str
     fingerprint: str
@@ -45,6 +46,7 @@ class StageRecord:
     peak_bytes: int
     disk_bytes: int
     identity: str = ""
+    inputs: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,16 @@ class RunDir:
         finally:
             lock.release()
 
+    def record_file(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
+
     def record(self, stage: str) -> StageRecord | None:
-        path = self.path / "stages" / f"{stage}.json"
-        if not path.exists():
-            return None
+        """None where there is none that can be believed: the stage counts as not done."""
+        path = self.record_file(stage)
+        facts = read_json_or(path, dict[str, Any]())
         try:
-            return StageRecord(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
+            return StageRecord(**facts) if facts else None
+        except TypeError as error:
             logger.info("%s cannot be read (%s): the stage counts as not done", path, error)
             return None
 
@@ -92,12 +97,12 @@ class RunDir:
         return record is not None and record.fingerprint == fingerprint
 
     def finish(self, record: StageRecord) -> None:
-        atomic_write(self.path / "stages" / f"{record.name}.json", json.dumps(asdict(record), indent=1))
+        write_json(self.record_file(record.name), asdict(record))
 
     def forget(self, stage: str) -> None:
         """Make a finished stage unfinished, durably, and with it the run: before any of its outputs is touched."""
         self.unfinish()
-        _remove(self.path / "stages" / f"{stage}.json")
+        _remove(self.record_file(stage))
 
     def unfinish(self) -> None:
         """Take the summary away: it is not true of what comes now."""

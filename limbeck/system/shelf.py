@@ -10,17 +10,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from limbeck.system.atomic import atomic_write, fsync_dir
+from limbeck.system.atomic import atomic_write, fingerprint, fsync_dir
+from limbeck.system.sealed import line_value, sealed_line
 
 logger = logging.getLogger(__name__)
 
 MARKER = "fingerprint"
-KEY = re.compile(r"[0-9a-f]{16}")
+KEY = re.compile(rb"[0-9a-f]{16}")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ class Shelf:
         beside = sorted(self.folder.parent.glob(f"{self.folder.name}-*"))
         return [path for path in (self.folder, *beside) if path.is_dir()]
 
-    def claim(self, key: str, on_message: Callable[[str], None]) -> None:
+    def claim(self, key: str, on_message: Callable[[str], None], *, earlier: str | None = None) -> None:
         """Make FOLDER that of these settings: what is theirs is taken up, what is not is set aside first. The folder
-        may be missing afterwards, or hold nothing yet. The stage's record must be forgotten by then."""
-        mine = [path for path in self.folders() if self.key_of(path) == key]
+        may be missing afterwards, or hold nothing yet. The stage's record must be forgotten by then. `earlier` is the
+        key that an earlier version gave them."""
+        mine = [path for path in self.folders() if self.key_of(path) in {key, earlier} - {None}]
         found = max(mine, key=self.progress, default=None)  # of equals the first: the folder itself
         if found == self.folder:
             return
@@ -69,16 +71,26 @@ class Shelf:
         fsync_dir(new.parent)
 
 
+def content_key(key: str, inputs: Mapping[str, str]) -> str:
+    """The key of settings together with the content of what they name (digests by name)."""
+    return fingerprint(key, dict(inputs)) if inputs else key
+
+
 def marked_key(folder: Path) -> str | None:
-    """The key that `mark` wrote into a folder; None where there is none."""
+    """The key that `mark` wrote into a folder; None where there is none. Earlier versions wrote it bare."""
     try:
-        found = (folder / MARKER).read_text(encoding="ascii")
-    except (OSError, ValueError):
+        text = (folder / MARKER).read_bytes()
+    except OSError:
         return None
-    return found if KEY.fullmatch(found) else None
+    if KEY.fullmatch(text):
+        return text.decode()
+    lines = [line_value(line) for line in text.splitlines()]
+    return next((str(line["key"]) for line in lines if isinstance(line, dict) and "key" in line), None)
 
 
 def mark(folder: Path, key: str) -> None:
-    """Say whose results a folder will hold, before anything else is written into it."""
-    if marked_key(folder) != key:
-        atomic_write(folder / MARKER, key)
+    """Say whose results a folder will hold, before anything else is written into it. It is said twice: results are
+    dear, and nobody would know whose they are if it could not be read."""
+    text = 2 * sealed_line({"key": key})
+    if not (folder / MARKER).exists() or (folder / MARKER).read_bytes() != text:
+        atomic_write(folder / MARKER, text)

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from limbeck.errors import StoreError
 from limbeck.system.atomic import atomic_dir, sweep_all, verify_dir
+from limbeck.system.sealed import read_json
 from limbeck.train.parallel import assign, barrier, full
 from limbeck.types import Cursor
 
@@ -157,4 +158,4 @@ def _restore(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) ->
         else:
             optimizer.state[param][key] = torch.zeros_like(param)
             assign(optimizer.state[param][key], value)
-    return FitState.from_json(json.loads((path / "state.json").read_text()))
+    return FitState.from_json(read_json(path / "state.json", "Remove this checkpoint: the one before is used."))

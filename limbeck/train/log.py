@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING
 
 from limbeck.system.atomic import atomic_write
-from limbeck.system.jsonl import LineFile, json_line, whole_lines
+from limbeck.system.jsonl import LineFile
 from limbeck.system.refusals import disk_errors
+from limbeck.system.sealed import line_value, sealed_line, sealed_lines
 from limbeck.train.trackers import TrackedJob, Trackers, job_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from limbeck.recipe import Train
@@ -26,8 +27,7 @@ class MetricsWriter:
             return
         path = out / "metrics.jsonl"
         out.mkdir(parents=True, exist_ok=True)
-        lines = [line for _, line in whole_lines(path)] if path.exists() else []
-        atomic_write(path, b"".join(line for line in lines if json.loads(line)["step"] <= step))
+        atomic_write(path, b"".join(_lines_until(step, path)))
         if settings.all_trackers:
             name = f"{out.parent.parent.name}-{out.name}"  # RUN/train/student
             job = TrackedJob(name, out, step, job_id(out, step), settings.model_dump(mode="json"))
@@ -46,7 +46,7 @@ class MetricsWriter:
             "tokens_per_second": round(rate, 1),
         }
         with disk_errors(self._file.path):
-            self._file.append(json_line(line))
+            self._file.append(sealed_line(line))
         if self._trackers is not None:
             self._trackers.log(state.step, {**values, "tokens_per_second": rate})
 
@@ -61,3 +61,13 @@ class MetricsWriter:
             self._file.close()
         if self._trackers is not None:
             self._trackers.finish()
+
+
+def _lines_until(step: int, path: Path) -> Iterator[bytes]:
+    """As they are: a line that is damaged stays, and whoever reads it says so."""
+    for line in sealed_lines(path) if path.exists() else ():
+        value = line_value(line)
+        number = value.get("step") if isinstance(value, dict) else None
+        if isinstance(number, int) and number > step:
+            return
+        yield line.rstrip(b"\n") + b"\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -14,8 +13,8 @@ from limbeck.models.hf import head_layer
 from limbeck.models.loading import load_model
 from limbeck.recipe import PretrainedStudent, Recipe
 from limbeck.store import TraceStore
-from limbeck.system.atomic import atomic_write
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
+from limbeck.system.sealed import write_json
 from limbeck.text.tokenizer import load_tokenizer
 from limbeck.train import sources
 from limbeck.train.checkpoint import FitState, model_tensors
@@ -82,7 +81,7 @@ def train_student(
         student.get_decoder().compile(dynamic=True)
     state = fit(distiller, source, train, context)
     if context.ranks.is_first:
-        atomic_write(context.out / "state.json", json.dumps(state.as_json()))
+        write_json(context.out / "state.json", state.as_json())
     if context.ranks.kind == "fsdp2":
         weights = model_tensors(student)  # a collective: every rank takes part
         if context.ranks.is_first:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,7 +13,9 @@ from limbeck.models.gguf_import import model_licence
 from limbeck.recipe import StepsBudget, name_of
 from limbeck.system.atomic import verify_dir
 from limbeck.system.device import pick_device, resolve_dtype
-from limbeck.system.shelf import Shelf, mark, marked_key
+from limbeck.system.sealed import REMADE, read_json, read_json_or
+from limbeck.system.shelf import Shelf, content_key, mark, marked_key
+from limbeck.train.checkpoint import FitState
 from limbeck.train.parallel import agree
 
 if TYPE_CHECKING:
@@ -39,22 +40,25 @@ def _training_progress(out: Path) -> tuple[int, ...]:
     return int((out / "artifact").exists()), max(steps, default=-1)
 
 
-def claim_training(out: Path, key: str, ranks: Ranks, on_message: Callable[[str], None]) -> bool:
-    """Make `out` the folder of the training with this key: that of another one is set aside, what was there of this one
-    is taken up. Returns whether it is finished, with a sound artifact. All ranks call it, and none goes on before the
-    folder is there."""
+def claim_training(
+    out: Path, key: str, inputs: dict[str, str], ranks: Ranks, on_message: Callable[[str], None]
+) -> bool:
+    """Make `out` the folder of the training with this key and this content of `inputs`: that of another one is set
+    aside, what was there of this one is taken up. Returns whether it is finished, with a sound artifact. All ranks call
+    it, and none goes on before the folder is there."""
     finished = False
     if ranks.is_first:
-        training_shelf(out).claim(key, on_message)
-        mark(out, key)
-        finished = (out / "state.json").exists() and verify_dir(out / "artifact") is None
+        earlier = key if marked_key(out) == key else None  # what lies beside may be of another content
+        training_shelf(out).claim(content_key(key, inputs), on_message, earlier=earlier)
+        mark(out, content_key(key, inputs))
+        finished = bool(read_json_or(out / "state.json", dict[str, Any]())) and verify_dir(out / "artifact") is None
     return agree(finished, False, ranks)[0]
 
 
 def twin_recipe(recipe: Recipe, student: Path) -> Recipe:
     """The twin takes as many steps as the student in the folder `student` took, whatever the budget was."""
-    steps = json.loads((student / "state.json").read_text())["step"]
-    budget = StepsBudget(kind="steps", steps=steps)
+    state = FitState.from_json(read_json(student / "state.json", REMADE))
+    budget = StepsBudget(kind="steps", steps=state.step)
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"budget": budget})})
 
 

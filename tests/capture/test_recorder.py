@@ -21,7 +21,7 @@ import pytest
 from limbeck.capture.exchange import Frame, pack, record_of, take
 from limbeck.capture.recorder_link import is_sampled
 from limbeck.errors import CaptureError
-from limbeck.system.jsonl import compact_line
+from limbeck.system.sealed import sealed_line
 from limbeck.text.redact import make_redactor
 from tests.capture.conftest import KEY, chat, post, status_of
 from tests.endpoint import fake_answers as up
@@ -110,7 +110,7 @@ def test_what_is_no_exchange(asked, answer, meta):
 
 
 def test_half_characters_and_line_ends_stay_on_their_line():
-    line = compact_line(record(chat("\ud800 \u2028 \n"), up.completion(chat(), "é")))
+    line = sealed_line(record(chat("\ud800 \u2028 \n"), up.completion(chat(), "é")))
     assert line.count(b"\n") == 1 and line.endswith(b"\n")
     assert json.loads(line)["messages"][0]["content"] == "\ud800 \u2028 \n"
 

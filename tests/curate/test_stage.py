@@ -17,6 +17,7 @@ from limbeck.curate.stage import run_curate
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.label.judge import ask_judges
 from limbeck.recipe import Recipe
+from limbeck.types import Callbacks
 from tests.pipeline.test_run import recipe_of, train
 
 
@@ -103,11 +104,16 @@ def test_rules_without_effect(tiny_llama, text_jsonl, rule, said):
     assert said in " ".join(problem.message for problem in found.problems)
 
 
+def curate(recipe, folder, made, *, ask=None, content=None, stop_asked=lambda: False, on_message=print):
+    told = Callbacks(lambda _: None, on_message, stop_asked)
+    return run_curate(recipe, folder, made, ask=ask, content_of=lambda _: content or {}, callbacks=told)
+
+
 def test_a_stop_between_rules(tiny_llama, text_jsonl, tmp_path):
     recipe = curated(tiny_llama, text_jsonl, {"kind": "finish"}, {"kind": "length", "min": 1})
     made = [Candidate("0", "row", "train", "", "p", "r")]
     with pytest.raises(Stopped):
-        run_curate(recipe, tmp_path, made, ask=None, on_progress=lambda _: None, stop_asked=lambda: True)
+        curate(recipe, tmp_path, made, stop_asked=lambda: True)
     assert not (tmp_path / "kept.json").exists()
 
 
@@ -115,7 +121,7 @@ def test_notes_reach_the_page(tiny_llama, text_jsonl, tmp_path):
     recipe = curated(tiny_llama, text_jsonl, {"kind": "decontaminate", "n": 2, "common": 1})
     shared = [Candidate(f"{n}", f"row {n}", "train", "", f"the same words {n}", "r") for n in range(3)]
     known = Candidate("9", "row 9", "heldout", "", "the same words 9", "r")
-    run_curate(recipe, tmp_path, [*shared, known], ask=None, on_progress=lambda _: None)
+    curate(recipe, tmp_path, [*shared, known])
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["kept"] == 3 and "taken for a template" in found["notes"][0]
 
@@ -130,12 +136,56 @@ def test_a_stopped_verification_goes_on(tiny_llama, text_jsonl, tmp_path, monkey
     monkeypatch.setattr("limbeck.curate.verifiers._exact", lambda *args: (asked.append(args[1]), real(*args))[1])
     stops = iter([False] * 5 + [True] * 99)
     with pytest.raises(Stopped):
-        run_curate(recipe, tmp_path, made, ask=None, on_progress=lambda _: None, stop_asked=lambda: next(stops))
+        curate(recipe, tmp_path, made, stop_asked=lambda: next(stops))
     with (tmp_path / "verdicts.jsonl").open("a") as file:
         file.write('["half a li')
-    run_curate(recipe, tmp_path, made, ask=None, on_progress=lambda _: None)
+    curate(recipe, tmp_path, made)
     assert len(asked) <= 9 + 2  # at most one chunk twice
     assert json.loads((tmp_path / "kept.json").read_text()) == ["1"]
+
+
+def test_a_damaged_verdict_is_made_anew_and_others_are_not(tiny_llama, text_jsonl, tmp_path, monkeypatch):
+    """Whatever the byte is: no line of verdicts ends a run, and none says something else than was written."""
+    recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": {"kind": "exact"}})
+    made = [Candidate(f"{n}", f"row {n}", "train", "", "p", f"{n}", reference="1") for n in range(4)]
+    curate(recipe, tmp_path, made)
+    file = tmp_path / "verdicts.jsonl"
+    written = file.read_bytes()
+    asked = []
+    real = __import__("limbeck.curate.verifiers", fromlist=["_exact"])._exact
+    monkeypatch.setattr("limbeck.curate.verifiers._exact", lambda *args: (asked.append(args[1]), real(*args))[1])
+    line = len(written.splitlines(keepends=True)[0])
+    for at in range(line, line + len(written.splitlines()[1]), 7):
+        told: list[str] = []
+        asked.clear()
+        file.write_bytes(written[:at] + bytes([written[at] ^ 0x80]) + written[at + 1 :])
+        curate(recipe, tmp_path, made, on_message=told.append)
+        assert len(asked) == len(told) == 1 and "line 2 of verdicts.jsonl is damaged" in told[0]
+        assert json.loads((tmp_path / "kept.json").read_text()) == ["1"]
+
+
+def test_verdicts_of_earlier_versions_are_remembered(tiny_llama, text_jsonl, tmp_path, monkeypatch):
+    """Their lines are bare lists."""
+    recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": {"kind": "exact"}})
+    made = [Candidate(f"{n}", f"row {n}", "train", "", "p", f"{n}", reference="1") for n in range(4)]
+    curate(recipe, tmp_path, made)
+    file = tmp_path / "verdicts.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps([line["key"], line["ok"], line["reason"]]) + "\n" for line in lines))
+    monkeypatch.setattr("limbeck.curate.stage.verify_all", lambda *_args, **_more: pytest.fail("verified again"))
+    curate(recipe, tmp_path, made)
+
+
+def test_a_verdict_holds_for_the_content_of_the_verifiers_files(tiny_llama, text_jsonl, tmp_path):
+    pytest.importorskip("jsonschema")
+    schema = tmp_path / "schema.json"
+    verifier = {"kind": "json_schema", "path": str(schema)}
+    recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": verifier})
+    made = [Candidate("0", "row", "train", "", "p", '"text"'), Candidate("1", "row 1", "train", "", "p", "{}")]
+    for kind, kept in (("object", ["1"]), ("string", ["0"])):
+        schema.write_text(json.dumps({"type": kind}))
+        curate(recipe, tmp_path / "curate", made, content={str(schema): kind})
+        assert json.loads((tmp_path / "curate" / "kept.json").read_text()) == kept
 
 
 HOSTILE = "<script>alert(1)</script>\u202e \x1b[31m\x00 =cmd()"
@@ -204,7 +254,7 @@ def curate_file(run, prompt, reply):
         }
     )
     one = Candidate("id", "row", "train", "topic", prompt, reply)
-    run_curate(recipe, run / "curate", [one], ask=None, on_progress=lambda _: None)
+    curate(recipe, run / "curate", [one])
     return run
 
 
@@ -229,7 +279,7 @@ def test_a_judge_in_this_process(tiny_llama, text_jsonl, tmp_path):
     judge = {"kind": "judge", "path": str(tiny_llama), "max_tokens": 4}
     recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": judge, "keep_unknown": True})
     made = [Candidate("0", "row", "train", "", "p", "r", reference="1")]
-    run_curate(recipe, tmp_path, made, ask=ask_judges(print), on_progress=lambda _: None)
+    curate(recipe, tmp_path, made, ask=ask_judges(print))
     line = pq.read_table(tmp_path / "rejected.parquet").to_pylist()[0]
     assert line["verdict"] in ("unknown", "right", "wrong")
 
@@ -266,7 +316,7 @@ def test_a_judge_behind_an_endpoint_is_asked_once(tiny_llama, text_jsonl, tmp_pa
         recipe = curated(tiny_llama, text_jsonl, {"kind": "verify", "verifier": judge})
         made = [Candidate(str(i), "row", "train", "", "p", str(i), reference="1") for i in range(5)]
         for _ in range(2):  # the second time from disk
-            run_curate(recipe, tmp_path, made, ask=ask_judges(print), on_progress=lambda _: None)
+            curate(recipe, tmp_path, made, ask=ask_judges(print))
         assert json.loads((tmp_path / "kept.json").read_text()) == ["1"]
         assert len(JudgeServer.asked) == 5
     finally:

@@ -12,6 +12,7 @@ from limbeck.data import read_rows, row_id, split_of
 from limbeck.data.build import DataSummary, data_fingerprint, run_data
 from limbeck.errors import DataError, EmptyRow, LongRow, RecipeError, TeacherError, UnsupervisedRow
 from limbeck.system.rundir import RunDir
+from limbeck.system.sealed import read_json
 from tests import tiny
 from tests.recipes import tiny_recipe
 
@@ -47,7 +48,7 @@ class Case:
 
     @property
     def summary(self) -> dict[str, Any]:
-        return json.loads((self.run.path / "data" / "summary.json").read_text())
+        return read_json(self.run.path / "data" / "summary.json", "")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from limbeck.data import count_rows, read_examples, source_files
 from limbeck.errors import DataError
 from limbeck.recipe import CapturedSource
 from limbeck.recipe.rules.check import check_static
+from limbeck.system.sealed import sealed_line
 from tests.recipes import tiny_recipe
 
 USER = {"role": "user", "content": "Hi"}
@@ -69,6 +70,19 @@ def test_half_a_last_line_is_nothing_and_a_damaged_one_is_told(capture):
     assert len(told) == 1 and "capture-00001.jsonl:2: the line is damaged" in told[0]
     with pytest.raises(DataError, match="data.bad_rows=skip"):
         read(folder)
+
+
+def test_no_damage_becomes_other_text(capture, tmp_path):
+    """Every byte of a recorded line, with one bit changed: the exchange is as it was recorded, or it is told."""
+    said = ["before", "the answer is 42", "behind"]
+    folder = capture(*map(exchange, said))
+    file = tmp_path / "capture-00000.jsonl"
+    written = b"".join(sealed_line(json.loads(line)) for line in file.read_bytes().splitlines())
+    for at in range(len(written)):
+        file.write_bytes(written[:at] + bytes([written[at] ^ (1 << at % 8)]) + written[at + 1 :])
+        told: list[str] = []
+        found = [example.messages[-1]["content"] for example in read(folder, told)]
+        assert found == said or (told and set(found) < set(said))
 
 
 def test_segments_are_read_in_the_order_of_their_numbers(capture, tmp_path):

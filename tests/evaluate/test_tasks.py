@@ -12,6 +12,7 @@ import pytest
 from limbeck.errors import DataError, Stopped
 from limbeck.evaluate.tasks import Question, TaskSettings, answer_questions, exam_key, questions_of, read_attempts
 from limbeck.models.hf import HfLM
+from limbeck.system.sealed import read_sealed
 from limbeck.types import Reply, Row, Sampling
 from tests import tiny
 
@@ -121,7 +122,8 @@ def test_a_stop_keeps_the_models_that_are_done(tmp_path: Path) -> None:
 
 def test_every_reply_is_a_line_that_a_person_can_read(tmp_path: Path) -> None:
     take({"student": Knowing()}, tmp_path)
-    head, *lines = [json.loads(line) for line in (tmp_path / "student.jsonl").read_text().splitlines()]
+    assert json.loads((tmp_path / "student.jsonl").read_text().splitlines()[4])["problem"] == "q1"
+    head, *lines = [line for _, line in read_sealed(tmp_path / "student.jsonl")]
     assert head["model"] == "knowing" and head["n"] == 2
     assert len(lines) == 20
     assert lines[3] == {

@@ -246,12 +246,13 @@ def test_max_cost_holds_where_reasoning_is_billed_beside_the_reply(go, server, t
 
 
 def test_what_the_probe_asked_is_in_the_ledger_once(server, tiny_tokenizer, rows, tmp_path):
-    from limbeck.label.stage import store_targets
+    from limbeck.label.stage import LabelJob, store_targets
 
     recipe: Recipe = recipe_of(server.url, PRICES, "trace.mode.n=2")
     watch = Callbacks(lambda progress: None, lambda message: None, lambda: False)
     for _ in range(2):
-        store_targets(recipe, tmp_path / "traces", rows[:4], teacher=None, tokenizer=tiny_tokenizer, callbacks=watch)
+        job = LabelJob(tmp_path / "traces", rows[:4], {})
+        store_targets(recipe, job, teacher=None, tokenizer=tiny_tokenizer, callbacks=watch)
     entries = [entry for entry in journal_of(tmp_path / "traces") if "probe" in entry]
     assert len(entries) == 1 and entries[0]["attempts"] > 5 and entries[0]["cost"] > 0
     replies = sum(entry["cost"] for entry in journal_of(tmp_path / "traces") if entry["keys"])

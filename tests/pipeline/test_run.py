@@ -21,6 +21,7 @@ from limbeck.recipe import Recipe
 from limbeck.recipe.recipe import dump_recipe
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
+from limbeck.system.sealed import read_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def finished(tiny_llama, text_jsonl, tmp_path_factory):
 
 def test_summary_has_everything(finished):
     _, run, summary = finished
-    assert summary == json.loads((run / "summary.json").read_text())
+    assert summary == read_json(run / "summary.json", "")
     keys = {"kl", "agreement", "perplexity", "ece", "parameters", "bytes", "tokens_per_second"}
     for who in ("teacher", "student", "twin"):
         assert keys <= summary[who].keys()

@@ -1,6 +1,5 @@
 """Looking into runs: the teacher's words token by token, and what a run has done."""
 
-import json
 import shutil
 
 import numpy as np
@@ -16,6 +15,7 @@ from limbeck.pipeline.show import show_run, show_trace
 from limbeck.recipe.recipe import dump_recipe
 from limbeck.store import StoreWriter
 from limbeck.system.rundir import RunDir, StageRecord
+from limbeck.system.sealed import read_json, write_json
 from limbeck.types import Row
 from tests.recipes import tiny_recipe
 
@@ -95,8 +95,8 @@ def test_without_a_store(run):
 
 def test_another_tokenizer_is_refused(run):
     folder, _, _ = run
-    header = json.loads((folder / "traces" / "store.json").read_text())
-    (folder / "traces" / "store.json").write_text(json.dumps(header | {"tokenizer_hash": "f" * 16}))
+    header = read_json(folder / "traces" / "store.json", "")
+    write_json(folder / "traces" / "store.json", header | {"tokenizer_hash": "f" * 16})
     with pytest.raises(StoreError, match="another tokenizer"):
         show_trace(folder)
 
@@ -124,7 +124,7 @@ def test_run(run):
     (folder / "summary.json").write_text('{"student": {"kl": 0.5}}')
     assert show_run(folder).summary["student"]["kl"] == 0.5
     (folder / "summary.json").write_text("{")
-    with pytest.raises(RunDirError, match="not readable JSON"):
+    with pytest.raises(StoreError, match="summary.json is damaged"):
         show_run(folder)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from limbeck.store import TraceStore
 from limbeck.system.rundir import RunDir
+from limbeck.system.sealed import read_json
 from tests import tiny
 from tests.pipeline.killed import run_until_killed
 from tests.pipeline.test_run import recipe_of
@@ -122,9 +123,9 @@ def earlier(finished):
     """A finished run as an earlier version left it: records without identities, an evaluation without a manifest."""
     run = finished
     for file in (run.path / "stages").iterdir():
-        record = json.loads(file.read_text())
-        del record["identity"]
-        file.write_text(json.dumps(record))
+        record = read_json(file, "")
+        earlier = {name: value for name, value in record.items() if name not in ("identity", "inputs")}
+        file.write_text(json.dumps(earlier))
     for name in ("fingerprint", "MANIFEST.json"):
         (run.path / "evaluate" / name).unlink()
     return run

@@ -42,7 +42,7 @@ def test_damage_is_named(tmp_path):
     assert files.details == {} and files.answers == []
     assert len(files.curves["student"].steps) == 5
     assert sorted(files.gaps) == [
-        "3 of 8 lines of student/metrics.jsonl could not be read.",
+        "2 of 7 lines of student/metrics.jsonl could not be read.",
         "answers.json is damaged; what it held is not shown.",
         "details.json is damaged; what it held is not shown.",
         "recipe.yaml is not readable YAML.",
@@ -52,7 +52,7 @@ def test_damage_is_named(tmp_path):
 def test_missing_and_infinite_metrics(tmp_path):
     write(tmp_path / "recipe.yaml", "name: x\n")
     lines = [{"step": 1, "loss": 2.0, "kl": None}, {"step": 2, "loss": float("inf")}, {"step": 3, "loss": "high"}]
-    write(tmp_path / "train" / "student" / "metrics.jsonl", "\n".join(map(json.dumps, lines)))
+    write(tmp_path / "train" / "student" / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     curve = collect(tmp_path).curves["student"]
     assert curve.points("loss") == ([1.0], [2.0]) and curve.points("kl") == ([], [])
 

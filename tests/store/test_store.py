@@ -1,7 +1,5 @@
 """The store: whole shards or nothing, damage is found and named, targets fit only their own tokens."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,6 +8,7 @@ from limbeck.errors import StoreError
 from limbeck.losses.support import SupportSpec, select
 from limbeck.store import VERSION, StoreHeader, StoreWriter, TraceStore, context_hash, trace_id
 from limbeck.store.writer import holds_rows
+from limbeck.system.sealed import write_json
 from limbeck.text.packing import labels_of
 from limbeck.types import Trace
 
@@ -144,8 +143,7 @@ def test_another_header_is_refused(tmp_path, header):
     other = StoreHeader(**{**vars(header), "temperature": 2.0})
     with pytest.raises(StoreError, match="cannot be mixed"):
         StoreWriter.open(tmp_path, other, SHARDS)
-    facts = json.loads((tmp_path / "store.json").read_text())
-    (tmp_path / "store.json").write_text(json.dumps(facts | {"version": 99}))
+    write_json(tmp_path / "store.json", {**vars(header), "version": 99})
     with pytest.raises(StoreError, match="version 99"):
         TraceStore.open(tmp_path)
     with pytest.raises(StoreError, match="limbeck label"):
