@@ -151,6 +151,8 @@ class Registry:
         try:
             return sorted(name for name in os.listdir(self.path / "experts") if not name.startswith("."))
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise
             raise ExpertError(
                 f"{self.path} is no registry ({error.strerror}: experts). Give the folder that `limbeck experts add` "
                 "wrote to, or add an expert to make one."

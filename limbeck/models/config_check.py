@@ -30,8 +30,8 @@ MOST_LAYERS, MOST_DEPTH = 1024, 64
 MOST_EXPERTS = 200_000
 """Of all layers together; the largest models known have 30,000."""
 
-PLAIN = 2**16
-"""A size that is let through whatever the weights are."""
+PLAIN, ALONE = 2**16, 2**20
+"""A size that is let through whatever the weights are, and one of a config without weights."""
 SIZES = re.compile(r"(^|_)(n|num|d)_|(size|dim|dims|layers?|heads?|experts|rank|groups|channels|embd|inner)$")
 """Names of numbers that something is built from."""
 NO_SIZES = re.compile(r"_ids?$|token|param|position|context|window|chunk|seq|length|bits|step|bucket")
@@ -77,8 +77,11 @@ def check_config(folder: Path) -> WeightSizes | None:
 
 
 def refuse_excess(file: Path, header: Header) -> None:
-    """The same of a GGUF file, whose metadata is its config. Raises TeacherError."""
+    """The same of a GGUF file, whose metadata is its config, and of which nothing may be 0: llama.cpp ends the process
+    where it divides by it. Raises TeacherError."""
     said = {ours: header.of_arch(theirs) for theirs, ours in METADATA.items()}
+    if nothing := next((name for name, value in said.items() if value == 0), None):
+        raise TeacherError(f"{file} is not believed: its {nothing} is 0. {ADVICE}")
     _refuse(file, said, _sizes(header.shapes, file.stat().st_size))
 
 
@@ -108,7 +111,7 @@ def _excess(config: dict[str, Any], weights: WeightSizes | None) -> Iterator[str
             layers = max(layers, section[key]) if type(section[key]) is int else layers
             if weights is not None and 0 < weights.layers < layers:
                 yield f"its {key} is {section[key]}, and its weights have {weights.layers}"
-    largest = 0 if weights is None else weights.largest
+    most = ALONE if weights is None else max(PLAIN, weights.largest)
     for key, value in _numbers(config):
         if not SIZES.search(key) or NO_SIZES.search(key):
             continue
@@ -116,8 +119,8 @@ def _excess(config: dict[str, Any], weights: WeightSizes | None) -> Iterator[str
             yield f"its {key} is {value}; at most {MOST_LAYERS} are built"
         if "experts" in key and value * layers > MOST_EXPERTS:
             yield f"its {key} is {value}, in each of {layers} layers; at most {MOST_EXPERTS} in all are built"
-        if value > max(PLAIN, largest):
-            yield f"its {key} is {value}, and the largest dimension of its weights is {largest}"
+        if value > most:
+            yield f"its {key} is {value}; a dimension of its weights has at most {most}"
 
 
 def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:

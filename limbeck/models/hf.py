@@ -26,7 +26,7 @@ from limbeck.losses.chunked import cut_head, iter_logits
 from limbeck.models.attention import PACKED, register_packed
 from limbeck.models.generation import FiniteLogits, joined_ids, shaping_defaults, tokenizer_ends, without_defaults
 from limbeck.models.gguf_import import resolve_model
-from limbeck.models.int8 import plain
+from limbeck.models.int8 import is_quantized, plain
 from limbeck.models.loading import load_model, refuse_folder
 from limbeck.models.proof import prove
 from limbeck.models.rotary import length_bound, turned_alone
@@ -189,6 +189,13 @@ class HfLM:
         """Longest sequence the model was made for, in tokens; None when its config does not say."""
         config: Any = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+
+    def leave_files(self) -> None:
+        """Copy weights that are a mapping of their file: a file that is written over or cut short ends the process by
+        SIGBUS at the next token, and the other models in it."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            if tensor.device.type == "cpu" and not is_quantized(tensor):
+                tensor.data = tensor.data.clone()
 
     def hidden(self, batch: Batch) -> Tensor:
         """hidden_ND at `batch.rows_N`; documents do not see each other. No gradient."""

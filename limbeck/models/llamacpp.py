@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from limbeck.errors import MissingExtra, TeacherError
+from limbeck.models.config_check import refuse_excess
 from limbeck.models.gguf_header import file_fingerprint, read_header
 from limbeck.models.sampling import TokenDecoder, reply_of, write_all
 from limbeck.system.device import prepare_cpu
@@ -76,6 +77,7 @@ class LlamaLM:
         if not file.is_file():
             raise TeacherError(f"there is no file {file}; allowed are a folder with {FILE}, or a .gguf file.")
         header = read_header(file)
+        refuse_excess(file, header)
         if find_spec("cyllama") is None:
             raise MissingExtra("cyllama", "llamacpp", f"running {file.name}")
         if not (file.parent / "tokenizer.json").is_file():
@@ -86,7 +88,9 @@ class LlamaLM:
         prepare_cpu()
         tokenizer = load_tokenizer(str(file.parent))
         try:
-            model = _bindings().model(str(file), _bindings().cpp.LlamaModelParams(), verbose=False)
+            settings = _bindings().cpp.LlamaModelParams()
+            settings.use_mmap = False  # a mapped file that is cut short ends the process by SIGBUS
+            model = _bindings().model(str(file), settings, verbose=False)
         except (ValueError, RuntimeError, OSError) as error:
             raise TeacherError(
                 f"llama.cpp does not open {file} (architecture {header.arch!r}): {error}. Is it damaged, or of a newer "

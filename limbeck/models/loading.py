@@ -16,9 +16,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import LimbeckError, TeacherError
-from limbeck.models.config_check import CONFIG, check_config
 from limbeck.models.int8 import prepare_for
-from limbeck.models.meta_size import BUILDING, refuse_oversized
+from limbeck.models.meta_size import BUILDING, refuse_lies, refuse_oversized
 from limbeck.models.weights import adapter_only, format_of, pickle_only, pointer_file
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def load_model(
     quantized weights without the package that reads them.
     """
     refuse_folder(Path(folder))
-    refuse_oversized(Path(folder), trust_remote_code=trust_remote_code)
+    refuse_oversized(folder, trust_remote_code=trust_remote_code)
     try:
         with BUILDING:
             found: Any = AutoModelForCausalLM.from_pretrained(
@@ -74,8 +73,7 @@ def load_model(
 
 def load_config(folder: str, *, name: str, trust_remote_code: bool = False) -> PretrainedConfig:
     """The config of a hub id or a folder. Raises TeacherError where there is none, or none that describes a model."""
-    if (Path(folder) / CONFIG).is_file():
-        check_config(Path(folder))
+    refuse_lies(folder)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # numbers of the wrong kind or size reach any line of a family's config

@@ -5,17 +5,24 @@ transformers fills what the weights lack with random numbers, whatever its size,
 
 from __future__ import annotations
 
+import logging
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from limbeck.errors import TeacherError
+from limbeck.models.card import hub_id
 from limbeck.models.config_check import ADVICE, CONFIG, check_config
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from limbeck.models.config_check import WeightSizes
+
+logger = logging.getLogger(__name__)
 
 BUILDING = threading.RLock()
 """Held while transformers makes a model: it sets the process's default dtype meanwhile, so that two at a time would
@@ -25,13 +32,30 @@ SLACK = 2**24
 """Elements that are made and not stored: buffers, tied heads of small models."""
 
 
-def refuse_oversized(folder: Path, *, trust_remote_code: bool = False) -> None:
-    """Raise TeacherError for a model's folder whose config.json cannot be built, or would be built larger than its
-    weights are: in bounded time and memory, whatever stands there. What is no folder, or has no safetensors, is left to
-    whoever opens it, and so is a model with code of its own, where that may run."""
-    weights = check_config(folder) if (folder / CONFIG).is_file() else None
+def refuse_lies(path: str | Path) -> WeightSizes | None:
+    """As `check_config`, of a folder or a hub id; None for what has no config.json."""
+    return check_config(_folder(path)) if (_folder(path) / CONFIG).is_file() else None
+
+
+def _folder(path: str | Path) -> Path:
+    """The folder itself, or what of a hub id is on this machine: its config.json is fetched, as it will be anyway."""
+    if hub_id(str(path)) is None:
+        return Path(path)
+    try:
+        return Path(hf_hub_download(str(path), CONFIG)).parent
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:  # whoever opens it will say so
+        logger.debug("the config of %s is not looked at: %s", path, error)
+        return Path(path)
+
+
+def refuse_oversized(path: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Raise TeacherError for a model whose config.json cannot be built, or would be built larger than its weights are:
+    in bounded time and memory, whatever stands there. What has no weights here yet is held to the bounds of
+    `check_config`; what is no model is left to whoever opens it, and so is code of its own, where that may run."""
+    weights = refuse_lies(path)
     if weights is None or trust_remote_code:
         return
+    folder = _folder(path)
     try:
         with BUILDING:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

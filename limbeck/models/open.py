@@ -26,7 +26,10 @@ def open_lm(path: str | Path, *, kind: str = "hf", dtype: str = "auto", trust_re
     LlamaLM, onnx as OnnxLM. Everything else is an HfLM. Raises StoreError for an artifact that is damaged, unsafe or of
     an unknown format; TeacherError for a model that cannot be opened; MissingExtra without the library that runs it.
     """
-    form = checked_format(Path(path).expanduser())
+    try:
+        form = checked_format(Path(path).expanduser())
+    except OSError as error:
+        raise TeacherError(f"{str(path)[:200]!r} cannot be opened: {error.strerror}. Is the path right?") from error
     return (
         open_format(form, path, dtype=dtype, trust_remote_code=trust_remote_code)
         if form

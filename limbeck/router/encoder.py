@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from limbeck.errors import StoreError, TeacherError
+from limbeck.models.config_check import check_config
 from limbeck.models.weights import pickle_only
 from limbeck.router.features import HEAD, TAIL, Vector
 from limbeck.system.atomic import fingerprint, sha256_file
@@ -45,6 +46,7 @@ class TextEncoder:
             raise TeacherError(problem)
         if not (path / "config.json").is_file():
             raise TeacherError(f"{path} is no encoder (no config.json); give a folder that transformers saved.")
+        check_config(path)
         found = _hash(path)
         if expect is not None and found != expect:
             raise StoreError(f"the encoder in {path} has changed since. Run `limbeck route fit REGISTRY` again.")

@@ -325,6 +325,8 @@ def opener(settings: Serving) -> Callable[[Expert, int], LoadedExpert]:
     def open_expert(expert: Expert, sequence_bytes: int) -> LoadedExpert:
         fixed = expert.card.format != "safetensors"  # the precision of other formats is their own
         lm = open_lm(expert.model_path, dtype="auto" if fixed else settings.dtype)
+        if isinstance(lm, HfLM):
+            lm.leave_files()
         return LoadedExpert(lm, _engine(lm, settings, sequence_bytes), Turns(settings.waiting))
 
     return open_expert

@@ -113,3 +113,12 @@ def test_written_token_by_token_as_generate_writes(tiny_llama):
     both = zip(lm.generate(prompts, sampling), write_all(lm, prompts, sampling), strict=True)
     for (batch,), (alone,) in both:
         assert batch.ids.tolist() == alone.ids.tolist() and batch.finish_reason == alone.finish_reason
+
+
+@pytest.mark.parametrize(
+    "path", ["x" * 100_000, f"/tmp/{'x' * 300}", f"a/{'b' * 100_000}", "x/" * 50_000, "\0a", "a\nb"]
+)
+def test_paths_that_are_none_are_told_in_a_sentence(path):
+    with pytest.raises(TeacherError) as caught:
+        open_lm(path)
+    assert len(str(caught.value)) < 500

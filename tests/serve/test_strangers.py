@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -143,6 +144,17 @@ def test_files_that_change_after_the_look_are_not_served(tmp_path: Path, tiny_ll
             found = server.chat(model=name)
             assert found.status_code == 503 and file in found.json()["error"]["message"]
         assert server.chat(model="good").status_code == 200
+
+
+def test_files_that_are_cut_short_while_they_are_open_end_nothing(tmp_path: Path, tiny_llama: Path) -> None:
+    """Weights that are a mapping of a file end the process when the file does: SIGBUS, at the next token."""
+    path = hostile(tmp_path, tiny_llama, {"cut": tiny_llama})
+    file = path / "experts" / "cut" / "1.0.0" / "model" / "model.safetensors"
+    replace(file, file.read_bytes())
+    with running(path, "rescan_seconds=3600") as server:
+        before = server.chat(model="cut").json()["choices"]
+        os.truncate(file, 100)
+        assert server.chat(model="cut").json()["choices"] == before
 
 
 def replace(file: Path, data: bytes) -> None:
