@@ -29,6 +29,7 @@ from limbeck.errors import BudgetError, MissingExtra, RunDirError, TeacherError
 from limbeck.models.config_check import refuse_excess
 from limbeck.models.gguf_header import read_header
 from limbeck.models.loading import check_loading
+from limbeck.models.meta_size import refuse_lies
 from limbeck.system.atomic import atomic_dir, fingerprint, sha256_file
 from limbeck.system.lock import wait_lock
 
@@ -73,7 +74,8 @@ def resolve_model(path: str) -> str:
     use (seconds; later calls return at once); anything else is returned as it is.
 
     Raises TeacherError when the file is missing, damaged, of another SHA-256 than the demo teacher's, or of a kind that
-    cannot be imported faithfully; MissingExtra without the packages that read GGUF; BudgetError when the disk is full.
+    cannot be imported faithfully, and for a config.json that asks for more than its weights have; MissingExtra without
+    the packages that read GGUF; BudgetError when the disk is full.
     """
     if path == DEMO_TEACHER:
         return str(_imported(_Origin(demo_file(), DEMO_TEACHER, DEMO_SHA256, "HuggingFaceTB/SmolLM2-135M-Instruct")))
@@ -83,6 +85,7 @@ def resolve_model(path: str) -> str:
             allowed = f"a hub id, a folder, a .gguf file, or {DEMO_TEACHER}"
             raise TeacherError(f"there is no file {path}; allowed are {allowed}. Is the path right?")
         return str(_imported(_Origin(file, re.sub(r"[^A-Za-z0-9._-]+", "-", file.stem))))
+    refuse_lies(path)
     return path
 
 

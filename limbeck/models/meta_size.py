@@ -5,6 +5,7 @@ transformers fills what the weights lack with random numbers, whatever its size,
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from pathlib import Path
@@ -33,8 +34,18 @@ SLACK = 2**24
 
 
 def refuse_lies(path: str | Path) -> WeightSizes | None:
-    """As `check_config`, of a folder or a hub id; None for what has no config.json."""
-    return check_config(_folder(path)) if (_folder(path) / CONFIG).is_file() else None
+    """As `check_config`, of a folder or a hub id; None for what has no config.json. Before anything of it is read by
+    transformers, whose tokenizers read the config too; files that did not change are not read again."""
+    folder = _folder(path)
+    if not (folder / CONFIG).is_file():
+        return None
+    files = [*folder.glob("*.json"), *folder.glob("*.safetensors")]
+    return _looked_at(folder, tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(files)))
+
+
+@functools.lru_cache(maxsize=64)
+def _looked_at(folder: Path, _stamps: tuple[tuple[Path, int, int], ...]) -> WeightSizes | None:
+    return check_config(folder)
 
 
 def _folder(path: str | Path) -> Path:

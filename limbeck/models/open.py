@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from limbeck.errors import TeacherError
 from limbeck.models.hf import HfLM
+from limbeck.models.meta_size import refuse_lies
 from limbeck.models.weights import checked_format
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def open_format(form: str, folder: str | Path, *, dtype: str = "auto", trust_rem
     """A folder of a known format, unchecked: `open_lm` is the door for what comes from elsewhere."""
     if form not in RUNNERS:
         return open_hf(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+    refuse_lies(folder)
     if dtype != "auto":
         raise TeacherError(f"{folder} is a {form} export, whose precision is fixed; dtype has no effect: leave it out.")
     module, name = RUNNERS[form]
