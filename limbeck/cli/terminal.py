@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any
@@ -23,10 +24,13 @@ if TYPE_CHECKING:
 
 INTERRUPTED, PIPE_WIDTH = 130, 120
 STDERR = 2
+SHOWN = 200
+ENDLESS = re.compile(r"\S{1000,}")
 
 
 def error_text(text: str) -> str:
-    """An error's sentence as it is shown; further lines are indented."""
+    """An error's sentence as it is shown; further lines are indented, and words without an end are cut."""
+    text = ENDLESS.sub(lambda word: f"{word[0][:SHOWN]}... ({len(word[0]):,} characters)", text)
     return "error: " + text.replace("\n", "\n       ")
 
 

@@ -1,22 +1,26 @@
 """The command line: exit codes, what goes where, and what a job is called with."""
 
+import errno
 import json
 import signal
 import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from limbeck import errors
 from limbeck.cli import app
 from limbeck.errors import StoreError
 from limbeck.recipe import Recipe
 from limbeck.types import Progress
 from tests.recipes import TEXT
 
+ROOT = Path(__file__).parents[2]
 runner = CliRunner()
 SUMMARY = {"name": "tiny", "student": {"kl": 0.5}, "verdict": {"sentence": "It helped."}, "stages": {}}
 
@@ -262,3 +266,80 @@ def test_schema():
     schema = json.loads(runner.invoke(app.app, ["schema"]).stdout)
     assert "student" in schema["properties"]
     assert runner.invoke(app.app, ["schema", "--markdown"]).stdout.startswith("# Recipe reference")
+
+
+# ---- how a command ends ----------------------------------------------------------------------------------------------
+
+# Scripts rely on these numbers: a code is never given to another error.
+CODES = {
+    "LimbeckError": 1,
+    "CaptureError": 2,
+    "RecipeError": 3,
+    "TeacherError": 4,
+    "UnalignedTokens": 4,
+    "BudgetError": 5,
+    "DataError": 6,
+    "EmptyRow": 6,
+    "LongRow": 6,
+    "UnsupervisedRow": 6,
+    "StoreError": 7,
+    "RunDirError": 8,
+    "NonFiniteError": 9,
+    "MissingExtra": 10,
+    "SandboxError": 11,
+    "ExportError": 12,
+    "EngineError": 13,
+    "EngineFull": 13,
+    "ExpertError": 14,
+    "Stopped": 75,
+}
+REFUSED = [
+    (OSError(errno.ENOSPC, "No space left on device", "x"), 5),
+    (Exception("No space left on device (os error 28)"), 5),
+    (MemoryError("malloc of size 64 failed"), 5),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 5),
+    (OSError(errno.EMFILE, "Too many open files"), 5),
+    (OSError(errno.EIO, "Input/output error", "x"), 8),
+    (OSError(errno.EROFS, "Read-only file system", "x"), 8),
+    (PermissionError(errno.EACCES, "Permission denied", "x"), 8),
+    (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 100_000), 3),
+]
+
+
+def raised_by_a_command(error, monkeypatch, capsys) -> tuple[int, str]:
+    def command(**_):
+        raise error
+
+    monkeypatch.setattr(app, "app", command)
+    monkeypatch.setattr(sys, "argv", ["limbeck", "schema"])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    return ended.value.code, capsys.readouterr().err  # type: ignore[return-value]
+
+
+def test_exit_codes_are_those_of_the_docs(monkeypatch, capsys):
+    known = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and name in CODES}
+    ours = {name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert ours == set(CODES) == set(known)
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    for name, code in CODES.items():
+        error = errors.MissingExtra("a", "b", "c") if name == "MissingExtra" else known[name]("what to do next")
+        assert raised_by_a_command(error, monkeypatch, capsys) == (code, f"error: {error}\n")
+        assert name == "LimbeckError" or f"| {code} | [`{name}`]" in page
+
+
+@pytest.mark.parametrize(("error", "code"), REFUSED, ids=lambda value: str(value)[:40])
+def test_what_the_machine_refuses_ends_every_command_with_a_sentence(error, code, monkeypatch, capsys):
+    ended, said = raised_by_a_command(error, monkeypatch, capsys)
+    assert ended == code and said.startswith("error: ") and len(said) < 700
+
+
+def test_words_without_an_end_are_cut(monkeypatch, capsys):
+    _, said = raised_by_a_command(errors.RunDirError(f"{'r' * 100_000} is in use."), monkeypatch, capsys)
+    assert said.endswith("... (100,000 characters) is in use.\n") and len(said) < 300
+
+
+def test_a_defect_is_no_refusal(monkeypatch, capsys):
+    monkeypatch.setattr(app, "app", lambda **_: {}["no"])
+    with pytest.raises(KeyError):
+        app.main()

@@ -94,3 +94,35 @@ def test_results_are_whole_at_debug():
     command = [sys.executable, "-c", code, "--log-level", "debug", "schema"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert json.loads(done.stdout)["title"] == "Recipe"
+
+
+SAYS_MUCH = """
+import os, sys, threading
+from rich.console import Console
+from limbeck.cli import app, terminal
+
+def command(**_):
+    from limbeck.cli.progress import bars
+    os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT), b"begun, ")
+    for _ in range(3):
+        terminal.print_error("something " * 100)
+        print("as a library does", file=sys.stderr, flush=True)
+        os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND), b"said, ")
+    with bars(Console(stderr=True, force_terminal=True)) as shown:
+        shown.on_message("more")
+    os.write(os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND), b"done")
+
+app.app = command
+app.main()
+"""
+
+
+@pytest.mark.parametrize("how", ["2>&-", "2>/dev/full", "2>&1 >/dev/null | true", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_log_that_nobody_reads_ends_nothing(how, tmp_path):
+    """stderr closed, on a full disk, a pipe whose reader has gone; and no file gets the number of a closed stream."""
+    script, out = tmp_path / "says.py", tmp_path / "out"
+    script.write_text(SAYS_MUCH)
+    line = f"set -o pipefail; {sys.executable} {script} {out} {how}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert out.read_text() == "begun, said, said, said, done"

@@ -75,6 +75,12 @@ def no_folder_fsync(workspace: Workspace, rng: Random) -> Outcome:
     return told(workspace, what, (), partial(inject.folders_without_fsync, code))
 
 
+def few_files(workspace: Workspace, rng: Random) -> Outcome:
+    stage, more = workspace.somewhere(rng), rng.randint(0, 24)
+    what = f"{more} files may be opened, from {stage} on"
+    return told(workspace, what, (BudgetError.exit_code,), partial(inject.few_files, more))
+
+
 def unread_log(workspace: Workspace, rng: Random) -> Outcome:
     """Nobody reads what a run says, or the log's disk is full: the run goes on."""
     stage, how = workspace.somewhere(rng), rng.choice(["closed", "pipe", "full"])
@@ -88,5 +94,6 @@ KINDS = (
     Kind("read-only disk", "the run folder's disk is read-only", read_only),
     Kind("no locks", "a file system without flock", no_locks),
     Kind("no folder fsync", "a file system on which folders cannot be fsynced", no_folder_fsync),
+    Kind("few files", "a limit on open files (ulimit -n), 0 to 24 above those that are open", few_files),
     Kind("unread log", "stderr is closed, a pipe that nobody reads, or on a full disk", unread_log),
 )

@@ -140,6 +140,12 @@ def _mount(kind: bytes, folder: str, flags: int, options: str) -> None:
         raise OSError(ctypes.get_errno(), f"mount {folder}")
 
 
+def few_files(more: int) -> None:
+    """`more` files can be opened beside those that are open."""
+    taken = max(map(int, os.listdir("/proc/self/fd")))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 1 + more, resource.RLIM_INFINITY))
+
+
 def unread_log(how: str) -> None:
     """stderr: "closed", a "pipe" that nobody reads, or on a "full" disk."""
     if how == "closed":
