@@ -19,7 +19,7 @@ from limbeck.models.finite import advice
 from limbeck.recipe import GenerateMode, Recipe, Votes
 from limbeck.system.atomic import fingerprint
 from limbeck.system.meter import Meter
-from limbeck.text.packing import label_positions, labels_of, pack, plan_batches
+from limbeck.text.packing import labels_of, pack, plan_batches
 from limbeck.types import Reply, Row, Sampling, Trace
 
 if TYPE_CHECKING:
@@ -116,16 +116,21 @@ def score(
 
 
 def _not_numbers(teacher: HfLM, traces: Sequence[Row | Trace], position: int) -> str:
-    """Where the supervised position of that number, over all traces, is, and what to do."""
+    """Which row the supervised position of that number, over all traces, is in, with which token it begins, and what to
+    do. (Attention may carry NaN backwards, by 0 x NaN: the shortest beginning of the row that has it tells the token.)"""
     for trace in traces:
         if position < trace.num_supervised:
             break
         position -= trace.num_supervised
-    at = int(label_positions(trace)[position])
-    before = teacher.tokenizer.convert_ids_to_tokens(int(trace.ids[at - 1]))
+    low, high = 1, len(trace.ids)
+    while low < high:
+        middle = (low + high) // 2
+        found = bool(teacher.logits(trace.ids[:middle])[-1].amax().isfinite())
+        low, high = (middle + 1, high) if found else (low, middle)
+    token = teacher.tokenizer.convert_ids_to_tokens(int(trace.ids[low - 1]))
     return (
-        f"the teacher's logits for token {at} (after {before!r}) of the row that begins with {trace.text[:60]!r} are "
-        f"not finite numbers. Nothing of its shard was stored. {advice(teacher.dtype)}"
+        f"the teacher's logits are not finite numbers from token {low} ({token!r}) on of the row that begins with "
+        f"{trace.text[:60]!r}. Nothing of its shard was stored. {advice(teacher.dtype)}"
     )
 
 

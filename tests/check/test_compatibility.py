@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -60,6 +61,33 @@ def test_another_tokenizer(recipe, tiny_llama, tmp_path):
     found = problems(recipe.override(f"student={{kind: pretrained, path: {folder}}}"))
     assert "has another tokenizer than the teacher" in found["student.path"]
     assert "student.kind=prune or scratch" in found["student.path"]
+
+
+def test_a_base_model_is_its_instruction_models_student(recipe, tiny_llama, tmp_path):
+    """The commonest pair of all: ids mean the same, and another token ends."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "base")
+    base = tiny.build_tokenizer(chat_template=None)
+    base.eos_token = tiny.PAD
+    base.save_pretrained(folder)
+    found = check_recipe(recipe.override(f"student={{kind: pretrained, path: {folder}}}"), estimate=False)
+    assert found.problems == []
+    assert any("end of a text is '<|im_end|>' in the teacher and '<|pad|>' in the student" in it for it in found.facts)
+
+
+def test_tokens_without_a_row_are_told_and_rows_with_one_refused(recipe, tiny_llama, tmp_path, text_jsonl):
+    folder = shutil.copytree(tiny_llama, tmp_path / "grown")
+    grown = tiny.build_tokenizer()
+    grown.add_special_tokens({"additional_special_tokens": [tiny.START, "<extra>"]})
+    grown.save_pretrained(folder)
+    told = check_recipe(recipe.override(f"teacher.path={folder}"), estimate=False)
+    assert told.problems == []
+    assert "385 ids for a model of 384 rows: tokens were added without resizing it ('<extra>')" in " ".join(
+        warning.message for warning in told.warnings
+    )
+    rows = tiny.write_jsonl(tmp_path / "rows.jsonl", [{"text": f"{row['text']} <extra>"} for row in tiny.rows(4)])
+    source = json.dumps({"kind": "files", "path": str(rows), "text": "text"})
+    found = problems(recipe.override(f"teacher.path={folder}").override(f"data.source={source}"))
+    assert "has the token '<extra>' (id 384), but the model has 384 rows" in found["data.source"]
 
 
 def test_another_template_is_a_fact(recipe, tiny_llama, tmp_path):

@@ -289,6 +289,17 @@ def test_stop_saves_and_the_rest_is_the_same(tiny_llama, text_jsonl, tmp_path):
     assert (tmp_path / "run" / path).read_bytes() == (tmp_path / "straight" / path).read_bytes()
 
 
+def test_processes_that_do_not_suit_are_told_before_any_work(tiny_llama, text_jsonl, tmp_path, monkeypatch):
+    recipe = recipe_of(tiny_llama, text_jsonl, train__parallel="ddp")
+    with pytest.raises(RecipeError, match="this is a single process"):
+        train(recipe, tmp_path / "run")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RecipeError, match="accumulate is 1 but there are 2 processes"):
+        train(recipe, tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()
+
+
 def test_contradictions_stop_before_any_work(tiny_llama, text_jsonl, tmp_path):
     recipe = recipe_of(tiny_llama, text_jsonl, objective__divergence={"kind": "reverse_kl"})
     with pytest.raises(RecipeError, match="full"):

@@ -60,6 +60,29 @@ def digest(path):
     return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()
 
 
+def test_a_new_student_has_a_row_for_every_token_and_none_beside(tmp_path, rows, tiny_tokenizer):
+    """Padding of the teacher's head is no token: no target says that it is never said."""
+    padded = HfLM.wrap(tiny.build_model("llama", vocab_size=448), tiny_tokenizer, name="padded")
+    for kind in ({"teacher_embeddings": True}, {}):
+        recipe = make_recipe(kind="scratch", hidden_size=64, layers=1, heads=4, **kind)
+        path, _ = build(tmp_path / str(len(kind)), recipe, padded, rows)
+        model = AutoModelForCausalLM.from_pretrained(path)
+        assert len(model.get_output_embeddings().weight) == len(tiny_tokenizer) == model.config.vocab_size == 384
+
+
+def test_a_base_model_learns_its_instruction_teachers_ends(tmp_path, teacher, rows):
+    base = tiny.build_tokenizer(chat_template=None)
+    base.eos_token = tiny.PAD
+    model = make_model()
+    model.generation_config.eos_token_id = 0
+    model.save_pretrained(tmp_path / "base")
+    base.save_pretrained(tmp_path / "base")
+    path, _ = build(tmp_path, make_recipe(kind="pretrained", path=str(tmp_path / "base")), teacher, rows)
+    opened = HfLM.open(path, dtype="float32")
+    assert opened.end_ids == [2, 0] and opened.tokenizer.eos_token == tiny.END
+    assert AutoModelForCausalLM.from_pretrained(path).generation_config.eos_token_id == [2, 0]
+
+
 def test_prune_by_influence(tmp_path, teacher, rows):
     path, facts = build(tmp_path, make_recipe(kind="prune", layers=3), teacher, rows)
     assert (facts["kind"], facts["probe_rows"], facts["probe_tokens"]) == ("prune", 9, 180)

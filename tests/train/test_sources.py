@@ -15,13 +15,14 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.errors import RecipeError
+from limbeck.errors import RecipeError, TeacherError
 from limbeck.losses import Terms
+from limbeck.models.hf import HfLM
 from limbeck.recipe import Constant, EpochsBudget, Optimizer, StepsBudget, Train
 from limbeck.text.packing import pack
 from limbeck.train.distiller import Distiller
 from limbeck.train.loop import TrainContext, fit
-from limbeck.train.sources import EpochPlan, MixedSource, RowSource, one_ahead, plain
+from limbeck.train.sources import EpochPlan, MixedSource, RowSource, live, one_ahead, plain
 from limbeck.train.step import _Sums
 from limbeck.types import Batch, Cursor, LossOut, Ranks, Row, Step, Vocab
 from tests import tiny
@@ -236,6 +237,16 @@ def test_a_mix_is_resumed_bit_equal(tmp_path):
     whole, resumed = train_mixed(tmp_path / "whole"), train_mixed(tmp_path / "two")
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_live_teacher_that_gives_no_numbers_is_told_as_such():
+    """Not as a learning rate that is too high."""
+    teacher = HfLM.wrap(tiny.build_model("llama"), tiny.build_tokenizer(), name="teacher")
+    rows = two_ranks.rows(3)
+    with torch.no_grad():
+        teacher.model.get_input_embeddings().weight[int(rows[1].ids[0])] = float("nan")
+    with pytest.raises(TeacherError, match="the teacher's hidden states are not finite numbers on a batch of the rows"):
+        live(teacher, Vocab(384))(rows)
 
 
 def test_a_thread_makes_the_next_batch_and_its_errors_come_in_turn():
