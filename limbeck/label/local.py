@@ -117,7 +117,7 @@ def score(
 
 def _not_numbers(teacher: HfLM, traces: Sequence[Row | Trace], position: int) -> str:
     """Which row the supervised position of that number, over all traces, is in, with which token it begins, and what to
-    do. (Attention may carry NaN backwards, by 0 x NaN: the shortest beginning of the row that has it tells the token.)"""
+    do. (Attention may carry NaN backwards, by 0 x NaN: the shortest beginning of the row that has it tells which.)"""
     for trace in traces:
         if position < trace.num_supervised:
             break
