@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from limbeck.losses.chunked import iter_logits
-from limbeck.text.chat_template import common_prefix
 from limbeck.text.packing import pack
+from limbeck.text.reply_spans import common_prefix
 from limbeck.types import Row, Sampling, Trace
 
 if TYPE_CHECKING:

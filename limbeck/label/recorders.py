@@ -67,7 +67,7 @@ def reader_of(tokenizer: PreTrainedTokenizerBase, end_of_turn: str) -> Reader:
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])  # type: ignore[arg-type]
 
     def render(turns: list[dict[str, str]]) -> list[int]:
-        return list(tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False))  # type: ignore[arg-type]
+        return encode(ChatTemplate(tokenizer).render(turns, "the probe", reply=True))
 
     end: Any = tokenizer.eos_token_id
     ends = [*encode(end_of_turn)[:1], *([end] if isinstance(end, int) else [])]

@@ -1,34 +1,47 @@
 """Conversations through a model's own chat template, and where in the rendered text its replies stand.
 
-Templates are programs that come with models: some insert a system message, trim contents, or render a turn differently
-when others follow. Nothing is assumed of them: the prompt of every reply is rendered and must be a prefix of the whole.
+Templates are programs that come with models: some insert a system message, trim contents, open the reasoning, or render
+a turn differently when others follow. They are run within bounds (`sandbox`), and nothing is assumed of them
+(`reply_spans`).
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from limbeck.errors import DataError, EmptyRow, TeacherError, UnsupervisedRow
+from limbeck.text.reply_spans import OPEN, THOUGHT, RenderedTurns, common_prefix
+from limbeck.text.sandbox import FAILURES, render_template
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator
 
     from transformers import PreTrainedTokenizerBase
 
     from limbeck.types import Span
 
-THOUGHT = "</think>"
-"""What ends a reasoning model's thoughts. Templates leave them out of earlier turns, and some out of the last."""
-
-MAX_RENDERED = 16 * 2**20
-"""Most characters of one rendered row: a template may blow a row up."""
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys of a turn that hold its reasoning. Templates read the first or the second, whichever a row has."""
 
 Messages = list[dict[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class TemplateSettings:
+    """What a template is given besides a conversation: `values` of variables that it reads (`enable_thinking`), and the
+    day that its clock shows. Rows are made with a fixed one, so that they are the same tomorrow; None is today."""
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    day: date | None = None
+
+
+AS_THEY_ARE = TemplateSettings()
 
 
 @dataclass(frozen=True)
@@ -36,8 +49,9 @@ class ChatTemplate:
     """The chat template of a tokenizer."""
 
     tokenizer: PreTrainedTokenizerBase
+    settings: TemplateSettings = AS_THEY_ARE
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]], source: str) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], source: str, tools: Tools = ()) -> str:
         """The conversation up to where the next reply begins; assistant turns at its end are left out.
 
         Raises DataError naming `source` for a conversation that is malformed or that the template refuses, TeacherError
@@ -48,60 +62,97 @@ class ChatTemplate:
             turns.pop()
         if not turns:
             raise DataError(f"{source}: the conversation has no turn to reply to; it must have a user turn.")
-        return self.render(turns, source, reply=True)
+        return self.render(turns, source, reply=True, tools=tools)
 
-    def conversation(self, messages: Sequence[Mapping[str, Any]], source: str) -> tuple[str, tuple[Span, ...]]:
+    def conversation(
+        self, messages: Sequence[Mapping[str, Any]], source: str, tools: Tools = ()
+    ) -> tuple[str, tuple[Span, ...]]:
         """The whole conversation, and the character range of each assistant turn: from where its prompt ends to behind
-        its end-of-turn token. Raises as `prompt`, and DataError when the place of a reply cannot be found."""
+        its end-of-turn token. Raises as `prompt`, and DataError when the place of a reply cannot be told.
+
+        Where the prompt of the last turn opens the reasoning and the template leaves the reasoning of finished turns
+        out, that turn is the prompt with the reply behind it, word for word: what the model will have written.
+        """
         turns = self._checked(messages, source)
-        replies = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
-        if not replies:
+        if not any(turn["role"] == "assistant" for turn in turns):
             raise UnsupervisedRow(
                 f"{source}: the conversation has no assistant turn, so there is nothing to score. Add one, or let the "
-                "teacher write it: trace.mode.kind=generate."
+                f"teacher write it: trace.mode.kind=generate.{_roles(turns)}"
             )
-        whole = _Whole(self, turns, self.render(turns, source), source)
-        starts = [whole.reply_start(index) for index in replies]
-        bounds = [*starts[1:], len(whole.text)]
-        ends = [whole.reply_end(*place) for place in zip(replies, starts, bounds, strict=True)]
-        return whole.text, tuple(zip(starts, ends, strict=True))
+        rendered = self._rendered(turns, source, tools)
+        places = rendered.replies()
+        spans = tuple((place.start, place.end) for place in places)
+        if not (places[-1].thoughtless and turns[-1]["role"] == "assistant"):
+            return rendered.whole.text, spans
+        prompt = self.render(turns[:-1], source, reply=True, tools=tools)
+        if not prompt.rstrip().endswith(OPEN):
+            raise DataError(
+                f"{source}: the chat template drops the reasoning of the last turn, which would not be learnt "
+                "from. Cut it off yourself, give the template values that keep it (data.template_values), or render "
+                "conversations yourself and give them as plain text."
+            )
+        reply = turns[-1]["content"].lstrip().removeprefix(OPEN).lstrip("\n").rstrip()
+        text = prompt + reply + self.end_of_turn
+        return text, (*spans[:-1], (len(prompt), len(text)))
 
-    def render(self, turns: Messages, source: str, *, reply: bool = False) -> str:
+    def render(self, turns: Messages, source: str, *, reply: bool = False, tools: Tools = ()) -> str:
         """What the template makes of `turns`; `reply` adds what asks for a reply."""
         if not self.tokenizer.chat_template:
             raise TeacherError(
                 f"{source} is a conversation, but the teacher's tokenizer has no chat template (a base model?). Choose "
                 "an instruct teacher, give plain text, or join pairs as plain text: data.chat_template=false."
             )
+        given = {**self.tokenizer.special_tokens_map, **self.settings.values}
+        given |= {"messages": _with_reasoning(turns), "tools": list(tools) or None, "documents": None}
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=reply)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise DataError(f"{source}: the chat template refuses this conversation: {error}") from error
-        assert isinstance(text, str)
-        if len(text) > MAX_RENDERED:
-            raise DataError(
-                f"{source}: the chat template makes {len(text):,} characters of this row; allowed are {MAX_RENDERED:,}."
-            )
+            template = self.tokenizer.get_chat_template(None, list(tools) or None)  # type: ignore[arg-type]
+            text = render_template(template, {**given, "add_generation_prompt": reply}, self.settings.day)
+            text.encode()  # half characters, which JSON can write
+        except FAILURES as error:
+            why = " ".join(str(error).split())[:500] or type(error).__name__
+            raise DataError(f"{source}: the chat template refuses this conversation: {why}") from error
         return text
+
+    def _rendered(self, turns: Messages, source: str, tools: Tools = ()) -> RenderedTurns:
+        return RenderedTurns(
+            turns, lambda some, reply: self.render(some, source, reply=reply, tools=tools), self.special, source
+        )
 
     @cached_property
     def special(self) -> re.Pattern[str]:
         """Matches a special token in text, the longest first."""
+        return _any_of(self._special_tokens)
+
+    @cached_property
+    def control(self) -> re.Pattern[str]:
+        """Matches what nobody may write in a turn: a special token, but those around a reasoning."""
+        return _any_of(self._special_tokens - {OPEN, THOUGHT})
+
+    @cached_property
+    def _special_tokens(self) -> set[str]:
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
-        names = {token.content for token in added if token.special} | {str(self.tokenizer.eos_token or "")}
-        ordered = sorted(names - {""}, key=lambda name: (-len(name), name))
-        return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
+        return ({token.content for token in added if token.special} | {str(self.tokenizer.eos_token or "")}) - {""}
 
     @cached_property
     def end_of_turn(self) -> str:
         """What stands behind a reply to end it, "" where the template ends turns with nothing. Raises as
         `conversation`."""
-        said = "limbeck"
-        text, replies = self.conversation(
-            [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}], "a conversation of one turn"
-        )
-        start, end = replies[-1]
-        return text[text.index(said, start) + len(said) : end]
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "limbeck"}]
+        rendered = self._rendered(turns, "a conversation of one turn")
+        place = rendered.replies()[-1]
+        if place.content_end == place.start:
+            raise DataError("the chat template does not write out what an assistant says; its replies cannot be told.")
+        return rendered.whole.text[place.content_end : place.end]
+
+    @cached_property
+    def opened(self) -> str:
+        """What the prompt for a reply has, and a finished turn without a reasoning has not: the beginning of the
+        reasoning. "" for most templates. Raises as `conversation`."""
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "limbeck"}]
+        rendered = self._rendered(turns, "a conversation of one turn")
+        prompt = self.render(turns[:1], "a conversation of one turn", reply=True)
+        start = rendered.replies()[-1].start
+        return prompt[start:] if not rendered.whole.text.startswith(prompt) else ""
 
     def _checked(self, messages: Sequence[Mapping[str, Any]], source: str) -> Messages:
         """Turns with a role and a content each, without the nulls that columnar files fill in. What someone wrote must
@@ -114,80 +165,50 @@ class ChatTemplate:
             if not isinstance(turn.get("role"), str) or not (isinstance(content, str) or (content is None and calls)):
                 found = " ".join(str(turn).split())[:80]
                 raise DataError(
-                    f"{source}: turn {number} is {found}; a turn must have a role and a content, both text."
+                    f"{source}: turn {number} is {found}; a turn must have a role and a content, both text: "
+                    '{"role": "user", "content": "..."}.'
                 )
             if not (content or "").strip() and not calls and turn["role"] != "system":
                 raise EmptyRow(f"{source}: turn {number} is empty. Remove the row, or set data.bad_rows=skip.")
-            if control := self.special.search(content or ""):
-                raise DataError(
-                    f"{source}: turn {number} contains the control token {control[0]!r}, which would break the "
-                    "conversation apart. Remove it, or render conversations yourself and give them as plain text."
-                )
+            for text in texts_within(turn):
+                if control := self.control.search(text):
+                    raise DataError(
+                        f"{source}: turn {number} contains the control token {control[0]!r}, which would break the "
+                        "conversation apart. Remove it, or render conversations yourself and give them as plain text."
+                    )
         return turns
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """A conversation that was rendered whole, in which the places of its replies are looked for."""
-
-    template: ChatTemplate
-    turns: Messages
-    text: str
-    source: str
-
-    def reply_start(self, index: int) -> int:
-        """Where the reply of turn `index` begins: what asks for it must be a prefix of the whole."""
-        if index == 0:
-            raise DataError(
-                f"{self.source}: the conversation begins with an assistant turn; a user turn must come first."
-            )
-        prompt = self.template.render(self.turns[:index], self.source, reply=True)
-        if not self.text.startswith(prompt):
-            at = common_prefix(prompt, self.text)
-            raise DataError(
-                f"{self.source}: the chat template renders the first {index} turns differently when more follow (from "
-                f"{prompt[at : at + 40]!r} on), so the place of the reply is unknown. {ADVICE}"
-            )
-        return len(prompt)
-
-    def reply_end(self, index: int, start: int, bound: int) -> int:
-        """Where the reply that begins at `start` ends, at most `bound`: behind the first special token after its
-        content, looked for in what the turn itself renders to, so that the next turn's tokens are not taken."""
-        turn = self.text
-        if index < len(self.turns) - 1:
-            turn = self.template.render(self.turns[: index + 1], self.source)
-        own = min(common_prefix(turn, self.text), bound)
-        content = (self.turns[index].get("content") or "").strip()
-        at = self.text.find(content, start, bound) if content else -1
-        lost = DataError(f"{self.source}: the end of turn {index + 1} cannot be found in the rendered text. {ADVICE}")
-        if at < 0:  # the template rewrites the content, or there is none but tool calls
-            thought = content.partition(THOUGHT)[0].rpartition("<think>")[2].strip() if THOUGHT in content else ""
-            if thought not in self.text[start:bound] and index == len(self.turns) - 1:
-                raise DataError(
-                    f"{self.source}: the chat template drops the reasoning of the last turn, which would not be learnt "
-                    "from. Cut it off yourself, or render conversations yourself and give them as plain text."
-                )
-            if own < len(turn):
-                raise lost
-            ends = [match.end() for match in self.template.special.finditer(self.text, start, own)]
-            return ends[-1] if ends else own
-        after = at + len(content)
-        end = self.template.special.search(self.text, after, own if own >= after else bound)
-        if end is None and own < after:
-            raise lost
-        return end.end() if end else own
+def texts_within(value: Any) -> Iterator[str]:
+    """Every text in a value of lists and maps, keys too, however deep."""
+    stack = [value]
+    while stack:
+        one = stack.pop()
+        if isinstance(one, str):
+            yield one
+        elif isinstance(one, Mapping):
+            stack += [*one.keys(), *one.values()]
+        elif isinstance(one, list | tuple):
+            stack += one
 
 
-ADVICE = "Keep one assistant turn per row, the last."
+def _any_of(names: set[str]) -> re.Pattern[str]:
+    ordered = sorted(names, key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, ordered)) or r"(?!)")
 
 
-def common_prefix(a: str, b: str) -> int:
-    """Length of the longest common beginning, by bisection: slices compare at memory speed."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low
+def _roles(turns: Messages) -> str:
+    found = sorted({turn["role"] for turn in turns})
+    return f" Its roles are {', '.join(map(repr, found))}; the one who is learnt from must be 'assistant'."
+
+
+def _with_reasoning(turns: Messages) -> Messages:
+    """Turns whose reasoning has all names that templates know, as transformers gives it to them."""
+    found = []
+    for turn in turns:
+        said = next((turn[name] for name in REASONING if turn.get(name) is not None), None)
+        found.append(turn if said is None else {"thinking": said, **turn, "reasoning_content": said})
+    return found
 
 
 PROBE: Messages = [

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from limbeck.errors import DataError, EmptyRow, LongRow, UnsupervisedRow
-from limbeck.text.chat_template import ChatTemplate
+from limbeck.text.chat_template import AS_THEY_ARE, ChatTemplate, TemplateSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ class Example:
     """One row as it was read: `text`, or `prompt` with or without `completion`, or `messages` ({role, content} each).
 
     `source` says where it stands ("file.jsonl:17") for error messages. `reference` is what a right answer is compared
-    with, where there is one.
+    with, where there is one. `tools` are the functions that a template tells the assistant of.
     """
 
     text: str | None = None
@@ -42,6 +42,7 @@ class Example:
     topic: str = ""
     source: str = "row"
     reference: str = ""
+    tools: Sequence[Mapping[str, Any]] = ()
 
     @property
     def truth(self) -> str:
@@ -94,6 +95,7 @@ class Encoder:
     chat_template: bool = True
     need_reply: bool = True
     num_rows: int | None = None
+    settings: TemplateSettings = AS_THEY_ARE
 
     def encode(self, example: Example) -> Encoded:
         """Raises DataError naming `example.source`: EmptyRow, LongRow, UnsupervisedRow or malformed; TeacherError when
@@ -138,7 +140,7 @@ class Encoder:
         reply is empty, or holds a control token: it would end the turn or open another one.
         """
         _refuse_empty(reply, "reply", source)
-        if chat and (control := self._chat.special.search(reply)):
+        if chat and (control := self._chat.control.search(reply)):
             raise DataError(f"{source}: the reply contains the control token {control[0]!r}.")
         text = prompt + reply + (self._chat.end_of_turn if chat and closed else "")
         replies = ((len(prompt), len(text)),)
@@ -151,7 +153,7 @@ class Encoder:
 
     @cached_property
     def _chat(self) -> ChatTemplate:
-        return ChatTemplate(self.tokenizer)
+        return ChatTemplate(self.tokenizer, self.settings)
 
     def _render(self, example: Example) -> _Rendered:
         if example.text is not None:
@@ -159,7 +161,7 @@ class Encoder:
             replies = ((0, len(example.text)),) if self.need_reply else ()
             return _Rendered(example.text, replies, close=self.need_reply)
         if example.messages is not None:
-            return self._render_chat(example.messages, example.source)
+            return self._render_chat(example.messages, example.source, example.tools)
         if example.prompt is None:
             raise DataError(f"{example.source}: the row has neither text, nor prompt, nor messages.")
         _refuse_empty(example.prompt, "prompt", example.source)
@@ -181,10 +183,12 @@ class Encoder:
         text = prompt + completion
         return _Rendered(text, ((len(prompt), len(text)),), close=True)
 
-    def _render_chat(self, messages: Sequence[Mapping[str, Any]], source: str) -> _Rendered:
+    def _render_chat(
+        self, messages: Sequence[Mapping[str, Any]], source: str, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> _Rendered:
         if not self.need_reply:
-            return _Rendered(self._chat.prompt(messages, source), (), raw=False, open=True)
-        text, replies = self._chat.conversation(messages, source)
+            return _Rendered(self._chat.prompt(messages, source, tools), (), raw=False, open=True)
+        text, replies = self._chat.conversation(messages, source, tools)
         return _Rendered(text, replies, raw=False)
 
     # ---- tokens ----
@@ -200,6 +204,8 @@ class Encoder:
         )
         ids = np.asarray(encoding["input_ids"], dtype=np.int32)
         offsets_T2 = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+        if rendered.raw and len(ids) > 1 and ids[0] == ids[1] == self.tokenizer.bos_token_id:
+            ids, offsets_T2 = ids[1:], offsets_T2[1:]  # the text has a beginning of its own: it was rendered before
         end: Any = self.tokenizer.eos_token_id
         closed = len(ids) > 0 and ids[-1] == end
         if rendered.close and end is not None and not closed:

@@ -6,8 +6,9 @@ import pytest
 from tokenizers import AddedToken
 
 from limbeck.errors import DataError, EmptyRow, TeacherError, UnsupervisedRow
-from limbeck.text import chat_template
-from limbeck.text.chat_template import ChatTemplate, common_prefix, compare_templates
+from limbeck.text import sandbox
+from limbeck.text.chat_template import ChatTemplate, compare_templates
+from limbeck.text.reply_spans import common_prefix
 from tests import tiny
 
 if TYPE_CHECKING:
@@ -136,12 +137,9 @@ def test_reasoning_that_the_template_drops_is_not_lost_in_silence() -> None:
     with pytest.raises(DataError, match="f:7: the chat template drops the reasoning of the last turn"):
         template(THOUGHTLESS).conversation([ASK, thought], "f:7")
     assert "I am asked" in replies(FORGETFUL, [ASK, thought])[0]
-    with pytest.raises(DataError, match="Keep one assistant turn per row, the last"):
-        template(FORGETFUL).conversation([ASK, thought, AGAIN, BYE], "f:7")
+    assert replies(FORGETFUL, [ASK, thought, AGAIN, BYE]) == ["Fine, thanks.<|im_end|>", "Still fine.<|im_end|>"]
     assert "I am asked" in replies(TRIMMED, [ASK, thought])[0]
-    assert replies(OWN_LINES, [ASK, thought]) == [
-        "<think>\nI am asked how I am.\n</think>\n\nFine, thanks.<|im_end|>\n<|pad|>"
-    ]
+    assert replies(OWN_LINES, [ASK, thought]) == ["<think>\nI am asked how I am.\n</think>\n\nFine, thanks.<|im_end|>"]
 
 
 def test_templates_are_compared_by_what_they_write() -> None:
@@ -164,8 +162,8 @@ def test_what_the_template_raises_names_the_row() -> None:
 
 
 def test_rendered_size_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat_template, "MAX_RENDERED", 1000)
-    with pytest.raises(DataError, match="makes 2,000 characters of this row; allowed are 1,000"):
+    monkeypatch.setattr(sandbox, "MAX_RENDERED", 1000)
+    with pytest.raises(DataError, match="f:3: the chat template refuses .* of 2,000 characters; allowed are 1,000"):
         template("{{ 'x' * 2000 }}").render([ASK], "f:3")
 
 
