@@ -117,9 +117,30 @@ def test_the_clock_of_a_template_shows_the_day_that_it_is_given() -> None:
 
 TOKENIZER = tiny.build_tokenizer()
 PIECES = st.sampled_from(
-    """{% for a in messages %}|{% endfor %}|{{ a ~ a }}|{% set x = [x, x] %}|{{ x * 99999 }}|{% if x %}|{% endif %}|
-{{ messages | tojson }}|{{ a.b.c }}|{{ '%9999d' % 3 }}|{% macro m() %}|{% endmacro %}|{{ m() }}|{{ x ** x }}|é|{{|}}|
-{{ range(999) | list | join(x) }}|{%|%}|\x00|\ud800""".split("|")
+    [
+        "{% for a in messages %}",
+        "{% endfor %}",
+        "{{ a ~ a }}",
+        "{% set x = [x, x] %}",
+        "{{ x * 99999 }}",
+        "{% if x %}",
+        "{% endif %}",
+        "{{ messages | tojson }}",
+        "{{ a.b.c }}",
+        "{{ '%9999d' % 3 }}",
+        "{% macro m() %}",
+        "{% endmacro %}",
+        "{{ m() }}",
+        "{{ x ** x }}",
+        "é",
+        "{{",
+        "}}",
+        "{{ range(999) | list | join(x) }}",
+        "{%",
+        "%}",
+        "\x00",
+        "\ud800",
+    ]
 )
 
 
