@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from limbeck.label.replies import (
     keep_text,
     refuse_wordless,
     reply_facts,
+    reply_fault,
     reply_text,
     reply_traces,
 )
@@ -123,7 +125,7 @@ def keep_votes(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuild
         traces, failed = reply_traces(row, said, header, encoder)
         return vote(traces), failed
 
-    return _keeping(header, keep)
+    return _keeping(header, keep, fault=partial(reply_fault, encoder=encoder))
 
 
 def keep_scores(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, record: Capabilities) -> TraceBuilder:
@@ -174,7 +176,10 @@ def _keeping(header: StoreHeader, keep: Any, **more: Any) -> TraceBuilder:
             traces.append((trace, record))
         return BuiltTraces(traces, failed)
 
-    return TraceBuilder(header, make, **more)
+    def fault(row: Row, said: EndpointReply) -> str:
+        return next((why for _, why in keep(row, [said])[1]), "")
+
+    return TraceBuilder(header, make, **{"fault": fault, **more})
 
 
 def _reply(row: Row, said: EndpointReply, header: StoreHeader, reply_ids: np.ndarray, facts: dict[str, Any]) -> Trace:

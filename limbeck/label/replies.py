@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limbeck.curate.filters import CLOSE, OPEN
@@ -61,11 +62,13 @@ class BuiltTraces:
 @dataclass(frozen=True)
 class TraceBuilder:
     """What a store keeps of replies: its identity, how many log-probs are asked for, and how the replies to one row
-    become traces with records. `make` must depend on its arguments alone. `extra_body` are keys that requests need
-    besides those of the recipe; `ask` the request about some draws of a row, where it is not one for a reply."""
+    become traces with records. `make` must depend on its arguments alone. `fault` says of a reply that just came why
+    `make` will not use it, "" where it will: before more are paid for. `extra_body` are keys that requests need besides
+    those of the recipe; `ask` the request about some draws of a row, where it is not one for a reply."""
 
     header: StoreHeader
     make: Callable[[Row, Sequence[EndpointReply]], BuiltTraces]
+    fault: Callable[[Row, EndpointReply], str]
     logprobs: int = 0
     extra_body: Mapping[str, Any] = field(default_factory=dict)
     ask: Callable[[Row, Sequence[int]], ApiRequest] | None = None
@@ -90,7 +93,24 @@ def keep_text(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> TraceBuilde
         traces, failed = reply_traces(row, said, header, encoder)
         return BuiltTraces([(trace, bare_record(trace)) for trace in traces], failed)
 
-    return TraceBuilder(header, make)
+    return TraceBuilder(header, make, partial(reply_fault, encoder=encoder))
+
+
+def reply_fault(row: Row, said: EndpointReply, *, encoder: Encoder) -> str:
+    """Why no trace can be made of the words of a reply; "" where one can. Cheap: nothing is made tokens."""
+    try:
+        _checked(row, said, encoder)
+    except DataError as error:
+        return str(error)
+    return ""
+
+
+def _checked(row: Row, said: EndpointReply, encoder: Encoder) -> tuple[str, bool]:
+    """The reply as text, and whether it ended by itself. Raises DataError for one that cannot be used."""
+    refuse_wordless(row, said.choice)
+    reply, closed = reply_text(row, said.choice), said.choice.finish_reason == ENDED
+    encoder.reply_end(reply, chat=bool(row.messages), closed=closed, source=row.source)
+    return reply, closed
 
 
 def reply_traces(
@@ -126,9 +146,7 @@ def failures_and_replies(log: ReplyLog, keys: Mapping[int, str]) -> tuple[list[F
 def reply_trace(row: Row, said: EndpointReply, header: StoreHeader, encoder: Encoder) -> Trace:
     """The trace of one reply, through the one road from text to tokens. A reply that ended by itself (finish_reason
     stop) has its end-of-turn token; one that was cut off has not. Raises DataError for a reply that cannot be used."""
-    refuse_wordless(row, said.choice)
-    reply = reply_text(row, said.choice)
-    closed = said.choice.finish_reason == ENDED
+    reply, closed = _checked(row, said, encoder)
     encoded = encoder.encode_reply(row.text, reply, chat=bool(row.messages), closed=closed, source=row.source)
     return make_trace(row, header, encoded.ids, encoded.spans, encoded.text, said.draw, reply_facts(said, reply))
 

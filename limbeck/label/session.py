@@ -108,13 +108,12 @@ class AskSession:
 
     def _unusable(self, request: Request, found: ApiReply, keys: list[str]) -> dict[str, str]:
         """Why choices of an answer will not become traces, by key: they were paid for, and no shard will have them."""
-        said = [
-            EndpointReply(draw, choice, found.model, found.system_fingerprint)
-            for draw, choice in zip(request.draws, found.choices, strict=False)
-        ]
-        place = f"{request.row.source}: "
-        failed = {draw: why.removeprefix(place) for draw, why in self.builder.make(request.row, said).failed}
-        return {key: failed[draw] for key, draw in zip(keys, request.draws, strict=True) if draw in failed}
+        place, faults = f"{request.row.source}: ", {}
+        for key, draw, choice in zip(keys, request.draws, found.choices, strict=False):
+            said = EndpointReply(draw, choice, found.model, found.system_fingerprint)
+            if why := self.builder.fault(request.row, said):
+                faults[key] = why.removeprefix(place)
+        return faults
 
     def _tell_strange(self, found: ApiReply) -> None:
         """A reason that nobody knows is told once, by its own name."""
@@ -246,7 +245,7 @@ def _still_unusable(work: WorkList, log: ReplyLog, builder: TraceBuilder, num_dr
             keys = {draw: trace_id(row.id, builder.header, draw) for draw in range(num_draws)}
             keys = {draw: key for draw, key in keys.items() if key in log}
             _, replies = failures_and_replies(log, keys)
-            found += [keys[draw] for draw, _ in builder.make(row, replies).failed]
+            found += [keys[one.draw] for one in replies if builder.fault(row, one)]
     log.forget(found)
     return found
 

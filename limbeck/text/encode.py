@@ -139,15 +139,19 @@ class Encoder:
         `chat`: the prompt is a conversation. Nothing is cut to `max_length`. Raises DataError naming `source` when the
         reply is empty, or holds a control token: it would end the turn or open another one.
         """
-        _refuse_empty(reply, "reply", source)
-        if chat and (control := self._chat.control.search(reply)):
-            raise DataError(f"{source}: the reply contains the control token {control[0]!r}.")
-        text = prompt + reply + (self._chat.end_of_turn if chat and closed else "")
+        text = prompt + reply + self.reply_end(reply, chat=chat, closed=closed, source=source)
         replies = ((len(prompt), len(text)),)
         tokens = self._tokenize(_Rendered(text, replies, raw=not chat, close=closed and not chat))
         if not tokens.spans:
             raise EmptyRow(f"{source}: the tokenizer makes no token of the reply.")
         return Encoded(tokens.ids, tokens.spans, text)
+
+    def reply_end(self, reply: str, *, chat: bool, closed: bool, source: str) -> str:
+        """The text that ends a reply. Raises DataError for a reply that cannot be encoded, as `encode_reply` does."""
+        _refuse_empty(reply, "reply", source)
+        if chat and (control := self._chat.control.search(reply)):
+            raise DataError(f"{source}: the reply contains the control token {control[0]!r}.")
+        return self._chat.end_of_turn if chat and closed else ""
 
     # ---- text ----
 
