@@ -86,7 +86,10 @@ class CapturedSource(Section):
     exclude_models: tuple[str, ...] = Field(default=(), description="no replies of these models")
     tags: tuple[str, ...] = Field(default=(), description="only exchanges with all of these tags, each NAME=VALUE")
     finish_reasons: tuple[str, ...] = Field(
-        default=("stop",), min_length=1, description="only replies that ended so; `cut` are those that were broken off"
+        default=("stop",),
+        min_length=1,
+        description="only replies that ended so, in any server's words for it (`eos` is `stop`); `cut` are those that "
+        "were broken off, `refusal` those that refuse, `unknown` those without a reason",
     )
     since: str | None = Field(
         default=None, description="only exchanges from this time on, ISO 8601, UTC without a zone"

@@ -10,6 +10,9 @@ from pydantic import Field
 from limbeck.config.renamed import Was
 from limbeck.config.schema import AboveZero, Fraction, Positive, Section
 
+URL = r"^https?://(\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?|[^/\s?#@\[\]\x00-\x20]+)(/[^\s?#\x00-\x20]*)?$"
+"""Without user, query and fragment: a key in a URL would be seen in messages."""
+
 
 class HfTeacher(Section):
     """A local causal language model: a hub id, a folder (safetensors), or a .gguf file."""
@@ -58,7 +61,7 @@ class OpenAITeacher(Section):
 
     kind: Literal["openai"] = "openai"
     is_local: ClassVar[bool] = False
-    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+(/[^\s?#]*)?$")] = Field(
+    base_url: Annotated[str, Field(pattern=URL)] = Field(
         default="https://api.openai.com/v1", description="URL of the endpoint; it usually ends in `/v1`"
     )
     model: Annotated[str, Field(min_length=1)] = Field(description="name of the model at the endpoint")
@@ -70,7 +73,9 @@ class OpenAITeacher(Section):
         default="chat", description="`completions` sends the rendered prompt as plain text, for base models"
     )
     system: str | None = Field(
-        default=None, description="system prompt of every request; the student learns without it"
+        default=None,
+        description="system prompt of every request, before that of the row where it has one; the student learns "
+        "without it",
     )
     extra_body: dict[str, Any] = Field(
         default={}, description="extra keys of every request; null removes a key (`{seed: null}`)"
@@ -99,8 +104,13 @@ class OpenAITeacher(Section):
     timeout_seconds: AboveZero = Field(default=600.0, description="timeout of a whole reply")
     retry_minutes: AboveZero = Field(default=30.0, description="time limit for the retries of one request")
     malformed_tries: Positive = Field(default=3, description="requests of a row whose replies are malformed")
-    max_failed: Fraction = Field(default=0.05, description="share of failed replies above which the job stops")
-    retry_failed: bool = Field(default=False, description="request replies once more that failed in an earlier run")
+    max_failed: Fraction = Field(
+        default=0.05,
+        description="share of replies that failed, or that came and cannot be used, above which the job stops",
+    )
+    retry_failed: bool = Field(
+        default=False, description="request replies once more that failed, or could not be used, in an earlier run"
+    )
     on_change: Annotated[Literal["stop", "annotate"], Was((("mark", "annotate"),))] = Field(
         default="stop",
         description="when another model (or system_fingerprint) answers than at first: `annotate` goes on, and every "
@@ -131,7 +141,7 @@ class VllmTeacher(OpenAITeacher):
     (trace.mode.kind score). Start it with `--max-logprobs` of at least trace.target.k."""
 
     kind: Literal["vllm"] = "vllm"  # type: ignore[assignment]
-    base_url: Annotated[str, Field(pattern=r"^https?://[^/\s?#@]+[^\s?#]*$")] = Field(
+    base_url: Annotated[str, Field(pattern=URL)] = Field(
         default="http://127.0.0.1:8000/v1", description="URL of the server; it ends in `/v1`"
     )
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
