@@ -145,7 +145,7 @@ def test_broken_connections_and_silence_come_to_an_end(server, fault):
 @pytest.mark.parametrize("fault", ["401", "404", "quota", "parameter", "redirect"])
 def test_what_every_request_would_meet_ends_the_job(server, fault):
     with pytest.raises(TeacherError) as caught:
-        ask_with(server, fault)
+        ask_with(server, fault, timeout_seconds=30)
     said = {"quota": "quota or credit", "redirect": "elsewhere.invalid"}.get(fault, "refuses every request")
     assert said in str(caught.value) and MODEL in str(caught.value)
     assert caught.value.exit_code == 4 and caught.value.__cause__ is None
