@@ -165,6 +165,7 @@ def _is_true(stage: Stage, context: RunContext) -> bool:
     if not holds:
         return False
     if first_rank() and (not record.identity or record.inputs is None):
+        stage.complete(context)
         context.run.finish(replace(record, identity=identity, inputs=stage.inputs(context)))
     return True
 

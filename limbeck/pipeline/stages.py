@@ -55,7 +55,8 @@ class Stage:
     `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished. So do those of
     `essence` (all outputs, where it is None) when they are not what the stage's record says, and `holds` when it finds
     that they are not those of this recipe. `needed`: whether this recipe has the stage. A `collective` stage is worked
-    on by every rank, any other one by the first. One that `saves` looks whether a stop was asked for and keeps what it
+    on by every rank, any other one by the first. `complete` says in outputs of an earlier version what its record lacks.
+    One that `saves` looks whether a stop was asked for and keeps what it
     has; any other one is interrupted.
     """
 
@@ -66,6 +67,7 @@ class Stage:
     inputs: Callable[[RunContext], dict[str, str]] = lambda _: {}
     needed: Callable[[RunContext], bool] = lambda _: True
     holds: Callable[[RunContext], bool] = lambda _: True
+    complete: Callable[[RunContext], None] = lambda _: None
     essence: Callable[[RunContext], tuple[Path, ...]] | None = None
     collective: bool = False
     saves: bool = False
@@ -212,6 +214,11 @@ def _has_trained(context: RunContext, role: str) -> bool:
     return marked_key(out) in (key, content_key(key, train_inputs(context)))
 
 
+def _mark_training(context: RunContext, role: str) -> None:
+    """Say of the training of an earlier version what it was made of, too: it is taken up again then."""
+    mark(context.path / "train" / role, content_key(train_fingerprint(context, role), train_inputs(context)))
+
+
 def evaluate_fingerprint(context: RunContext) -> str:
     recipe = context.recipe
     parts = [train_fingerprint(context, "student"), train_fingerprint(context, "twin") if recipe.train.twin else None]
@@ -305,6 +312,7 @@ STAGES = (
         partial(_train, role="student"),
         inputs=train_inputs,
         holds=partial(_has_trained, role="student"),
+        complete=partial(_mark_training, role="student"),
         essence=_in("train/student/artifact", "train/student/state.json"),
         collective=True,
         saves=True,
@@ -317,6 +325,7 @@ STAGES = (
         inputs=train_inputs,
         needed=lambda context: context.recipe.train.twin,
         holds=partial(_has_trained, role="twin"),
+        complete=partial(_mark_training, role="twin"),
         essence=_in("train/twin/artifact", "train/twin/state.json"),
         collective=True,
         saves=True,

@@ -25,11 +25,11 @@ from random import Random
 from typing import NamedTuple
 
 from tests import tiny
-from tests.soak import disks, kills, memory, ranks
+from tests.soak import disks, flips, kills, memory, ranks
 from tests.soak.kinds import VERDICTS, Kind, Outcome, bad
 from tests.soak.workspace import RECIPES, Base, Workspace
 
-KINDS: tuple[Kind, ...] = (*kills.KINDS, *disks.KINDS, *memory.KINDS, *ranks.KINDS)
+KINDS: tuple[Kind, ...] = (*kills.KINDS, *disks.KINDS, *memory.KINDS, *ranks.KINDS, *flips.KINDS)
 MOST_NOTE = 1500
 
 

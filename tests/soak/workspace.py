@@ -31,11 +31,10 @@ BYTES = (
     "student/model.safetensors",
     "train/*/artifact/model.safetensors",
     "evaluate/*.parquet",
-    "evaluate/tasks/*.jsonl",
     "export/*/model.*",
 )
 """Files that are equal byte for byte but for the name of the run folder, however often a run was interrupted."""
-VALUES = ("train/*/metrics.jsonl", "evaluate/*.json", "curate/summary.json")
+VALUES = ("train/*/metrics.jsonl", "evaluate/*.json", "evaluate/tasks/*.jsonl", "curate/summary.json")
 """Files that are equal but for what was measured with a clock or a memory gauge."""
 MEASURED = (
     "seconds",
@@ -46,6 +45,7 @@ MEASURED = (
     "rounds",
     "speed",
     "making_seconds",
+    "crc",  # of all of these
 )
 
 FILES = {"kind": "files", "path": "text.jsonl", "text": "text", "topic": "topic"}
@@ -233,7 +233,8 @@ def _digests(run: Path) -> Iterator[tuple[str, str]]:
             yield file.relative_to(run).as_posix(), hashlib.sha256(data).hexdigest()
     for pattern in VALUES:
         for file in run.glob(pattern):
-            lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
+            text = file.read_text().replace(str(run), "RUN")
+            lines = text.splitlines() if file.suffix == ".jsonl" else [text]
             values = [_unmeasured(json.loads(line)) for line in lines]
             yield file.relative_to(run).as_posix(), hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
