@@ -55,7 +55,7 @@ class Stage:
     `outputs` are the files and folders that it leaves; one that is gone makes the stage unfinished. So do those of
     `essence` (all outputs, where it is None) when they are not what the stage's record says, and `holds` when it finds
     that they are not those of this recipe. `needed`: whether this recipe has the stage. A `collective` stage is worked
-    on by every rank, any other one by the first. `complete` says in outputs of an earlier version what its record lacks.
+    on by every rank, any other one by the first. `complete` says in outputs of an earlier version what they lack.
     One that `saves` looks whether a stop was asked for and keeps what it
     has; any other one is interrupted.
     """
@@ -347,7 +347,14 @@ STAGES = (
         needed=lambda context: bool(context.recipe.export),
     ),
     # Cheap, and its page shows what all the others left: written anew each time.
-    Stage("report", lambda _: fingerprint(), _in("report.html"), _report, holds=lambda _: False),
+    Stage(
+        "report",
+        lambda _: fingerprint(),
+        _in("report.html"),
+        _report,
+        holds=lambda _: False,
+        essence=lambda _: (),  # `limbeck report` writes the page, too
+    ),
 )
 
 

@@ -46,6 +46,7 @@ MEASURED = (
     "speed",
     "making_seconds",
     "crc",  # of all of these
+    "model",  # by its path, in the heads of replies
 )
 
 FILES = {"kind": "files", "path": "text.jsonl", "text": "text", "topic": "topic"}
@@ -233,8 +234,9 @@ def _digests(run: Path) -> Iterator[tuple[str, str]]:
             yield file.relative_to(run).as_posix(), hashlib.sha256(data).hexdigest()
     for pattern in VALUES:
         for file in run.glob(pattern):
-            text = file.read_text().replace(str(run), "RUN")
-            lines = text.splitlines() if file.suffix == ".jsonl" else [text]
+            if file.name == "MANIFEST.json":  # it has digests of what was measured
+                continue
+            lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
             values = [_unmeasured(json.loads(line)) for line in lines]
             yield file.relative_to(run).as_posix(), hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
