@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import socket
 import threading
 import time
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
     from tests.serve.conftest import Running
 
 
+TEMPLATES = {
+    "a loop": "{% for a in range(99999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}",
+    "a long text": "{{ 'x' * 10**9 }}",
+    "doubling": "{% set x = namespace(v='x') %}{% for i in range(40) %}{% set x.v = x.v ~ x.v %}{% endfor %}{{ x.v }}",
+    "a range": "{% for a in range(10**9) %}x{% endfor %}",
+    "recursion": "{% macro again(n) %}{{ again(n + 1) }}{% endmacro %}{{ again(0) }}",
+    "brackets": "{{ " + "(" * 2000 + "1" + ")" * 2000 + " }}",
+    "no syntax": "{% for %}",
+    "a division": "{{ 1 / 0 }}",
+    "an attribute": "{{ ''.__class__.__mro__ }}",
+}
+
+
 def hostile(tmp_path: Path, tiny_llama: Path, names: dict[str, Any]) -> Path:
     """A registry of one good expert, and of one for each (name, what makes its folder)."""
     registry = Registry(tmp_path / "registry")
@@ -38,6 +52,12 @@ def hostile(tmp_path: Path, tiny_llama: Path, names: dict[str, Any]) -> Path:
     for name, made in names.items():
         registry.add(name, "1.0.0", expert_card(name), made)
     return registry.path
+
+
+def with_template(sound: Path, folder: Path, template: str) -> Path:
+    shutil.copytree(sound, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
 
 
 @contextlib.contextmanager
@@ -60,6 +80,21 @@ def always_answered(server: Running, name: str = "good") -> Iterator[list[float]
         stop.set()
         thread.join(SECONDS)
     assert not wrong and seconds
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_template_holds_up_its_own_expert_alone(kind: str, tmp_path: Path, tiny_llama: Path) -> None:
+    bad = with_template(tiny_llama, tmp_path / "bad", TEMPLATES[kind])
+    with running(hostile(tmp_path, tiny_llama, {"bad": bad}), "limits.request_seconds=3") as server:
+        assert server.chat(model="good", max_tokens=2).status_code == 200
+        with always_answered(server) as seconds, ThreadPoolExecutor(3) as several:
+            begun = time.monotonic()
+            found = list(several.map(lambda _: server.chat(model="bad", max_tokens=2), range(3)))
+            assert time.monotonic() - begun < 10
+        for one in found:
+            assert one.status_code in (400, 503) and one.json()["error"]["message"]
+            assert one.json()["error"]["code"] != "internal_error"
+        assert sorted(seconds)[len(seconds) // 2] < 2
 
 
 def test_damaged_and_lying_experts_are_refused_alone(tmp_path: Path, tiny_llama: Path) -> None:
