@@ -1,7 +1,7 @@
 """Two checkouts in turns: each piece of a benchmark of one commit against the same piece of another.
 
     git worktree add ../before COMMIT
-    python benchmarks/pair.py ../before losses.py --group stored --dtype float32 --only ours [--turns 5] [--starts 3]
+    python benchmarks/pair.py ../before benchmarks/losses.py --group stored --only ours [--turns 5] [--starts 3]
 
 Each checkout runs its own copy of the benchmark in a process of its own. Both set their work up once, and then wait:
 every piece is run by one while the other sleeps, in random order, so that a machine that gets slower slows both.
@@ -108,7 +108,7 @@ def worker() -> None:
     import common
 
     common.interleave = serve
-    sys.argv = [f"benchmarks/{sys.argv[1]}", *sys.argv[2:]]
+    sys.argv = sys.argv[1:]
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
