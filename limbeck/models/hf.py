@@ -29,7 +29,8 @@ from limbeck.models.gguf_import import resolve_model
 from limbeck.models.int8 import is_quantized, plain
 from limbeck.models.loading import load_model, refuse_folder
 from limbeck.models.proof import prove
-from limbeck.models.rotary import length_bound, turned_alone
+from limbeck.models.rotary import length_bound, turned_alone, turned_anew
+from limbeck.models.sampling import write_all
 from limbeck.models.vocabulary import VocabSizes, vocab_sizes
 from limbeck.system.device import pick_device, prepare_cpu, resolve_dtype
 from limbeck.text.tokenizer import load_tokenizer, tokenizer_hash
@@ -220,11 +221,10 @@ class HfLM:
         """`sampling.n` replies to each prompt, as one batch; real tokens only, drawn as `sampling` says and as nothing
         else does. Deterministic given `sampling.seed` and the batch. Raises TeacherError for logits that are not
         numbers."""
-        bound = length_bound(self.model.config)
-        if bound is not None and len(prompts) > 1 and max(map(len, prompts)) + sampling.max_tokens > bound:
-            # a long neighbour would turn the positions of all: each prompt is a batch of its own
-            return [self.generate([prompt], sampling)[0] for prompt in prompts]
         width = max(len(prompt) for prompt in prompts)
+        bound = length_bound(self.model.config)
+        if bound is not None and width + sampling.max_tokens > bound:
+            return write_all(self, prompts, sampling)  # a batch, and a cache, would mix positions of several lengths
         pad = self.tokenizer.pad_token_id
         pad = pad if isinstance(pad, int) else 0
         ids_BT = torch.full((len(prompts), width), pad)
@@ -303,14 +303,17 @@ class HfSession:
         names = inspect.signature(self._forward.forward).parameters
         self._name = "cache" if "cache" in names else "past_key_values"  # the newer name, and the older
         self._cache: DynamicCache | None = DynamicCache(config=lm.model.config)
-        self._fed = 0
+        self._all = np.zeros(0, dtype=np.int64)
 
     def feed(self, ids: np.ndarray) -> Tensor:
         """Append `ids` (at least one) and return logits_V for the token that follows."""
-        ids_T = torch.from_numpy(ids.astype(np.int64)).to(self._lm.device)
-        with torch.no_grad():
+        before, self._all = len(self._all), np.concatenate([self._all, ids.astype(np.int64)])
+        new = self._all[before:]
+        if before and turned_anew(self._lm.model, before, len(self._all)):
+            self._cache, new = DynamicCache(config=self._lm.model.config), self._all  # keys of what was read turn too
+        ids_T = torch.from_numpy(new).to(self._lm.device)
+        with torch.no_grad(), turned_alone(self._lm.model, (len(new),)):
             out = self._forward(input_ids=ids_T[None], use_cache=True, **{self._name: self._cache})
-            self._fed += len(ids)
             last_1D = out.last_hidden_state[0, -1:]
             return next(logits_1V[0].clone() for _, logits_1V in iter_logits(last_1D, self._head)).cpu()
 
@@ -319,7 +322,7 @@ class HfSession:
         layers = self._cache.layers if self._cache else []
         tensors = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
         held = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-        return -(-held // self._fed)
+        return -(-held // len(self._all))
 
     def close(self) -> None:
         """Give the cache back."""

@@ -38,6 +38,16 @@ def _by_length(kind: dict[str, Any]) -> bool:
     return kind.get("rope_type") == "longrope" or "dynamic" in str(kind.get("rope_type"))
 
 
+def turned_anew(model: PreTrainedModel, before: int, after: int) -> bool:
+    """Whether a sequence that grows from so many tokens to so many is turned by other frequencies than it was: once, at
+    the bound, or with every token beyond it."""
+    bound = length_bound(model.config)
+    if bound is None or after <= bound:
+        return False
+    kinds = rope_kinds(model.config.get_text_config())
+    return before <= bound or any("dynamic" in str(kind.get("rope_type")) for kind in kinds)
+
+
 ORIGINAL = "original_inv_freq"
 
 

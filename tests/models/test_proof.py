@@ -7,10 +7,10 @@ import torch
 from limbeck.errors import TeacherError
 from limbeck.losses import iter_logits
 from limbeck.models import proof
-from limbeck.models.hf import head_of, packed_attention, packed_hidden, refuse_unsupported
+from limbeck.models.hf import HfLM, head_of, packed_attention, packed_hidden, refuse_unsupported
 from limbeck.models.rotary import length_bound
 from limbeck.text.packing import pack
-from limbeck.types import Row
+from limbeck.types import Row, Sampling
 from tests import tiny
 from tests.models import families
 
@@ -124,3 +124,25 @@ def test_numbers_that_are_none_are_told_as_such(tiny_model):
     with pytest.raises(TeacherError, match=r"all its weights are finite.*float16: set teacher.dtype to bfloat16 or"):
         refuse_unsupported(loud.half())
     refuse_unsupported(tiny.build_model("qwen2").bfloat16())
+
+
+@pytest.mark.parametrize("name", ["phi3", "llama-dynamic", "mistral"])
+def test_a_reply_that_grows_beyond_the_bound_is_written_as_it_is_read(name, tiny_tokenizer):
+    """What was read before the bound is turned anew behind it, and a long neighbour turns nobody else."""
+    lm = HfLM.wrap(families.build(name, eos_token_id=None), tiny_tokenizer, name=name)
+    lm.model.generation_config.eos_token_id = 383
+    long, short = (row.ids for row in _rows(28, 5))
+    session = lm.session()
+    given = session.feed(long)
+    for at in range(28, 38):
+        torch.testing.assert_close(given, lm.logits(_grown(long, at))[-1], rtol=1e-4, atol=1e-4)
+        given = session.feed(_grown(long, at + 1)[-1:])
+    replies = [replies[0].ids for replies in lm.generate([long, short], Sampling(0.0, max_tokens=10))]
+    for prompt, reply in zip((long, short), replies, strict=True):
+        text = np.concatenate([prompt, reply])
+        assert [int(lm.logits(text[:at])[-1].argmax()) for at in range(len(prompt), len(text))] == reply.tolist()
+
+
+def _grown(ids, length):
+    """A text of that length that begins with `ids` and goes on in the same way each time."""
+    return np.concatenate([ids, np.arange(50, 50 + length, dtype=np.int32)])[:length]
