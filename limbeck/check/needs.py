@@ -10,13 +10,15 @@ from torch import nn
 
 from limbeck.config.problems import problem
 from limbeck.curate.sandbox.run import unavailable
-from limbeck.errors import TeacherError
+from limbeck.curate.verifiers import verify_all
+from limbeck.errors import DataError, MissingExtra, TeacherError
 from limbeck.export.gguf_families import family_of
 from limbeck.export.gguf_tokens import refuse_tokenizer
 from limbeck.recipe import (
     DecontaminateRule,
     GenerateMode,
     JsonSchema,
+    Judge,
     UnitTests,
     VerdictRule,
     VerifyRule,
@@ -29,9 +31,13 @@ if TYPE_CHECKING:
 
     from limbeck.check.opened import Opened
     from limbeck.config.problems import Problem
+    from limbeck.curate.verdicts import Verdict
     from limbeck.recipe import CurateRule, Export, Recipe, Verifier
     from limbeck.text.encode import Example
 
+
+MOST_REFERENCES = 8
+"""References that are read by `check`: a sandbox is started for each."""
 
 PACKAGES = {
     "language": ("py3langid", "curate"),
@@ -78,16 +84,39 @@ def _verifier(verifier: Verifier, where: str) -> Iterator[Problem]:
         yield problem(where, f"names the file {verifier.path}, which is not there; correct the path.")
     if isinstance(verifier, UnitTests) and (why := unavailable(verifier.isolation)):
         yield problem(f"{where}.isolation", f"is {verifier.isolation}, which does not work on this machine: {why}")
+    if isinstance(verifier, JsonSchema) and verifier.path is not None and Path(verifier.path).is_file():
+        try:
+            verify_all(verifier, [("", "")])
+        except (DataError, UnicodeDecodeError) as error:
+            yield problem(where, f"names a file that is no schema: {error}")
+        except MissingExtra:
+            return
 
 
 def _references(verifier: Verifier, examples: Sequence[Example], where: str) -> Iterator[Problem]:
+    """References that are missing, or that the verifier cannot read."""
     missing = next((example.source for example in examples if not example.truth), None)
-    if needs_reference(verifier) and missing is not None:
+    if not needs_reference(verifier):
+        return
+    if missing is not None:
         yield problem(
             where,
             f"compares replies with references, and {missing} has none. Name the column with data.source.reference, or "
             "the topics that have one with `topics` of a rule of curate.",
         )
+    some = [example for example in examples if example.truth][:MOST_REFERENCES]
+    for example, verdict in zip(some, _verdicts(verifier, [example.truth for example in some]), strict=False):
+        if verdict.blames_reference:
+            yield problem(where, f"cannot judge replies to {example.source}: {verdict.reason}.")
+            return
+
+
+def _verdicts(verifier: Verifier, references: Sequence[str]) -> list[Verdict]:
+    """Verdicts on replies that say nothing: the reference is read all the same. None where the verifier cannot work on
+    this machine, which is a problem of its own, and none of a judge, which would have to be opened or paid."""
+    if isinstance(verifier, Judge) or next(_verifier(verifier, ""), None) is not None:
+        return []
+    return verify_all(verifier, [("", reference) for reference in references])
 
 
 def export_needs(recipe: Recipe, opened: Opened) -> Iterator[Problem]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from limbeck.curate.verifiers import Verdict
+    from limbeck.curate.verdicts import Verdict
     from limbeck.recipe import Verifier
 
     Verify = Callable[[Verifier, list[tuple[str, str]]], list[Verdict]]

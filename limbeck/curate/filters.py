@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from limbeck.curate.answers import without_thinking
 from limbeck.curate.ngrams import runs, words
-from limbeck.curate.verifiers import without_thinking
 from limbeck.errors import MissingExtra
 from limbeck.recipe.languages import KNOWN, LATIN, SCRIPTS
 

@@ -42,6 +42,7 @@ def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) 
             out[one.id] = f"unknown: {verdict.reason}"
         elif verdict.ok is False:
             out[one.id] = f"wrong: {verdict.reason}" if verdict.reason else "wrong"
+    _note_references(candidates, context)
     for row_id, replies in by_row.items():
         said = [ok for one in replies if (ok := context.verdicts[one.id].ok) is not None]
         if said:
@@ -51,6 +52,17 @@ def verify(rule: VerifyRule, candidates: Sequence[Candidate], context: Context) 
             for one in _ranked(right, rule.pick, context.seed)[rule.per_prompt :]:
                 out[one.id] = f"right, but more than {rule.per_prompt} of the prompt ({rule.pick})"
     return {} if rule.keep_wrong else out
+
+
+def _note_references(candidates: Sequence[Candidate], context: Context) -> None:
+    """Say how many rows could not be judged because of their own references, and which was the first."""
+    blamed = {one.row_id: context.verdicts[one.id] for one in candidates if context.verdicts[one.id].blames_reference}
+    if blamed:
+        row_id, verdict = next(iter(blamed.items()))
+        context.notes.append(
+            f"verify: {len(blamed)} rows have a reference that the verifier cannot read; their replies are unknown, "
+            f"not wrong. Row {row_id}: {verdict.reason}."
+        )
 
 
 def _ranked(replies: list[Candidate], pick: str, seed: int) -> list[Candidate]:

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 
 from limbeck.curate.chain import Curated, RuleOutcome, curate
 from limbeck.curate.context import Candidate, Context
-from limbeck.curate.verifiers import Verdict, verify_all
+from limbeck.curate.verdicts import Verdict
+from limbeck.curate.verifiers import verify_all
 from limbeck.errors import DataError, RunDirError, Stopped
 from limbeck.recipe import DecontaminateRule, Judge, VerdictRule
 from limbeck.system.atomic import atomic_path, atomic_write, fingerprint, sha256_file
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
 
     from limbeck.curate.verifiers import Ask
     from limbeck.recipe import Recipe, Verifier
+
+JUDGED_BY = 2
+"""Raised whenever a verifier of ours judges otherwise than before: what an older one said is then not taken up. A model
+that judges is asked, and paid, once."""
 
 CHUNK = 256
 """Replies verified between two writes of their verdicts; with a judge that is paid, as many as it is asked at once."""
@@ -158,7 +163,8 @@ class _Verdicts:
             identity["endpoint"], chunk = verifier.endpoint.identity, verifier.endpoint.concurrency
         if content := self.content_of(verifier):
             identity["content"] = content
-        keys = [fingerprint(identity, reply, reference) for reply, reference in pairs]
+        by = () if isinstance(verifier, Judge) else (JUDGED_BY,)
+        keys = [fingerprint(identity, *by, reply, reference) for reply, reference in pairs]
         fresh = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in self.known}
         todo = list(fresh.items())
         self.path.parent.mkdir(parents=True, exist_ok=True)

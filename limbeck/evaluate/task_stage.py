@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.curate.verifiers import find_answer, to_number, verify_all
+from limbeck.curate.answers import find_answer
+from limbeck.curate.numbers import to_number
+from limbeck.curate.verifiers import verify_all
 from limbeck.data.readers import read_examples, source_files
 from limbeck.data.split import Sample, row_id
 from limbeck.evaluate.compare import TEACHER

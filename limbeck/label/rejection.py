@@ -14,6 +14,7 @@ from limbeck.recipe import GenerateMode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from limbeck.curate.verdicts import Verdict
     from limbeck.recipe import Recipe
     from limbeck.types import Row
 
@@ -28,20 +29,22 @@ class RejectionSampler:
 
     checker: Checker
     right: int
-    _known: dict[str, dict[bytes, bool]] = field(default_factory=lambda: defaultdict(dict))  # by row and reply
+    _known: dict[str, dict[bytes, Verdict]] = field(default_factory=lambda: defaultdict(dict))  # by row and reply
     _right: Counter[str] = field(default_factory=Counter)  # replies by row
 
     def add(self, row: Row, reply: str) -> bool:
-        """Count one more reply to a row; whether the row has enough right ones now. Raises what verification raises."""
-        self._right[row.id] += self._is_right(row, reply)
-        return self._right[row.id] >= self.right
+        """Count one more reply to a row; whether the row has enough right ones now, or never will: no reply is right
+        by a reference that cannot be read. Raises what verification raises."""
+        verdict = self._verdict(row, reply)
+        self._right[row.id] += verdict.ok is True
+        return verdict.blames_reference or self._right[row.id] >= self.right
 
     def needed(self, row: Row, replies: Iterable[str | None]) -> int | None:
         """How many of the replies (None: there is none for this draw), from the first on, hold as many right ones as
         are wanted; None when all together do not. Raises what verification raises."""
         right = 0
         for number, reply in enumerate(replies, 1):
-            right += reply is not None and self._is_right(row, reply)
+            right += reply is not None and self._verdict(row, reply).ok is True
             if right >= self.right:
                 return number
         return None
@@ -50,11 +53,11 @@ class RejectionSampler:
         self._known.pop(row.id, None)
         self._right.pop(row.id, None)
 
-    def _is_right(self, row: Row, reply: str) -> bool:
+    def _verdict(self, row: Row, reply: str) -> Verdict:
         known = self._known[row.id]
         digest = hashlib.sha256(reply.encode(errors="surrogatepass")).digest()
         if digest not in known:
-            known[digest] = self.checker.verdict(reply, row.reference).ok is True
+            known[digest] = self.checker.verdict(reply, row.reference)
         return known[digest]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from limbeck.config.schema import AboveZero, Positive, Section
 from limbeck.recipe.teacher import OpenAITeacher
@@ -26,12 +27,14 @@ class Exact(Section):
     normalize: bool = Field(
         default=False,
         serialization_alias="fold",
-        description="ignore case, punctuation and runs of white space",
+        description="ignore case, punctuation and runs of white space; signs and operators are no punctuation",
     )
 
 
 class Numeric(Section):
-    """The answer is the reference as a number: 1,000, 5/4, 12 %, $3.50 and 1e3 are understood, units are left aside."""
+    """The answer is the reference as a number: 1,000, 70 000, 2 1/2, 12 %, $3.50, 1e3, 10^3, 5 million and LaTeX's
+    fractions and roots are understood, units are left aside. What is no number (a tuple, an interval, x^2) is never
+    judged by its last digits."""
 
     kind: Literal["numeric"] = "numeric"
     answer: Where = Field(default="last_number", description=WHERE)
@@ -58,6 +61,15 @@ class Regex(Section):
     marker: str = Field(default="####", description="what stands before the answer, with `answer: marker`")
     pattern: str | None = Field(default=None, description="pattern for all rows; null takes each row's reference")
 
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"is not a regular expression: {error}") from error
+        return pattern
+
 
 class JsonSchema(Section):
     """The reply is JSON (bare, or in a code block) of a schema: the row's reference, or one file for all rows
@@ -68,7 +80,8 @@ class JsonSchema(Section):
 
 
 class UnitTests(Section):
-    """The reply's program passes the row's tests (reference: Python source, or a JSON list of it), in a sandbox."""
+    """The reply's program passes the row's tests (reference: Python source, a JSON list of it, or a JSON object with
+    `test` and `entry_point`), in a sandbox."""
 
     kind: Literal["unit_tests"] = "unit_tests"
     isolation: Literal["bwrap", "rlimits"] = Field(

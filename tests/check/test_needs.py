@@ -66,6 +66,33 @@ def test_references(rule, lacks):
     assert ("a:2 has none" in told(rule)) is lacks
 
 
+@pytest.mark.parametrize(
+    ("rule", "reference", "why"),
+    [
+        (verify("numeric"), "one", "no number"),
+        (verify("regex"), "(", "not a regular expression"),
+        (verify("json_schema"), "{", "not a JSON schema"),
+    ],
+)
+def test_references_that_cannot_be_read_are_told_before_replies_are_paid_for(rule, reference, why):
+    rows = [Example(prompt="p", reference="7", source="a:1"), Example(prompt="q", reference=reference, source="a:2")]
+    if rule["verifier"]["kind"] == "json_schema":
+        pytest.importorskip("jsonschema")
+        rows[0] = Example(prompt="p", reference="{}", source="a:1")
+    line = told(rule, rows=rows)
+    assert "cannot judge replies to a:2" in line and why in line
+    assert told(rule, rows=rows[:1]) == ""
+
+
+def test_a_schema_file_that_is_none(tmp_path):
+    pytest.importorskip("jsonschema")
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": 5}')
+    assert "names a file that is no schema" in told(verify("json_schema", path=str(file)))
+    file.write_text('{"type": "object"}')
+    assert told(verify("json_schema", path=str(file))) == ""
+
+
 def test_the_sandbox(monkeypatch):
     monkeypatch.setattr(needs, "unavailable", lambda isolation: f"no {isolation} here.")
     assert "curate[0].verifier.isolation" in told(verify("unit_tests", topics=["maths"]))

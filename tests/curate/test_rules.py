@@ -11,7 +11,8 @@ from pydantic import TypeAdapter
 from limbeck.curate.chain import curate
 from limbeck.curate.context import Candidate, Context
 from limbeck.curate.filters import _stutters, thinking_of
-from limbeck.curate.verifiers import Verdict, verify_all
+from limbeck.curate.verdicts import Verdict
+from limbeck.curate.verifiers import verify_all
 from limbeck.errors import DataError
 from limbeck.recipe import CurateRule
 
@@ -204,6 +205,15 @@ def test_a_random_pick_is_the_same_in_every_order():
     assert first == run([chosen], made[::-1], verify=said(RIGHT)).kept
     others = {run([chosen], made, verify=said(RIGHT), seed=seed).kept[0].reply for seed in range(20)}
     assert len(others) > 1
+
+
+def test_references_that_cannot_be_read_are_counted_apart_and_said():
+    rows = [candidate(number, "5", reference=text) for number, text in enumerate(["5", "x", "(1, 2)"])]
+    context = Context(verify_all)
+    found = curate(rows, [rule("verify", verifier={"kind": "numeric"})], context)
+    assert [one.row_id for one in found.kept] == ["row 0"] and found.steps[0].reasons == {"unknown": 2}
+    assert "2 rows have a reference that the verifier cannot read" in context.notes[0] and "'x'" in context.notes[0]
+    assert context.pass_rate == {"row 0": 1.0}
 
 
 def test_verify_needs_references():

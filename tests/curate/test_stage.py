@@ -132,8 +132,10 @@ def test_a_stopped_verification_goes_on(tiny_llama, text_jsonl, tmp_path, monkey
     recipe = curated(tiny_llama, text_jsonl, rule)
     made = [Candidate(f"{n}", f"row {n}", "train", "", "p", f"{n}", reference="1") for n in range(9)]
     asked = []
-    real = __import__("limbeck.curate.verifiers", fromlist=["_exact"])._exact
-    monkeypatch.setattr("limbeck.curate.verifiers._exact", lambda *args: (asked.append(args[1]), real(*args))[1])
+    real = __import__("limbeck.curate.verifiers", fromlist=["compare_exactly"]).compare_exactly
+    monkeypatch.setattr(
+        "limbeck.curate.verifiers.compare_exactly", lambda *args: (asked.append(args[1]), real(*args))[1]
+    )
     stops = iter([False] * 5 + [True] * 99)
     with pytest.raises(Stopped):
         curate(recipe, tmp_path, made, stop_asked=lambda: next(stops))
@@ -152,8 +154,9 @@ def test_a_damaged_verdict_is_made_anew_and_others_are_not(tiny_llama, text_json
     file = tmp_path / "verdicts.jsonl"
     written = file.read_bytes()
     asked = []
-    real = __import__("limbeck.curate.verifiers", fromlist=["_exact"])._exact
-    monkeypatch.setattr("limbeck.curate.verifiers._exact", lambda *args: (asked.append(args[1]), real(*args))[1])
+    real = __import__("limbeck.curate.verifiers", fromlist=["compare_exactly"]).compare_exactly
+    where = "limbeck.curate.verifiers.compare_exactly"
+    monkeypatch.setattr(where, lambda *args: (asked.append(args[1]), real(*args))[1])
     line = len(written.splitlines(keepends=True)[0])
     for at in range(line, line + len(written.splitlines()[1]), 7):
         told: list[str] = []

@@ -2,7 +2,7 @@
 
 import pytest
 
-from limbeck.curate.verifiers import Verdict
+from limbeck.curate.verdicts import Verdict, unreadable
 from limbeck.errors import Stopped
 from limbeck.label import replies as replies_module
 from limbeck.label.rejection import RejectionSampler
@@ -32,6 +32,15 @@ def test_each_reply_is_judged_once_when_it_comes(row):
     assert [sampler.add(row, reply) for reply in replies] == [False] * 63 + [True]
     assert checker.judged == replies
     assert sampler.needed(row, [*replies, "right 3"]) == 64 and len(checker.judged) == 64
+
+
+def test_no_more_replies_are_asked_for_where_the_reference_cannot_be_read(row):
+    class Unreadable(CountingChecker):
+        def verdict(self, reply: str, reference: str) -> Verdict:
+            return unreadable(reference, "is no number")
+
+    sampler = RejectionSampler(Unreadable(), 2)  # type: ignore[arg-type]
+    assert sampler.add(row, "right") and sampler.needed(row, ["right"]) is None
 
 
 def test_what_is_needed_depends_on_the_order_of_draws_alone(row):
