@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from limbeck.endpoint.client import open_endpoint
 from limbeck.endpoint.retry import RetryingClient, run_loop, settle
@@ -54,20 +54,22 @@ def run_ask(recipe: Recipe, path: Path, builder: TraceBuilder, rows: Sequence[Ro
             run_loop(_run(session, callbacks.stop_asked))
 
     store = fill_store(recipe, path, header=builder.header, rows=rows, runner=runner, on_message=callbacks.on_message)
+    failed = path / "failed.jsonl"
+    lines = list(read_values(failed))
     if not store.traces("train") and any(row.split == "train" for row in rows):
-        _refuse_nothing(path / "failed.jsonl")
+        raise TeacherError(
+            f"not one reply to the training rows can be learnt from ({_reasons(lines) or 'none came'}). Each has its "
+            f"reason in {failed}. Cure the cause and set teacher.retry_failed=true; what was answered is kept."
+        )
+    if lines:
+        callbacks.on_message(f"{len(lines)} replies are missing ({_reasons(lines)}); each has its reason in {failed}")
     return store
 
 
-def _refuse_nothing(failures: Path) -> NoReturn:
-    """Raises TeacherError with the reasons that came up most."""
-    lines = list(read_values(failures))
+def _reasons(lines: Sequence[dict[str, Any]]) -> str:
+    """Those that came up most, of lines of failed.jsonl."""
     reasons = Counter(f"{one['kind']}: {brief(one['reason'].removeprefix(one['source'] + ': '))}" for one in lines)
-    most = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
-    raise TeacherError(
-        f"not one reply to the training rows can be learnt from ({most or 'none came'}). Each has its reason in "
-        f"{failures}. Cure the cause and set teacher.retry_failed=true; what was answered is kept."
-    )
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
 
 
 async def _run(session: AskSession, stop_asked: Callable[[], bool]) -> None:

@@ -103,6 +103,13 @@ def test_half_of_them_empty_counts_as_half(go, server, tmp_path):
     assert facts["answered"] == 40 and facts["failed"] == {"unusable": 20}
 
 
+def test_the_few_that_are_missing_are_told_at_the_end(go, server):
+    says(server, EMPTY["empty"], lambda seen: number_of(seen) == 3)
+    messages = []
+    assert len(go(messages=messages).traces()) == 39
+    assert len(messages) == 1 and "1 replies are missing (1 x unusable: the reply is empty" in messages[0]
+
+
 def test_unusable_replies_are_asked_once_more_when_that_is_wished(go, server, rows, tmp_path):
     says(server, EMPTY["empty"], lambda seen: number_of(seen) < 5)
     assert len(go("teacher.max_failed=0.3").traces()) == 35
