@@ -32,6 +32,7 @@ NO_MEMORY = (
     "Cannot allocate memory",
     "could not create a primitive",  # oneDNN's word for it
     "can't start new thread",
+    "Failed to launch worker thread",  # Arrow's
 )
 SHOWN = 200
 RESUMES = "Nothing finished was lost; run the same command again, and it resumes."
@@ -101,8 +102,8 @@ def _exhausted(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in the words of Python, Arrow, torch or the system."""
-    if isinstance(error, RuntimeError):
-        return any(words in str(error) for words in NO_MEMORY)
+    if isinstance(error, RuntimeError) or type(error).__module__.startswith("pyarrow"):
+        return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
     found = os_error(error)
     return isinstance(error, MemoryError) or (found is not None and found.errno in EXHAUSTED)
 

@@ -143,7 +143,7 @@ def _mount(kind: bytes, folder: str, flags: int, options: str) -> None:
 def few_files(more: int) -> None:
     """`more` files can be opened beside those that are open."""
     taken = max(map(int, os.listdir("/proc/self/fd")))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 1 + more, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken + 1 + more, taken + 1 + more))
 
 
 def unread_log(how: str) -> None:

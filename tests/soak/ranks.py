@@ -83,7 +83,7 @@ def _undisturbed(base: Base, kind: str) -> dict[str, str]:
 
 
 def _weights(run: Path) -> dict[str, str]:
-    return {name: digest for name, digest in outputs_of(run).items() if name.startswith("train/")}
+    return {name: digest for name, digest in outputs_of(run, run).items() if name.startswith("train/")}
 
 
 def _run_rank(plan: str, words: list[str]) -> None:

@@ -36,6 +36,7 @@ BYTES = (
 """Files that are equal byte for byte but for the name of the run folder, however often a run was interrupted."""
 VALUES = ("train/*/metrics.jsonl", "evaluate/*.json", "evaluate/tasks/*.jsonl", "curate/summary.json")
 """Files that are equal but for what was measured with a clock or a memory gauge."""
+SEALS = ("MANIFEST.json",)  # of what was measured as well
 MEASURED = (
     "seconds",
     "tokens_per_second",
@@ -150,7 +151,7 @@ class Base:
 
     @cached_property
     def outputs(self) -> dict[str, str]:
-        return outputs_of(self.straight)
+        return outputs_of(self.straight, self.straight)
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Workspace:
 
     def differs(self) -> str | None:
         """What is not as an undisturbed run leaves it: a file, or one that should not be there."""
-        found, wanted = outputs_of(self.run), self.base.outputs
+        found, wanted = outputs_of(self.run, self.base.straight), self.base.outputs
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
                 return f"{name} is {'another one' if name in found and name in wanted else 'missing or too much'}"
@@ -215,9 +216,9 @@ class Workspace:
         return self.differs()
 
 
-def outputs_of(run: Path) -> dict[str, str]:
-    """Name -> digest of all that must not depend on interruptions."""
-    return {name: digest for name, digest in _digests(run)}
+def outputs_of(run: Path, straight: Path) -> dict[str, str]:
+    """Name -> digest of all that must not depend on interruptions, nor on being a copy of the undisturbed run."""
+    return {name: digest for name, digest in _digests(run, straight)}
 
 
 def leftovers(run: Path) -> list[str]:
@@ -227,14 +228,14 @@ def leftovers(run: Path) -> list[str]:
     )
 
 
-def _digests(run: Path) -> Iterator[tuple[str, str]]:
+def _digests(run: Path, straight: Path) -> Iterator[tuple[str, str]]:
     for pattern in BYTES:
         for file in run.glob(pattern):
-            data = file.read_bytes().replace(str(run).encode(), b"RUN")
+            data = file.read_bytes().replace(str(run).encode(), b"RUN").replace(str(straight).encode(), b"RUN")
             yield file.relative_to(run).as_posix(), hashlib.sha256(data).hexdigest()
     for pattern in VALUES:
         for file in run.glob(pattern):
-            if file.name == "MANIFEST.json":  # it has digests of what was measured
+            if file.name in SEALS:
                 continue
             lines = file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()]
             values = [_unmeasured(json.loads(line)) for line in lines]
