@@ -152,7 +152,7 @@ def test_tokens_that_end_a_reply_and_facts_of_the_model(tmp_path: Path) -> None:
     assert (header.arch, header.of_arch("context_length"), header.of_arch("rope.freq_base")) == ("llama", 128, 10000.0)
     assert header.values["tokenizer.ggml.add_bos_token"] is False
     lm.model.generation_config.eos_token_id = [3, 4, 5, 6]
-    with pytest.raises(TeacherError, match="4 tokens that end a reply; a GGUF file can name 1 to 3"):
+    with pytest.raises(TeacherError, match="5 tokens that end a reply; a GGUF file can name 1 to 3"):
         write_gguf(tmp_path, lm, quant="q8_0")
 
 
