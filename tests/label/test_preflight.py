@@ -21,6 +21,7 @@ from limbeck.types import Callbacks, Row
 from tests import tiny
 from tests.endpoint.bigram import END, TOKENIZER, Endpoint, Manners, bigram
 from tests.endpoint.fake_server import FakeServer
+from tests.endpoint.test_probe import impossible, side_by_side
 from tests.pipeline.test_run import recipe_of
 from tests.recipes import tiny_recipe
 
@@ -98,6 +99,19 @@ def test_log_probs_become_targets(go, ids):
             found = cells(dist, place)
             assert 5 <= len(found) <= 6 and int(labels[place]) in found
             assert found == pytest.approx(own(before, found), rel=0.1, abs=0.02)  # eight bits each
+
+
+@pytest.mark.parametrize("change", [impossible(None), impossible(float("-inf")), side_by_side])
+def test_log_probs_in_other_words_are_the_same_targets(go, change):
+    """What cannot be has no mass, whatever the number; and the shape of completions is read in a chat too."""
+    store, *_ = go(Manners(change=change), *GENERATE, *TOP_5)
+    assert len(store.traces()) == len(PROMPTS)
+    for trace in store.traces():
+        dist, labels = store.dist(trace), labels_of(trace)
+        assert trace.meta["hard"] == 0
+        for place, before in enumerate([1, *labels[:-1]]):
+            found = cells(dist, place)
+            assert found == pytest.approx(own(before, found), rel=0.1, abs=0.02)
 
 
 @pytest.mark.parametrize("told", [True, False])
