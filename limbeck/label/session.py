@@ -23,7 +23,7 @@ from limbeck.label.replies import EndpointReply, TraceBuilder, ask_of, failures_
 from limbeck.label.usage import Tally, refuse_failures, refuse_mixture
 from limbeck.recipe import GenerateMode, OpenAITeacher, Recipe, name_of
 from limbeck.store import trace_id
-from limbeck.store.reply_log import ReplyLog
+from limbeck.store.reply_log import JOURNAL, ReplyLog
 from limbeck.system.atomic import atomic_write
 from limbeck.system.meter import Meter
 from limbeck.text.finish import UNKNOWN, is_understood
@@ -269,5 +269,5 @@ def _open_log(folder: Path, settings: OpenAITeacher, work: WorkList, tally: Tall
         tally.add(entry)
         return entry.get("row") in open_rows and not (settings.retry_failed and "failed" in entry)
 
-    with contextlib.closing(ReplyLog.open(folder / "journal.jsonl", on_entry)) as log:
+    with contextlib.closing(ReplyLog.open(folder / JOURNAL, on_entry)) as log:
         yield log

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -11,7 +12,9 @@ from limbeck.label.local import run_label
 from limbeck.label.plan import header_of, store_header
 from limbeck.label.preflight import keep_record, prepare
 from limbeck.label.remote import run_ask
-from limbeck.store.writer import holds_rows, mend_header, read_header, store_key, store_progress
+from limbeck.store.reply_log import JOURNAL
+from limbeck.store.writer import has_header, holds_rows, mend_header, read_header, store_key, store_progress
+from limbeck.system.atomic import atomic_path
 from limbeck.system.shelf import Shelf, content_key, mark
 
 if TYPE_CHECKING:
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
     from limbeck.models.hf import HfLM
     from limbeck.recipe import Recipe
+    from limbeck.store import StoreHeader
     from limbeck.types import Callbacks, Row
 
 
@@ -64,9 +68,24 @@ def store_targets(
     shelf.claim(key, callbacks.on_message, earlier=header.fingerprint)
     mark(folder, key)
     mend_header(folder, header)
+    if not recipe.teacher.is_local:
+        _take_replies(shelf, header)
     if record is not None:
         keep_record(recipe, folder, record)
     label(job.rows, callbacks)
+
+
+def _take_replies(shelf: Shelf, header: StoreHeader) -> None:
+    """Begin a new store with the replies that were paid for in one that differs by what judges them alone (a schema
+    that was replaced): it is the same teacher, asked the same."""
+    journal = shelf.folder / JOURNAL
+    if journal.exists():
+        return
+    others = [path for path in shelf.folders() if (path / JOURNAL).exists() and has_header(path, header)]
+    if others:
+        with atomic_path(journal) as tmp:
+            shutil.copyfile(max(others, key=store_progress) / JOURNAL, tmp)
+            tmp.chmod(0o600)
 
 
 def has_targets(recipe: Recipe, folder: Path, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> bool:

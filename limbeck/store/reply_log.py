@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+JOURNAL = "journal.jsonl"
 HELD_BYTES = 256 * 2**20
 Entry = dict[str, Any]
 

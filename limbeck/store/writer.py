@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from limbeck.errors import StoreError
 from limbeck.store.header import SCHEMA, VERSION, StoreHeader
+from limbeck.store.reply_log import JOURNAL
 from limbeck.system.atomic import atomic_path, atomic_write, sha256_file
 from limbeck.system.jsonl import append_durably
 from limbeck.system.sealed import read_json, read_sealed, sealed_line, write_json
@@ -157,9 +158,17 @@ def store_key(path: Path) -> str | None:
         return None
 
 
+def has_header(path: Path, header: StoreHeader) -> bool:
+    """Whether a store is of exactly this teacher, target and sampling."""
+    try:
+        return read_header(path).fingerprint == header.fingerprint
+    except StoreError:
+        return False
+
+
 def store_progress(path: Path) -> tuple[int, ...]:
     """How much a store holds: traces, and bytes of replies that were paid for."""
-    journal = path / "journal.jsonl"
+    journal = path / JOURNAL
     return sum(entry["traces"] for entry in _manifest(path)[0]), journal.stat().st_size if journal.exists() else 0
 
 

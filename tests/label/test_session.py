@@ -252,6 +252,22 @@ def test_max_cost_holds_where_reasoning_is_billed_beside_the_reply(go, server, t
     assert server.counts.total() == 3 and asked(tmp_path)["cost"] == pytest.approx(3 * 2.005)
 
 
+def test_another_schema_is_another_store_and_the_same_replies(server, tiny_tokenizer, rows, tmp_path):
+    """What judges replies was replaced: shards are made anew, nothing is paid twice, and both stores are kept."""
+    from limbeck.label.stage import LabelJob, store_targets
+
+    recipe: Recipe = recipe_of(server.url, PRICES, "trace.mode.n=2")
+    told: list[str] = []
+    watch = Callbacks(lambda progress: None, told.append, lambda: False)
+    asked_for = []
+    for digest in ("a", "b", "a"):
+        job = LabelJob(tmp_path / "traces", rows[:4], {"schema.json": digest})
+        store_targets(recipe, job, teacher=None, tokenizer=tiny_tokenizer, callbacks=watch)
+        asked_for.append(server.counts.total())
+    assert asked_for[0] == asked_for[1] == asked_for[2] > 0
+    assert len(list(tmp_path.glob("traces-*"))) == 1 and any("taken up again" in message for message in told)
+
+
 def test_what_the_probe_asked_is_in_the_ledger_once(server, tiny_tokenizer, rows, tmp_path):
     from limbeck.label.stage import LabelJob, store_targets
 
