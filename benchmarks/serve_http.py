@@ -35,6 +35,7 @@ from limbeck.models.gguf_import import resolve_model
 from limbeck.serve import run
 from limbeck.serve.settings import load_serving
 from limbeck.system.device import resident_memory
+from limbeck.text.chat_template import ChatTemplate
 from limbeck.types import Sampling
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ def report(url: str, built: run.Built, loop: asyncio.AbstractEventLoop, rounds: 
     assert place.opened is not None
     opened = place.opened
     turns = [{"role": "user", "content": PROMPT}]
-    ids = np.asarray(opened.lm.tokenizer(opened.template.prompt(turns, "prompt"))["input_ids"], dtype=np.int32)
+    prompt = ChatTemplate(opened.lm.tokenizer).prompt(turns, "prompt")
+    ids = np.asarray(opened.lm.tokenizer(prompt)["input_ids"], dtype=np.int32)
     ours, theirs = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=client, args=(url, theirs), daemon=True)
     process.start()
