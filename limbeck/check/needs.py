@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from limbeck.config.problems import problem
+from limbeck.curate.dedup import unread
 from limbeck.curate.sandbox.run import unavailable
 from limbeck.curate.verifiers import verify_all
 from limbeck.errors import DataError, MissingExtra, TeacherError
@@ -76,6 +77,8 @@ def _files(rule: CurateRule, where: str) -> Iterator[Problem]:
     for path in (rule.path,) if isinstance(rule, VerdictRule) else paths:
         if not Path(path).is_file():
             yield problem(where, f"names the file {path}, which is not there; correct the path.")
+        elif isinstance(rule, DecontaminateRule) and (why := unread(Path(path))):
+            yield problem(where, f"names a file that cannot be compared with: {why}")
 
 
 def _verifier(verifier: Verifier, where: str) -> Iterator[Problem]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import math
 from collections import defaultdict
@@ -10,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from limbeck.curate.ngrams import runs, words
 from limbeck.errors import DataError, MissingExtra
 from limbeck.recipe import MISSED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from limbeck.curate.context import Candidate, Context
     from limbeck.recipe import DecontaminateRule, DuplicateRule, NearDuplicateRule
@@ -225,21 +229,67 @@ def _texts(rule: DecontaminateRule, context: Context) -> Iterator[tuple[str, str
         yield from ((f"{path}:{number}", text, True) for number, text in _lines(Path(path)))
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
+def unread(file: Path) -> str | None:
+    """Why a file is not one to decontaminate against; None where it is. What is in an archive, or of another kind,
+    would be searched in vain."""
     if not file.is_file():
-        raise DataError(f"there is no file {file} to decontaminate against; correct the rule's paths.")
-    with file.open(encoding="utf-8-sig", errors="replace") as lines:
+        return f"there is no file {file} to decontaminate against; correct the rule's paths."
+    if file.suffix not in (*TABLES, ".jsonl", *TEXTS):
+        allowed = ", ".join((*TABLES, ".jsonl", *TEXTS))
+        return f"{file}: {file.suffix or 'no'} extension; allowed are {allowed}. Unpack, convert or rename it."
+    return None
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Every text of a file, numbered by line or row: of tables and JSONL all strings, of a text its lines."""
+    if why := unread(file):
+        raise DataError(why)
+    found = TABLES.get(file.suffix, _text_rows)(file)
+    try:
+        for number, value in found:
+            yield from ((number, text) for text in _strings(value))
+    except (pa.ArrowException, csv.Error, OSError) as error:
+        raise DataError(f"{file} cannot be read: {error}. Is it whole?") from error
+
+
+def _text_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                found = json.loads(line) if file.suffix == ".jsonl" and line.strip() else line
-            except ValueError as error:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                yield number, json.loads(text) if file.suffix == ".jsonl" and text.strip() else text
+            except UnicodeDecodeError as error:
+                raise DataError(f"{file}:{number} is not valid UTF-8; convert the file.") from error
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{file}:{number} is not JSON: {error}. Mend the line, or name a text file.") from error
-            yield from ((number, text) for text in _strings(found))
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines)
+        try:
+            yield from ((reader.line_num, row) for row in reader)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file}:{reader.line_num} is not valid UTF-8; convert the file.") from error
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    with contextlib.closing(pq.ParquetFile(file, page_checksum_verification=True)) as table:
+        for batch in table.iter_batches(batch_size=BATCH_ROWS):
+            for index in range(batch.num_rows):
+                number += 1
+                yield number, [column[index].as_py() for column in batch.columns]
+
+
+TABLES: dict[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {".parquet": _parquet_rows, ".csv": _csv_rows}
+TEXTS = (".txt", ".md")
+BATCH_ROWS = 64
 
 
 def _strings(value: Any) -> Iterable[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict | list):
+    elif isinstance(value, dict | list | tuple):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)

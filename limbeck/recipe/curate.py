@@ -145,7 +145,9 @@ class DecontaminateRule(_Rule):
 
     kind: Literal["decontaminate"] = "decontaminate"
     n: Positive = Field(default=13, description="words of an n-gram")
-    paths: tuple[str, ...] = Field(default=(), description="files, one text a line (JSONL: all strings of a line)")
+    paths: tuple[str, ...] = Field(
+        default=(), description="files: Parquet, CSV and JSONL (all strings of a row), or texts, one a line"
+    )
     held_out: bool = Field(default=True, description="compare with this run's held-out rows")
     common: Positive | None = Field(
         default=10, description="n-grams that more prompts than this share are a template, not a leak; null: all count"

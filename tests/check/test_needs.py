@@ -45,6 +45,9 @@ def test_files(tmp_path):
     file.write_text("id,verdict\n")
     there = {"kind": "verdicts", "path": str(file)}
     assert told(there, {"kind": "decontaminate", "paths": [str(file)]}) == ""
+    packed = tmp_path / "test.jsonl.gz"
+    packed.write_bytes(b"")
+    assert "cannot be compared with" in told({"kind": "decontaminate", "paths": [str(packed)]})
     gone = [there | {"path": "nowhere.csv"}, {"kind": "decontaminate", "paths": [str(file), "gone.txt"]}]
     assert [line.split("names the file ")[1].split(",")[0] for line in told(*gone).splitlines()] == [
         "nowhere.csv",

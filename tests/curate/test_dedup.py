@@ -1,8 +1,11 @@
 """What replies share: near duplicates against exact similarity, contamination against brute force."""
 
+import csv
 import json
 import random
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -211,3 +214,31 @@ def test_lines_of_a_file_are_lines(tmp_path):
     assert kept([rule("decontaminate", n=6, held_out=False, paths=[str(file)])], ["one two three four five six"]) == [
         False
     ]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "csv", "txt"])
+def test_test_sets_of_every_kind_are_read(kind, tmp_path):
+    """All their strings, inside lists and structs as well; accents written as escapes are the same letters."""
+    texts = [f"caf\u00e9 {number} " + " ".join(f"word{number}x{place}" for place in range(20)) for number in range(90)]
+    file = tmp_path / f"test.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"id": list(range(90)), "turns": [[{"content": text}] for text in texts]}), file)
+    elif kind == "csv":
+        with file.open("w", newline="", encoding="utf-8") as lines:
+            csv.writer(lines).writerows([["id", "question"], *enumerate(texts)])
+    else:
+        lines = [json.dumps({"a": {"question": text}}) if kind == "jsonl" else text for text in texts]
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    made = [candidate(number, "ok", text) for number, text in enumerate([*texts, "other words"])]
+    found = run([rule("decontaminate", paths=[str(file)], held_out=False)], made)
+    assert [one.row_id for one in found.kept] == ["row 90"]
+
+
+@pytest.mark.parametrize("how", ["packed", "utf-16", "damaged", "nowhere"])
+def test_a_test_set_that_cannot_be_read_is_an_error_and_not_an_empty_one(how, tmp_path):
+    names = {"packed": "a.jsonl.gz", "utf-16": "a.txt", "damaged": "a.parquet", "nowhere": "a.csv"}
+    file = tmp_path / names[how]
+    if how != "nowhere":
+        file.write_bytes("a question of the test set\n".encode("utf-16") if how == "utf-16" else b"\x1f\x8b PAR1")
+    with pytest.raises(DataError, match=names[how]):
+        run([rule("decontaminate", paths=[str(file)], held_out=False)], [candidate(0, "r")])

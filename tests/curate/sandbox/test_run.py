@@ -1,6 +1,7 @@
 """Programs that try to get out, to stay, to take everything, or to say that they passed. All must fail."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -256,3 +257,20 @@ def test_limits_alone_have_to_be_named():
     found = run_tests("def f(): return 1", ["assert f() == 1"], SHORT, "rlimits")
     assert found.ok
     assert "longer" in run_tests("while True: pass", ["assert f()"], SandboxLimits(seconds=0.5), "rlimits").reason
+
+
+@isolated
+def test_bwrap_may_stand_anywhere_on_the_path(tmp_path, monkeypatch):
+    """Nix, conda and Homebrew have it elsewhere; one that does not start is an error with a name."""
+    own, marks = tmp_path / "bwrap", tmp_path / "started"
+    own.write_text(f'#!/bin/sh\necho x >> {marks}\nexec {shutil.which("bwrap")} "$@"\n')
+    own.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_tests("def f(): return 1", ["assert f() == 1"], SHORT).ok and marks.exists()
+    own.write_text("no program")
+    unavailable.cache_clear()
+    try:
+        with pytest.raises(SandboxError, match="does not start"):
+            require("bwrap")
+    finally:
+        unavailable.cache_clear()
