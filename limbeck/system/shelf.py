@@ -50,19 +50,20 @@ class Shelf:
         if found == self.folder:
             return
         if self.folder.exists():
-            self._set_aside(on_message)
+            why = "is less far than what was set aside" if self.folder in mine else "was made with other settings"
+            self._set_aside(lambda name: on_message(f"{self.folder} {why}; it is kept as {name}"))
         if found is not None:
             on_message(f"{found.name} was made with these settings; it is taken up again as {self.folder.name}")
             self._rename(found, self.folder)
 
-    def _set_aside(self, on_message: Callable[[str], None]) -> None:
+    def _set_aside(self, on_name: Callable[[str], None]) -> None:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
             return
         base = f"{self.folder.name}-{self.key_of(self.folder) or 'unknown'}"
         names = (base if number == 1 else f"{base}-{number}" for number in count(1))
         aside = next(path for name in names if not os.path.lexists(path := self.folder.with_name(name)))
-        on_message(f"{self.folder} was made with other settings; it is kept as {aside.name}")
+        on_name(aside.name)
         self._rename(self.folder, aside)
 
     def _rename(self, old: Path, new: Path) -> None:

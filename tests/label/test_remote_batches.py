@@ -39,10 +39,10 @@ def rows(tiny_tokenizer):
 def go(rows, tiny_tokenizer, tmp_path):
     """`go(server, "teacher.x=1")` fills the store of this test through batches."""
 
-    def run(server, *overrides, live=False, folder="traces", **watch):
+    def run(server, *overrides, live=False, folder="traces", only=rows, **watch):
         with FakeServer(server.answer) as at:
             recipe = recipe_of(at.url, *(() if live else BATCH), "teacher.max_failed=0.5", *overrides)
-            return ask(recipe, tmp_path / folder, tiny_tokenizer, rows, **watch)
+            return ask(recipe, tmp_path / folder, tiny_tokenizer, only, **watch)
 
     return run
 
@@ -252,6 +252,19 @@ def test_the_budget_counts_what_is_under_way(go, rows):
 
 class Killed(BaseException):
     """As good as a kill: nothing that follows is done."""
+
+
+def test_a_batch_is_paid_for_whoever_takes_it_first(go, rows):
+    """A recipe with fewer rows takes its own from a batch that is at the provider, and leaves the others there."""
+    server = BatchServer([Plan(looks=2)])
+    with pytest.raises(Stopped):
+        go(server, stop_asked=lambda: bool(server.batches))
+    few = go(server, only=rows[3:8])
+    assert {trace.row_id for trace in few.traces()} == {row.id for row in rows[3:8]}
+    store = go(server)
+    assert [trace.row_id for trace in store.traces()] == [trace.row_id for trace in go(server).traces()]
+    assert {trace.row_id for trace in store.traces()} == {row.id for row in rows}
+    assert [len(batch) for batch in server.submitted] == [len(rows)]
 
 
 def test_a_stop_leaves_batches_at_the_provider(go, rows):
