@@ -239,7 +239,7 @@ def load(folder: Path, expect: str | None = None) -> Router:
         cascades = {name: Cascade(**cascade) for name, cascade in values.pop("cascades").items()}
         values["experts"], values["scope"] = tuple(values["experts"]), tuple(values["scope"])
         settings, tensors = RouterSettings(**values), Tensors(**load_file(folder / TENSOR_FILE))
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, SafetensorError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, RecursionError, SafetensorError) as error:
         if isinstance(error, StoreError):
             raise
         raise StoreError(f"the router in {folder} is not readable ({error}). {AGAIN}") from error
@@ -247,7 +247,13 @@ def load(folder: Path, expect: str | None = None) -> Router:
         raise StoreError(f"{JSON_FILE} in {folder} has {settings.bits!r} bits and a scope of {settings.scope}. {AGAIN}")
     features = open_features(settings.bits, settings.seed, settings.encoder, settings.encoder_hash)
     router = Router(settings, tensors, features, cascades)
-    _check(router, folder)
+    try:
+        _check(router, folder)
+        router.decide("Is this read?")
+    except StoreError:
+        raise
+    except Exception as error:  # numbers of the wrong kind fail where they are used
+        raise StoreError(f"the router in {folder} cannot decide ({type(error).__name__}: {error}). {AGAIN}") from error
     if expect is not None and expect != settings.fingerprint:
         known = ", ".join(f"{name} {version}" for name, version in settings.fitted_on.items()) or "other experts"
         raise StoreError(f"the router in {folder} was fitted on {known}, and the registry has changed since. {AGAIN}")

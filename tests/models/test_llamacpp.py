@@ -177,6 +177,17 @@ def test_damaged_files_never_reach_llama_cpp(tmp_path: Path, folder: Path, monke
             LlamaLM.open(tmp_path / "x")
 
 
+def test_what_ends_llama_cpp_ends_a_process_of_its_own(tmp_path: Path, folder: Path) -> None:
+    """Two tokens of one text: llama.cpp asserts that there are none such."""
+    shutil.copytree(folder, tmp_path / "twice")
+    file = tmp_path / "twice" / "model.gguf"
+    whole, token = file.read_bytes(), b"\x01" + bytes(7)
+    assert whole.count(token + b"a") == whole.count(token + b"b") == 1
+    file.write_bytes(whole.replace(token + b"b", token + b"a"))
+    with pytest.raises(TeacherError, match=r"llama.cpp ends its process on .*signal 6; .*token_to_id"):
+        LlamaLM.open(tmp_path / "twice")
+
+
 def test_what_llama_cpp_refuses_is_told(tmp_path: Path, folder: Path) -> None:
     shutil.copytree(folder, tmp_path / "x")
     file = tmp_path / "x" / "model.gguf"

@@ -155,6 +155,8 @@ def test_a_missing_or_shortened_router_is_refused(saved, tmp_path):
         lambda values: values.update(experts=["code"]),
         lambda values: values.update(scope=[1.0]),
         lambda values: values.update(bits="many"),
+        lambda values: values.update(temperature="warm"),
+        lambda values: values.update(scope=["a", "b", "c", "d"]),
         lambda values: values.update(cascades={"code": {"nonsense": 1}}),
     ],
 )
