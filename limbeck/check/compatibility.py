@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from limbeck.check.findings import Doubt, Fact, Finding
 from limbeck.config.problems import Problem, problem
-from limbeck.errors import DataError, LongRow, RecipeError
+from limbeck.data.build import encoder_of, never_ends
+from limbeck.errors import DataError, LimbeckError, LongRow, RecipeError
 from limbeck.recipe import GenerateMode, PruneStudent, ScratchStudent
 from limbeck.text.chat_template import ChatTemplate, compare_templates
-from limbeck.text.encode import Encoder
 from limbeck.text.tokenizer import compare_roles, compare_tokenizers, template_hash
 from limbeck.train.qad import stored_weights
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from limbeck.check.opened import ModelOutline, Opened
     from limbeck.recipe import Recipe
-    from limbeck.text.encode import Encoded
+    from limbeck.text.encode import Encoded, Example
 
 
 def rows_fit_context(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
@@ -152,11 +153,12 @@ def template_exists(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
 
 
 def _lacks_template(recipe: Recipe, opened: Opened) -> bool:
-    chats = any(
-        example.messages is not None or (example.prompt is not None and recipe.data.chat_template)
-        for example in opened.examples
-    )
+    chats = any(_is_chat(recipe, example) for example in opened.examples)
     return chats and opened.reader.tokenizer.chat_template is None
+
+
+def _is_chat(recipe: Recipe, example: Example) -> bool:
+    return example.messages is not None or (example.prompt is not None and recipe.data.chat_template)
 
 
 def first_rows_encode(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
@@ -164,14 +166,8 @@ def first_rows_encode(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
     if _lacks_template(recipe, opened):
         return
     data, generates = recipe.data, isinstance(recipe.trace.mode, GenerateMode)
-    encoder = Encoder(
-        opened.reader.tokenizer,
-        max_length=data.max_length,
-        long_rows=data.long_rows,
-        chat_template=data.chat_template,
-        need_reply=not generates,
-        num_rows=opened.reader.vocab.embedding,
-    )
+    encoder = replace(encoder_of(recipe, opened.reader.tokenizer), num_rows=opened.reader.vocab.embedding)
+    replies = ended = 0
     for example in opened.examples:
         try:
             row = encoder.encode(example)
@@ -181,6 +177,37 @@ def first_rows_encode(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
         else:
             cut = " (cut to data.max_length)" if row.truncated else ""
             yield Fact(f"{example.source}: {_tokens(row, generates)}{cut}.")
+            replies += len(row.spans)
+            ended += sum(int(row.ids[end - 1]) in encoder.ends for _, end in row.spans)
+    if warning := never_ends(replies, ended):
+        yield Doubt(Problem("data.source", warning))
+    elif replies:
+        yield Fact(f"{ended} of {replies} replies of the first rows end in a token that stops generation.")
+
+
+def template_is_plain(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
+    """What a template does to rows that nobody sees in them."""
+    if _lacks_template(recipe, opened) or not any(_is_chat(recipe, example) for example in opened.examples):
+        return
+    template = ChatTemplate(opened.reader.tokenizer, encoder_of(recipe, opened.reader.tokenizer).settings)
+    try:
+        opens, end = template.opened.strip(), template.end_of_turn
+    except LimbeckError as error:
+        yield Doubt(
+            Problem("data.source", f"has chat rows, and the template refuses the simplest conversation: {error}")
+        )
+        return
+    if opens:
+        yield Fact(
+            f"the chat template asks for a reply with {opens!r}, which a finished turn without a reasoning has not: "
+            "replies are learnt best with their reasoning in <think> tags."
+        )
+    if isinstance(recipe.trace.mode, GenerateMode) and template.end_id is None:
+        shown = f"ends turns with {end!r}, which is no special token" if end.strip() else "ends turns with nothing"
+        yield Doubt(Problem("data.source", f"has chat rows, but the chat template {shown}: students may never stop."))
+    if not recipe.teacher.is_local and any(example.tools for example in opened.examples):
+        message = "has tools, which rows are rendered with; an endpoint is not told of them, and no call is asked for."
+        yield Doubt(Problem("data.source", message))
 
 
 def _tokens(row: Encoded, generates: bool) -> str:

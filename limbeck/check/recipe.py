@@ -15,6 +15,7 @@ from limbeck.check.compatibility import (
     rows_fit_context,
     student_can_be_quantized,
     template_exists,
+    template_is_plain,
     tokenizers_agree,
     tokens_have_rows,
 )
@@ -65,6 +66,7 @@ CHECKS: list[Check] = [
     tokens_have_rows,
     student_can_be_quantized,
     template_exists,
+    template_is_plain,
     first_rows_encode,
     curation_needs,
     export_needs,

@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.data import Sample, count_rows, read_examples, row_id, source_files, split_of, write_rows
+from limbeck.data.prompts import prompt_id, shared_prompts
 from limbeck.data.table import VERSION as ROWS_VERSION
 from limbeck.errors import DataError, EmptyRow, LongRow, RecipeError, UnsupervisedRow
 from limbeck.recipe import GenerateMode, Recipe, StdlibSource
 from limbeck.system.atomic import sha256_file
 from limbeck.system.meter import Meter
 from limbeck.system.sealed import write_json
+from limbeck.text.chat_template import TemplateSettings
 from limbeck.text.encode import Encoded, Encoder
 from limbeck.types import Row
 
@@ -42,6 +44,7 @@ class DataSummary:
     `read` counts all rows; `bad` (malformed), `empty`, `unsupervised` (no token to learn from), `long_skipped` and
     `duplicates` were left out; `truncated` were cut. `available` are the usable rows of each split, `train` and
     `heldout` those used. `tokens` and `supervised` are of the rows used; `topics` their numbers by topic and split.
+    Of the available rows, `replies` are the supervised spans, `ended` those that end in a token which stops generation.
     """
 
     read: int = 0
@@ -57,7 +60,10 @@ class DataSummary:
     tokens: int = 0
     supervised: int = 0
     topics: dict[str, dict[str, int]] = field(default_factory=dict)
+    replies: int = 0
+    ended: int = 0
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
     def complain(self, message: str) -> None:
@@ -71,6 +77,15 @@ class DataSummary:
         self.bad += 1
         self.complain(message)
 
+    def doubt(self, num_shared: int) -> None:
+        """What is sound and yet worth knowing."""
+        if num_shared:
+            self.notes.append(
+                f"{num_shared} prompts have several replies; the rows of one are all trained on or all held out."
+            )
+        if warning := never_ends(self.replies, self.ended):
+            self.warnings.append(warning)
+
     def leave_out(self, error: DataError) -> None:
         """A row that the encoder could not use."""
         self.long_skipped += isinstance(error, LongRow)
@@ -78,6 +93,18 @@ class DataSummary:
         self.unsupervised += isinstance(error, UnsupervisedRow)
         self.bad += not isinstance(error, LongRow | EmptyRow | UnsupervisedRow)
         self.complain(str(error))
+
+
+def never_ends(replies: int, ended: int) -> str | None:
+    """A sentence where most replies do not end in a token that stops generation: the student would not learn to."""
+    if ended * 2 >= replies:
+        return None
+    return (
+        f"{replies - ended} of {replies} replies end in no token that stops generation: the student will never learn "
+        "to end a reply. The chat template ends turns with nothing, or with an ordinary text. Choose a tokenizer with "
+        "another template, or join prompt and completion as plain text, which adds the end token: "
+        "data.chat_template=false."
+    )
 
 
 def data_fingerprint(recipe: Recipe) -> list[Any]:
@@ -110,7 +137,8 @@ def run_data(
     summary = DataSummary()
     samples = {"train": Sample(data.limit, recipe.seed), "heldout": Sample(data.limit_heldout, recipe.seed)}
     seen: set[int] = set()
-    encoder = replace(_encoder(recipe, tokenizer, max_context), num_rows=num_rows)
+    shared = shared_prompts(recipe)
+    encoder = replace(encoder_of(recipe, tokenizer, max_context), num_rows=num_rows)
     for example in _watched(recipe, summary, on_progress):
         encoded = _encode(encoder, example, recipe, summary)
         if encoded is None:
@@ -120,7 +148,10 @@ def run_data(
             summary.duplicates += 1
             continue
         seen.add(int(id, 16))
-        split = split_of(id, data.holdout)
+        prompt = prompt_id(example)
+        split = split_of(prompt if prompt in shared else id, data.holdout)  # type: ignore[arg-type]
+        summary.replies += len(encoded.spans)
+        summary.ended += sum(int(encoded.ids[end - 1]) in encoder.ends for _, end in encoded.spans)
         samples[split].add(
             Row(
                 id,
@@ -136,6 +167,7 @@ def run_data(
         )
     rows = samples["train"].rows() + samples["heldout"].rows()
     _count(summary, rows, samples)
+    summary.doubt(len(shared))
     logger.info("%d rows read: %d unusable, %d duplicates", summary.read, summary.bad, summary.duplicates)
     _refuse_empty_splits(summary, data.holdout)
     write_rows(run.path / "data" / "rows.parquet", rows)
@@ -143,7 +175,8 @@ def run_data(
     return summary
 
 
-def _encoder(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, max_context: int | None) -> Encoder:
+def encoder_of(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, max_context: int | None = None) -> Encoder:
+    """What makes the recipe's rows tokens. Raises RecipeError where replies leave no room for a prompt."""
     data, mode = recipe.data, recipe.trace.mode
     length = data.max_length
     if max_context is not None:
@@ -160,6 +193,7 @@ def _encoder(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, max_context: in
         long_rows=data.long_rows,
         chat_template=data.chat_template,
         need_reply=not isinstance(mode, GenerateMode),
+        settings=TemplateSettings(data.template_values, data.template_day),
     )
 
 

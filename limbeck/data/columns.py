@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from limbeck.errors import DataError
+from limbeck.text.chat_template import texts_within
+from limbeck.text.content import spoken
 from limbeck.text.encode import Example
 
 if TYPE_CHECKING:
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 ROW_BYTES = 8 * 2**20
 """Most bytes of one row, or of one value of it."""
+
+DEEPEST = 200
+"""Levels of a value of Parquet, which has a schema, that are looked into."""
 
 PAIRS = (("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
 """Columns that are recognised as a pair, besides `text` and `messages`."""
@@ -34,15 +39,17 @@ class Columns:
     messages: str | None = None
     topic: str | None = None
     reference: str | None = None
+    tools: str | None = None
 
     @classmethod
     def of(cls, source: FileSource | DatasetSource) -> Columns:
         """What the recipe names."""
-        return cls(source.text, source.prompt, source.completion, source.messages, source.topic, source.reference)
+        named = (source.text, source.prompt, source.completion, source.messages, source.topic, source.reference)
+        return cls(*named, source.tools)
 
     @property
     def names(self) -> list[str]:
-        named = (self.text, self.prompt, self.completion, self.messages, self.topic, self.reference)
+        named = (self.text, self.prompt, self.completion, self.messages, self.topic, self.reference, self.tools)
         return [name for name in named if name]
 
     def resolve(self, available: Collection[str], where: str) -> Columns:
@@ -54,8 +61,9 @@ class Columns:
         missing = [name for name in self.names if name not in available]
         if missing:
             raise DataError(f"{where}: there is no column {missing[0]!r}; available are {listed}.")
+        beside = self.tools or ("tools" if "tools" in available else None)
         if self.text or self.prompt or self.messages:
-            return self
+            return replace(self, tools=beside) if self.messages and beside else self
         found = [{"text": "text"}] if "text" in available else []
         found += [{"messages": "messages"}] if "messages" in available else []
         pairs = [{"prompt": a, "completion": b} for a, b in PAIRS if a in available and b in available]
@@ -68,7 +76,13 @@ class Columns:
                 f"{where}: {problem}; available are {listed}. Name the column in data.source: text, prompt with "
                 "completion, or messages."
             )
-        return Columns(topic=self.topic, reference=self.reference, **found[0])
+        tools = beside if "messages" in found[0] else self.tools
+        return Columns(topic=self.topic, reference=self.reference, tools=tools, **found[0])
+
+    def columnar(self, row: dict[str, Any], source: str) -> Example:
+        """A row of a columnar file as an example, without the nulls that the file fills in. Raises as `example`."""
+        nested = {name: without_nulls(row[name]) for name in (self.messages, self.tools) if name}
+        return self.example({**row, **nested}, source)
 
     def example(self, row: Mapping[str, Any], source: str) -> Example:
         """One row as an example. Nulls are empty. Raises DataError when a value is of another type than it must be."""
@@ -80,13 +94,16 @@ class Columns:
             topic=_topic(row, self.topic, source),
             source=source,
             reference=_reference(row, self.reference, source),
+            tools=_tools(row[self.tools], self.tools, source) if self.tools else (),
         )
 
 
 def _text(row: Mapping[str, Any], column: str | None, source: str) -> str | None:
     value = row[column] if column else None
     if value is not None and not isinstance(value, str):
-        raise DataError(f"{source}: column {column!r} holds {type(value).__name__}; it must hold text.")
+        turns = isinstance(value, list) and all(isinstance(one, dict) for one in value)
+        advice = " Conversations stand in one column, prompt and reply together: data.source.messages." * turns
+        raise DataError(f"{source}: column {column!r} holds {type(value).__name__}; it must hold text.{advice}")
     if value is not None:
         check_text(value, f"{source}: column {column!r}")
     return value
@@ -136,8 +153,47 @@ def _messages(value: Any, column: str, source: str) -> list[dict[str, Any]]:
         return []
     if not isinstance(value, list) or not all(isinstance(message, dict) for message in value):
         raise DataError(f"{source}: column {column!r} must hold a list of messages, each with a role and a content.")
-    for message in value:
-        for part in message.values():
-            if isinstance(part, str):
-                check_text(part, f"{source}: column {column!r}")
-    return value
+    _check_within(value, f"{source}: column {column!r}")
+    if any("role" not in message and "from" in message for message in value):
+        raise DataError(
+            f"{source}: column {column!r} has turns with `from` and `value`; they must have `role` (system, user, "
+            "assistant, tool) and `content`. Rename them."
+        )
+    return [_plain(message, source, column) for message in value]
+
+
+def _plain(message: dict[str, Any], source: str, column: str) -> dict[str, Any]:
+    """A turn whose content is a text: parts of text are joined."""
+    if not isinstance(message.get("content"), list):
+        return message
+    try:
+        return {**message, "content": spoken(message).text}
+    except DataError as error:
+        raise DataError(f"{source}: column {column!r}: {error}") from None
+
+
+def _tools(value: Any, column: str, source: str) -> list[dict[str, Any]]:
+    """Functions that the assistant may call, from a list or from JSON in a text column."""
+    if isinstance(value, str):
+        check_text(value, f"{source}: column {column!r}")
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source}: column {column!r} is not JSON: {error}.") from error
+    if not isinstance(value or [], list) or not all(isinstance(tool, dict) for tool in value or []):
+        raise DataError(f"{source}: column {column!r} must hold a list of functions, as JSON Schema describes them.")
+    _check_within(value, f"{source}: column {column!r}")
+    return value or []
+
+
+def _check_within(value: Any, where: str) -> None:
+    for text in texts_within(value):
+        check_text(text, where)
+
+
+def without_nulls(value: Any, depth: int = 0) -> Any:
+    """Maps without what a columnar file fills in: it has one struct for all calls, so that each has the arguments of
+    every other one, as nulls. A null that was meant cannot be told from those."""
+    if isinstance(value, dict) and depth < DEEPEST:
+        return {name: without_nulls(one, depth + 1) for name, one in value.items() if one is not None}
+    return [without_nulls(one, depth + 1) for one in value] if isinstance(value, list) and depth < DEEPEST else value

@@ -47,7 +47,7 @@ def read_dataset(source: DatasetSource, refuse: Callable[[str], None]) -> Iterat
         refuse(f"{name}: the split has no rows.")
     for number, row in enumerate(rows, 1):
         try:
-            yield columns.example(row, f"{name}:{number}")
+            yield columns.columnar(row, f"{name}:{number}")
         except DataError as error:
             refuse(str(error))
 

@@ -36,8 +36,8 @@ def find_files(path: str) -> list[Path]:
     if root.is_file():
         files = [root]
     elif root.is_dir():
-        files = [file for file in root.rglob("*") if not _hidden(file.relative_to(root)) and file.suffix in READERS]
-        texts = [file.name for file in files if file.suffix in TEXTS]
+        files = [file for file in root.rglob("*") if not _hidden(file.relative_to(root)) and suffix_of(file) in READERS]
+        texts = [file.name for file in files if suffix_of(file) in TEXTS]
         if texts and len(texts) < len(files):
             raise DataError(
                 f"{path} holds both tables and texts ({min(texts)} ...). Choose with a glob, such as {path}/*.jsonl."
@@ -46,12 +46,17 @@ def find_files(path: str) -> list[Path]:
         files = [Path(file) for file in glob.glob(str(root), recursive=True) if Path(file).is_file()]
     if not files:
         raise DataError(_nothing(root, path))
-    wrong = [file for file in files if file.suffix not in READERS]
+    wrong = [file for file in files if suffix_of(file) not in READERS]
     if wrong:
-        raise DataError(
-            f"{wrong[0]}: {wrong[0].suffix or 'no'} extension; allowed are {ALLOWED}. Convert or rename it."
-        )
+        packed = wrong[0].suffix.lower() in PACKED
+        advice = "It is packed: unpack it." if packed else "Convert or rename it."
+        raise DataError(f"{wrong[0]}: {wrong[0].suffix or 'no'} extension; allowed are {ALLOWED}. {advice}")
     return sorted(files)
+
+
+def suffix_of(file: Path) -> str:
+    """The extension, in small letters."""
+    return file.suffix.lower()
 
 
 def _hidden(file: Path) -> bool:
@@ -63,7 +68,7 @@ def _nothing(root: Path, path: str) -> str:
         return f"the folder {path} holds no data files; allowed are {ALLOWED}."
     if glob.has_magic(path):
         return f"no file matches {path}; the current folder is {Path.cwd()}."
-    near = sorted(file.name for file in root.parent.glob("*") if file.suffix in READERS)[:5]
+    near = sorted(file.name for file in root.parent.glob("*") if suffix_of(file) in READERS)[:5]
     beside = f" Beside it are {', '.join(near)}." if near else ""
     return f"there is no file or folder {path}; the current folder is {Path.cwd()}.{beside}"
 
@@ -72,16 +77,16 @@ def read_file(file: Path, columns: Columns, refuse: Refuse) -> Iterator[Example]
     """The examples of one file, by its extension. Malformed rows go to `refuse`, with file and row number; DataError
     when the file cannot be read at all or lacks a column."""
     try:
-        yield from READERS[file.suffix](file, columns, refuse)
+        yield from READERS[suffix_of(file)](file, columns, refuse)
     except OSError as error:
         raise DataError(f"{file}: cannot be read: {error.strerror or error}.") from error
 
 
 def count_file(file: Path) -> int:
     """Rows of a file, without reading them: of Parquet exactly, of lines about."""
-    if file.suffix in TEXTS:
+    if suffix_of(file) in TEXTS:
         return 1
-    if file.suffix == ".parquet":
+    if suffix_of(file) == ".parquet":
         return _open_parquet(file).metadata.num_rows
     with file.open("rb") as handle:
         return sum(block.count(b"\n") for block in iter(lambda: handle.read(2**20), b""))
@@ -157,9 +162,8 @@ def _csv_rows(file: Path, reader: Any, columns: Columns, refuse: Refuse) -> Iter
         refuse(f"{file}: the file is empty.")
         return
     source, header = first
-    if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise DataError(f"{source}: the header has the column {repeated[0]!r} twice; rename one.")
     columns = columns.resolve(header, str(file))
+    _refuse_twice(header, columns, source)
     rows = 0
     for source, values in lines:
         rows += 1
@@ -169,6 +173,12 @@ def _csv_rows(file: Path, reader: Any, columns: Columns, refuse: Refuse) -> Iter
             refuse(str(error))
     if not rows:
         refuse(f"{file}: the file has a header and no rows.")
+
+
+def _refuse_twice(names: list[str], columns: Columns, where: str) -> None:
+    """Of columns that are read: which of the two is meant cannot be told."""
+    if repeated := [name for name in columns.names if names.count(name) > 1]:
+        raise DataError(f"{where}: the header has the column {repeated[0]!r} twice; rename one.")
 
 
 def _csv_lines(file: Path, reader: Any, refuse: Refuse) -> Iterator[tuple[str, list[str]]]:
@@ -209,7 +219,9 @@ def read_parquet(file: Path, columns: Columns, refuse: Refuse) -> Iterator[Examp
     """Rows are numbered from 1. Page checksums are verified where the file has them."""
     number = 0
     with contextlib.closing(_open_parquet(file)) as table:
-        columns = columns.resolve(table.schema_arrow.names, str(file))
+        names = table.schema_arrow.names
+        columns = columns.resolve(names, str(file))
+        _refuse_twice(names, columns, str(file))
         batches = table.iter_batches(batch_size=BATCH_ROWS, columns=columns.names)
         while (batch := _next_batch(batches, file, number)) is not None:
             for index in range(batch.num_rows):
@@ -217,7 +229,7 @@ def read_parquet(file: Path, columns: Columns, refuse: Refuse) -> Iterator[Examp
                 source = f"{file}:{number}"
                 try:
                     row = {name: batch.column(name)[index].as_py() for name in columns.names}
-                    yield columns.example(row, source)
+                    yield columns.columnar(row, source)
                 except DataError as error:
                     refuse(str(error))
                 except UnicodeDecodeError:
@@ -268,4 +280,5 @@ READERS: dict[str, Callable[[Path, Columns, Refuse], Iterator[Example]]] = {
     ".md": read_text,
 }
 TEXTS = (".txt", ".md")
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 ALLOWED = f"{', '.join(list(READERS)[:-1])} and {list(READERS)[-1]}"

@@ -18,6 +18,7 @@ from limbeck.evaluate.tasks import TaskSettings, answer_questions, questions_of
 from limbeck.metrics.pass_at_k import compare_attempts, final_answer
 from limbeck.recipe import Exact, JsonSchema, Numeric, Regex, temperature_and_top_p
 from limbeck.system.atomic import atomic_write, fingerprint, sha256_file
+from limbeck.text.chat_template import TemplateSettings
 from limbeck.text.encode import Encoder
 from limbeck.types import Row, Sampling
 
@@ -105,8 +106,10 @@ def _read(recipe: Recipe, tasks: Tasks, lm: LocalLM) -> list[Row]:
     assert tasks.source is not None
     data = recipe.data
     length = (lm.max_context or 2**30) - tasks.max_tokens
+    settings = TemplateSettings(data.template_values, data.template_day)
+    chat = data.chat_template
     encoder = Encoder(
-        lm.tokenizer, max_length=length, long_rows="stop", chat_template=data.chat_template, need_reply=False
+        lm.tokenizer, max_length=length, long_rows="stop", chat_template=chat, need_reply=False, settings=settings
     )
     rows = []
     for example in read_examples(tasks.source, bad_rows="stop", on_bad=lambda _: None):

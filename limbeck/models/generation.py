@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import GenerationConfig, LogitsProcessor
 
-from limbeck.errors import LimbeckError, TeacherError
+from limbeck.errors import TeacherError
 from limbeck.models.finite import advice
 from limbeck.text.chat_template import ChatTemplate
 
@@ -49,29 +49,13 @@ def tokenizer_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Tokens that end a reply, whatever the model's generation config names: the tokenizer's own end, and the token by
     which its chat template ends a turn. (A base model's config names the end of a document alone, and rows that were
     rendered by the template teach another.)"""
-    return joined_ids(tokenizer.eos_token_id, turn_end(tokenizer))
+    return joined_ids(tokenizer.eos_token_id, ChatTemplate(tokenizer).end_id)
 
 
 def joined_ids(*found: Any) -> list[int]:
     """One list of ids, numbers, and nothings, each id once."""
     lists: Iterable[Any] = (one if isinstance(one, list | tuple) else [one] for one in found)
     return list(dict.fromkeys(id for one in lists for id in one if isinstance(id, int)))
-
-
-def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token that ends an assistant's turn in the chat template; None where it is none, or there is no
-    template."""
-    if not tokenizer.chat_template:
-        return None
-    try:
-        end = ChatTemplate(tokenizer).end_of_turn
-    except LimbeckError:  # a template that refuses the probe
-        return None
-    special = set(tokenizer.all_special_ids) | {
-        id for id, token in tokenizer.added_tokens_decoder.items() if token.special
-    }
-    ids: list[int] = tokenizer(end, add_special_tokens=False, verbose=False)["input_ids"] if end else []  # type: ignore[assignment]
-    return next((id for id in reversed(ids) if id in special), None)
 
 
 class FiniteLogits(LogitsProcessor):

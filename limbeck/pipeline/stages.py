@@ -89,7 +89,7 @@ def data_fingerprint(context: RunContext) -> str:
 
 def _data(context: RunContext) -> None:
     longest = getattr(context.reader_config, "max_position_embeddings", None)
-    run_data(
+    summary = run_data(
         context.recipe,
         context.run,
         context.tokenizer,
@@ -97,6 +97,8 @@ def _data(context: RunContext) -> None:
         num_rows=context.vocab.embedding,
         on_progress=context.callbacks.on_progress,
     )
+    for warning in summary.warnings:
+        context.callbacks.on_message(f"warning: {warning}")
 
 
 def estimate_costs(context: RunContext) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Literal
+from datetime import date, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from limbeck.recipe.recipe import Recipe
+
+
+def _absent(value: object) -> bool:
+    """Keys that came later are part of a fingerprint only where they are set: earlier runs stay current."""
+    return not value
 
 
 class StdlibSource(Section):
@@ -35,6 +40,11 @@ class FileSource(Section):
     messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
     reference: str | None = Field(default=None, description="column of the reference answer; null takes the completion")
     topic: str | None = Field(default=None, description="column of the topic; results are reported by topic, too")
+    tools: str | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="column of the functions that the template tells of; null takes `tools` beside the messages",
+    )
 
 
 class DatasetSource(Section):
@@ -50,6 +60,11 @@ class DatasetSource(Section):
     messages: str | None = Field(default=None, description="column of chat messages: a list of {role, content}")
     reference: str | None = Field(default=None, description="column of the reference answer; null takes the completion")
     topic: str | None = Field(default=None, description="column of the topic; results are reported by topic, too")
+    tools: str | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="column of the functions that the template tells of; null takes `tools` beside the messages",
+    )
 
 
 class ProblemsSource(Section):
@@ -119,11 +134,48 @@ class Data(Section):
     holdout: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
         default=0.1, description="share of rows held out for evaluation, chosen by content hash"
     )
+    template_values: dict[str, Any] = Field(
+        default={},
+        exclude_if=_absent,
+        description="variables that the chat template reads, such as `{enable_thinking: false}`",
+    )
+    template_date: Annotated[str, Field(pattern=r"^\d{4}-\d{2}-\d{2}$")] | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="day that the clock of the chat template shows; null is 2026-01-01: rows are the same every day",
+    )
     limit: Positive | None = Field(default=None, description="maximum number of training rows (a seeded sample)")
     limit_heldout: Positive | None = Field(default=256, description="maximum number of held-out rows")
 
+    @property
+    def template_day(self) -> date:
+        """What the clock of a chat template shows while rows are made."""
+        return date.fromisoformat(self.template_date) if self.template_date else DAY
+
+
+DAY = date(2026, 1, 1)
+"""What templates take for today while rows are made, where the recipe names no day."""
+
+TEMPLATES_OWN = ("messages", "tools", "documents", "add_generation_prompt", "strftime_now")
+"""What a template is given anyway."""
+
 
 # ---- what it may not say ---------------------------------------------------------------------------------------------
+
+
+def template_rules(recipe: Recipe) -> Iterator[Problem]:
+    """Contradictions of `data.template_values`."""
+    for name in sorted(set(recipe.data.template_values) & set(TEMPLATES_OWN)):
+        where = "data.source.tools" if name == "tools" else "the rows"
+        yield problem("data.template_values", f"has {name!r}, which the template is given anyway: from {where}.")
+
+
+def date_rules(recipe: Recipe) -> Iterator[Problem]:
+    """A day that the calendar has."""
+    try:
+        date.fromisoformat(recipe.data.template_date or "2026-01-01")
+    except ValueError:
+        yield problem("data.template_date", f"is {recipe.data.template_date}, a day that no calendar has.")
 
 
 def captured_rules(recipe: Recipe) -> Iterator[Problem]:

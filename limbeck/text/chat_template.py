@@ -14,7 +14,7 @@ from datetime import date
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from limbeck.errors import DataError, EmptyRow, TeacherError, UnsupervisedRow
+from limbeck.errors import DataError, EmptyRow, LimbeckError, TeacherError, UnsupervisedRow
 from limbeck.text.reply_spans import OPEN, THOUGHT, RenderedTurns, common_prefix
 from limbeck.text.sandbox import FAILURES, render_template
 
@@ -143,6 +143,18 @@ class ChatTemplate:
         if place.content_end == place.start:
             raise DataError("the chat template does not write out what an assistant says; its replies cannot be told.")
         return rendered.whole.text[place.content_end : place.end]
+
+    @cached_property
+    def end_id(self) -> int | None:
+        """The special token that ends an assistant's turn; None where it is none, where the template refuses to show
+        it, or where there is no template."""
+        try:
+            end = self.end_of_turn if self.tokenizer.chat_template else ""
+        except LimbeckError:
+            return None
+        tokens: Any = self.tokenizer(end, add_special_tokens=False, verbose=False)["input_ids"] if end else []
+        added = {id for id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return next((id for id in reversed(tokens) if id in added | set(self.tokenizer.all_special_ids)), None)
 
     @cached_property
     def opened(self) -> str:

@@ -153,6 +153,12 @@ class Encoder:
             raise DataError(f"{source}: the reply contains the control token {control[0]!r}.")
         return self._chat.end_of_turn if chat and closed else ""
 
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """Tokens that end a reply: the tokenizer's end, and the one by which its chat template ends a turn."""
+        found: list[Any] = [self.tokenizer.eos_token_id, self._chat.end_id]
+        return frozenset(id for id in found if isinstance(id, int))
+
     # ---- text ----
 
     @cached_property

@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM
 
 from limbeck.errors import TeacherError
 from limbeck.models.artifact import save_artifact
-from limbeck.models.generation import SHAPING, joined_ids, shaping_defaults, tokenizer_ends, turn_end
+from limbeck.models.generation import SHAPING, joined_ids, shaping_defaults, tokenizer_ends
 from limbeck.models.hf import HfLM
 from limbeck.models.open import open_lm
 from limbeck.models.sampling import write_one
+from limbeck.text.chat_template import ChatTemplate
 from limbeck.types import Sampling
 from tests import tiny
 
@@ -83,15 +84,15 @@ def test_nothing_is_drawn_from_logits_that_are_no_numbers(tiny_model, tiny_token
 
 def test_the_end_of_a_turn_ends_a_reply(tiny_tokenizer):
     """A base model's end is that of a document; its chat template ends turns with another token."""
-    assert turn_end(tiny_tokenizer) == 2 and tokenizer_ends(tiny_tokenizer) == [2]
+    assert ChatTemplate(tiny_tokenizer).end_id == 2 and tokenizer_ends(tiny_tokenizer) == [2]
     base = tiny.build_tokenizer()
     base.eos_token = tiny.PAD
     assert tokenizer_ends(base) == [0, 2]
     assert tokenizer_ends(tiny.build_tokenizer(chat_template=None)) == [2]
     base.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
-    assert turn_end(base) is None
+    assert ChatTemplate(base).end_id is None
     base.chat_template = "{{ raise_exception('never') }}"
-    assert turn_end(base) is None
+    assert ChatTemplate(base).end_id is None
     assert joined_ids([3, 1], None, 3, [2]) == [3, 1, 2]
 
 

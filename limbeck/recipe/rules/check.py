@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING
 from limbeck.config.problems import Problem, no_effect, problem
 from limbeck.errors import RecipeError
 from limbeck.recipe.curate import curate_rules
-from limbeck.recipe.data import CapturedSource, DatasetSource, FileSource, ProblemsSource, StdlibSource, captured_rules
+from limbeck.recipe.data import (
+    CapturedSource,
+    DatasetSource,
+    FileSource,
+    ProblemsSource,
+    StdlibSource,
+    captured_rules,
+    date_rules,
+    template_rules,
+)
 from limbeck.recipe.evaluate import task_problems
 from limbeck.recipe.export import export_problems
 from limbeck.recipe.objective import needs_of
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
 
 def check_static(recipe: Recipe) -> list[Problem]:
     """Every contradiction and every setting without effect; [] when the recipe is sound."""
-    data = (_source, captured_rules, _rows, _mode, _target, vote_rules, rejection_rules)
+    data = (_source, captured_rules, template_rules, date_rules, _rows, _mode, _target, vote_rules, rejection_rules)
     rules = (*data, student_rules, teacher_rules, curate_rules, objective_rules, train_rules, _evaluate, _export)
     return [found for rule in rules for found in rule(recipe)]
 
