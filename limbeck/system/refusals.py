@@ -33,6 +33,7 @@ NO_MEMORY = (
     "could not create a primitive",  # oneDNN's word for it
     "can't start new thread",
     "Failed to launch worker thread",  # Arrow's
+    "failed to map segment from shared object",  # the loader's, of a library that is imported
 )
 SHOWN = 200
 RESUMES = "Nothing finished was lost; run the same command again, and it resumes."
@@ -102,7 +103,7 @@ def _exhausted(error: BaseException) -> bool:
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, in the words of Python, Arrow, torch or the system."""
-    if isinstance(error, RuntimeError) or type(error).__module__.startswith("pyarrow"):
+    if isinstance(error, RuntimeError | ImportError) or type(error).__module__.startswith("pyarrow"):
         return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
     found = os_error(error)
     return isinstance(error, MemoryError) or (found is not None and found.errno in EXHAUSTED)
@@ -114,6 +115,8 @@ def os_error(error: BaseException) -> OSError | None:
         return error
     if isinstance(error, OSError) and SHORT_WRITE.match(str(error)):  # numpy's tofile
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    if isinstance(error, ImportError) and os.strerror(errno.EMFILE) in str(error):  # the loader's
+        return OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     number = None if isinstance(error, LimbeckError) else RUST.search(str(error))
     code = int(number[1] or number[2]) if number else 0
     return OSError(code, os.strerror(code)) if code else None

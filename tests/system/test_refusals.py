@@ -49,6 +49,8 @@ TABLE = [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), BudgetError, "out of memory"),
     (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"), BudgetError, "out of memory"),
     (RuntimeError("could not create a primitive"), BudgetError, "out of memory"),
+    (ImportError("x.so: failed to map segment from shared object"), BudgetError, "out of memory"),
+    (ImportError("x.so: cannot open shared object file: Too many open files"), BudgetError, "ulimit -n"),
     (RuntimeError("can't start new thread"), BudgetError, "out of memory"),
     (
         Panic('ThreadPoolBuildError { kind: IOError(Os { code: 11, kind: WouldBlock, message: "x" }) }'),
