@@ -17,6 +17,7 @@ for name in ("torchao", "torch.utils._pytree"):  # they warn on import of kernel
 os.environ.update({**THREADS, **OFFLINE, "MPLBACKEND": "agg"})
 
 import random
+import signal
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,11 @@ def pytest_xdist_auto_num_workers() -> int:
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    # A job in the background of a script (or under nohup) begins with signals ignored, and so would what tests start.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")
