@@ -475,6 +475,7 @@ def test_settings_that_make_sense(tmp_path):
         CaptureSettings("https://api.example/v1", tmp_path, host=host, **more)
 
 
+@pytest.mark.slow
 def test_what_ends_a_start(running, tmp_path):
     async def start(**settings):
         async with serve(CaptureSettings("http://127.0.0.1:1", **settings)):

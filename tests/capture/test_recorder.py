@@ -301,6 +301,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", ["proxy", "group"])
 def test_kill_9_keeps_whole_lines(running, who, tmp_path):
     """The proxy is killed in the middle of traffic, and started again on the same folder."""

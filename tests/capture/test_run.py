@@ -27,6 +27,7 @@ def limbeck(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=ENV, timeout=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_from_the_command_line(tmp_path, number):
     """It tells where it listens, records, and ends with its counts when it is asked to."""

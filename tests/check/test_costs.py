@@ -8,6 +8,7 @@ from limbeck.check.recipe import check_recipe
 from limbeck.config.problems import Problem
 
 
+@pytest.mark.slow
 def test_the_estimate_sees_all_rows(recipe, monkeypatch):
     seen = []
 
@@ -23,6 +24,7 @@ def test_the_estimate_sees_all_rows(recipe, monkeypatch):
     assert check_recipe(recipe.override("student.layers=9")).estimate == {}, "not with problems"
 
 
+@pytest.mark.slow
 def test_more_disk_than_there_is(recipe, monkeypatch):
     cost = {"seconds": 1.0, "peak_bytes": 2**60, "disk_bytes": 2**60}
     monkeypatch.setattr(opened, "estimate_stages", lambda *_: {"label": cost})
@@ -62,11 +64,13 @@ def test_only_training_rows_are_scored(asked, monkeypatch):
     assert seen and {row.split for row in seen} == {"train"}
 
 
+@pytest.mark.slow
 def test_a_local_teacher_is_asked_nothing(recipe, monkeypatch):
     monkeypatch.setattr(opened, "estimate_stages", lambda *_: {})
     assert check_recipe(recipe).requests is None
 
 
+@pytest.mark.slow
 def test_a_limit_that_ends_the_job_early(asked):
     prices = asked.override("teacher.prices={input: 1000000, output: 0}")
     likely = check_recipe(prices).requests.cost_likely

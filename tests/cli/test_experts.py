@@ -98,6 +98,7 @@ def test_verify_goes_on_after_one_that_cannot_be_opened(registry, model, monkeyp
     assert isinstance(alone.exception, ExpertError) and "needs the NAME" in str(alone.exception)
 
 
+@pytest.mark.slow
 def test_looking_needs_no_torch_and_errors_have_their_exit_code(registry):
     code = (
         "import sys; sys.argv = ['limbeck', 'experts', 'list', {!r}]\ntry:\n import limbeck.cli; limbeck.cli.main()\n"

@@ -88,6 +88,7 @@ def test_the_library_is_silent_by_default():
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+@pytest.mark.slow
 def test_results_are_whole_at_debug():
     """Records and results do not share a stream."""
     code = "from limbeck.cli import main; main()"

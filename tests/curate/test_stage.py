@@ -199,6 +199,7 @@ def cells(file):
         return list(csv.DictReader(lines))
 
 
+@pytest.mark.slow
 def test_reviews_are_harmless(finished, tmp_path):
     run, _ = finished
     assert review(run, tmp_path / "review.csv") == review(run, tmp_path / "review.html")
@@ -226,6 +227,7 @@ def test_no_cell_is_a_formula(tmp_path, start):
     assert cells(tmp_path / "h.csv")[0]["reply"][0] in "'\\"  # spelt out, a return is no formula
 
 
+@pytest.mark.slow
 def test_a_short_review_draws_from_every_rule(finished, tmp_path):
     run, _ = finished
     whole, part = tmp_path / "whole.csv", tmp_path / "part.csv"
@@ -261,6 +263,7 @@ def curate_file(run, prompt, reply):
     return run
 
 
+@pytest.mark.slow
 def test_a_humans_verdict_comes_back(finished, tiny_llama, text_jsonl, tmp_path):
     run, _ = finished
     table = tmp_path / "review.csv"

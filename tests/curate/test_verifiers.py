@@ -65,6 +65,7 @@ def test_a_schema_fetches_nothing():
     assert oks(JsonSchema(), ("{}", inner), ("1", inner)) == [True, False]
 
 
+@pytest.mark.slow
 def test_math():
     pytest.importorskip("math_verify")
     pairs = [("$x^2+1$", "1+x^2"), (r"\boxed{\frac12}", "0.5"), ("42", "43"), ("$9^{9^{9^{9}}}$", "1")]
@@ -113,6 +114,7 @@ SLOW_PATTERNS = ["(a+)+$", "(a|a)*$", "(a*)*b"]
 TEXT = "a" * 40 + "!"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", SLOW_PATTERNS)
 def test_a_pattern_that_never_ends_is_unknown(pattern, monkeypatch):
     """Also in a schema, and in the verdicts that rejection sampling takes one at a time."""
@@ -140,6 +142,7 @@ def test_schemas_that_end_in_themselves_are_unknown(schema):
     assert oks(JsonSchema(), ('"a"', json.dumps(schema))) == [None]
 
 
+@pytest.mark.slow
 def test_a_stop_is_heeded_while_a_pattern_runs():
     begun = time.monotonic()
     with pytest.raises(Stopped):

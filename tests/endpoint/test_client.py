@@ -327,6 +327,7 @@ def test_how_long_to_wait(headers, seconds):
     assert retry_after(headers) == seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["401", "echo", "500", "429", "reset"])
 def test_the_key_is_in_no_record_of_a_request_that_is_tried_again(server, fault, caplog):
     """With everything of ours recorded: attempts, waits, the end. What a gateway quotes of the key is not."""

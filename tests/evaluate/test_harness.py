@@ -94,6 +94,7 @@ def found(lm: HfLM, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
         return run_harness({"student": lm}, settings, seed=0, chat=False)
 
 
+@pytest.mark.slow
 def test_choices_are_scored_as_we_score_them(lm: HfLM, folder: Path, found: dict) -> None:
     docs = _docs(folder)
     picked = [int(np.argmax([_log_likelihood(lm, doc["question"], c) for c in doc["choices"]])) for doc in docs]

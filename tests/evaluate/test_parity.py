@@ -43,6 +43,7 @@ def judged(source, export, rows, **kwargs):
     return parity(source, export, rows, Sizes(400, 100), text="a few rows", on_progress=lambda _: None, **kwargs)
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_definition(source, noisy, rows, monkeypatch):
     kls, same = [], []
     for row in rows:
@@ -68,6 +69,7 @@ def test_a_model_against_itself(source, rows):
     assert (found.kl, found.kl_most, found.agreement, found.greedy_equal) == (0.0, 0.0, 1.0, 1.0)
 
 
+@pytest.mark.slow
 def test_greedy_texts_are_compared_token_by_token(source, noisy, rows):
     with torch.no_grad():
         noisy.model.model.norm.weight.neg_()

@@ -1,5 +1,6 @@
 """Sizes are exact, rates are plausible, and models take turns."""
 
+import pytest
 import torch
 
 from limbeck.evaluate import speed
@@ -7,6 +8,7 @@ from limbeck.evaluate.speed import ROUNDS, measure_speed, stored_bytes
 from limbeck.models.hf import HfLM
 
 
+@pytest.mark.slow
 def test_models_take_turns(teacher, students, text_rows, monkeypatch):
     order, real = [], speed._score
     monkeypatch.setattr(speed, "_score", lambda lm, batch: order.append(lm.name) or real(lm, batch))
@@ -17,6 +19,7 @@ def test_models_take_turns(teacher, students, text_rows, monkeypatch):
         assert each.memory_bytes >= each.parameters * 4
 
 
+@pytest.mark.slow
 def test_tied_parameters_are_counted_once_and_bytes_are_those_on_disk(tiny_llama, text_rows):
     lm = HfLM.open(tiny_llama, dtype="float32")
     found = measure_speed({"teacher": lm}, text_rows[:1], seconds=0.0)["teacher"]
@@ -31,6 +34,7 @@ def test_bytes_without_files_are_those_in_memory(teacher):
     assert teacher.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_batch_fits_the_limit(teacher, text_rows, monkeypatch):
     sizes = []
     real = speed._score

@@ -84,6 +84,7 @@ def test_summary_and_files(tmp_path, models, rows):
     assert len(answers[0]["answers"]["student"]["pieces"][0]) == 4
 
 
+@pytest.mark.slow
 def test_without_twin_topics_or_answers(tmp_path, models, rows):
     teacher, students = models
     bare = [Row(row.id, row.split, "", row.text, row.ids, row.spans, row.source) for row in rows]
@@ -104,6 +105,7 @@ def test_the_same_twice(tmp_path, models, rows):
     assert (tmp_path / "a/evaluate/answers.json").read_bytes() == (tmp_path / "b/evaluate/answers.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_always_sure_is_warned_of(tmp_path, tiny_tokenizer, rows):
     """Statement 34: above 0.999 at temperature 1, soft targets carry nothing."""
     model = tiny.build_model("granite", logits_scaling=1e-4)

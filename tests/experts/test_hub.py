@@ -56,6 +56,7 @@ def files_of(folder):
     }
 
 
+@pytest.mark.slow
 def test_push_and_pull_carry_an_expert_byte_for_byte(hub, registry, model, tmp_path):
     expert = registry.add("notes", "1.0.0", make_card(), model, prompts=ROWS, files={"replay.jsonl": ""})
     done = limbeck(hub, tmp_path, "push", registry.path, "notes", REPO)

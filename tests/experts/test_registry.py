@@ -352,6 +352,7 @@ def in_process(work, *args) -> int:
     return process.exitcode
 
 
+@pytest.mark.slow
 def test_add_killed_at_any_moment_leaves_all_or_nothing(registry, model, tmp_path):
     whole = files_of(Registry(tmp_path / "whole").add("notes", "1.0.0", make_card(), model, prompts=ROWS).path)
     registry.add("code", "1.0.0", make_card("code"), model)
@@ -377,6 +378,7 @@ def test_add_killed_at_any_moment_leaves_all_or_nothing(registry, model, tmp_pat
     assert code == 0 and there[0] is False and sum(there) >= 2 and len(there) > 15
 
 
+@pytest.mark.slow
 def test_remove_killed_at_any_moment_leaves_all_or_nothing(registry, model):
     for count in range(1, 60):
         registry.add("notes", "1.0.0", make_card(), model, prompts=ROWS)
@@ -399,6 +401,7 @@ def racer(path: Path, model: Path, number: int, start, results) -> None:
         results.put((number, str(error)))
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_adds_and_the_other_is_told(registry, model):
     version = "1.0.0"
     for _ in range(5):

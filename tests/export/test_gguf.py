@@ -90,6 +90,7 @@ def test_quantized_files_are_near_and_smaller(quant: str, tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.slow
 def test_fewer_bits_are_smaller_and_further_away(tmp_path: Path) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "initializer_range": 0.08}
     lm, found = small.build("llama", **wide), []  # K-quants need rows of 256

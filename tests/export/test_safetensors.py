@@ -265,6 +265,7 @@ def test_weights_that_a_type_cannot_hold(tmp_path, llama):
         write_safetensors(tmp_path, llama, quant="float16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen2"])  # head tied to the embedding, and not
 def test_int8_is_plain_safetensors_that_transformers_reopens(tmp_path, tiny_tokenizer, family):
     model = tiny.build_model(family)

@@ -162,6 +162,7 @@ def test_any_model_is_exported_with_a_card_of_its_own(tiny_llama, judged, tmp_pa
     assert (tmp_path / "out/generation_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_beyond_the_bound_nothing_stays(tiny_llama, judged, tmp_path):
     with pytest.raises(ExportError, match="safetensors int8 strays from its source") as caught:
         export_artifact(tiny_llama, tmp_path / "out", make_export("safetensors", "int8", 1e-8), judged)
@@ -266,6 +267,7 @@ def test_text_is_the_users_or_the_runs_or_built_in(finished, tiny_llama, text_js
     assert all(len(row.ids) <= 128 for row in built_in.rows), "the model's context"
 
 
+@pytest.mark.slow
 def test_run_export_tells_what_it_measured(tiny_llama, text_jsonl, tmp_path):
     messages: list[str] = []
     choice = ExportChoice(str(tiny_llama), tmp_path / "out", text_jsonl)

@@ -49,6 +49,7 @@ def here(recipe, path, teacher, rows, **watch):
     return run_label(recipe, path, teacher, rows, Callbacks(**watch))
 
 
+@pytest.mark.slow
 def test_a_runner_of_another_kind_makes_the_same_files(recipe, teacher, rows, tmp_path):
     """As a cluster would: shards are made last one first, and each becomes visible when those before it are."""
     here(recipe, tmp_path / "here", teacher, rows)

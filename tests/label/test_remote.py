@@ -108,6 +108,7 @@ def test_faults_change_nothing_but_the_time(go, server, traces, tmp_path):
     assert len(messages) == len(troubles)  # each kind is told once
 
 
+@pytest.mark.slow
 def test_waits_at_least_as_long_as_it_is_told(go, server, rows):
     """One request at a time: which others were sent before the answer came does not depend on the machine."""
     server.script = lambda seen: "429-after" if seen.number == 0 else None
@@ -317,6 +318,7 @@ def replies_of(store) -> dict[str, list[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", [1, 4])
 def test_a_prompt_is_asked_until_enough_replies_are_right(go, server, traces, tmp_path, group):
     everything = replies_of(go("trace.mode.n=6", f"teacher.samples_per_request={group}", path=tmp_path / "all"))

@@ -46,6 +46,7 @@ def test_kl_to_words_is_cross_entropy(tiny_llama, text_jsonl, tmp_path):
     assert math.exp(summary["student"]["kl"]) == pytest.approx(summary["student"]["perplexity"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_folder_of_config_and_tokenizer_is_enough(tiny_llama, text_jsonl, tmp_path):
     like = tmp_path / "like"
     shutil.copytree(tiny_llama, like, ignore=shutil.ignore_patterns("*.safetensors"))

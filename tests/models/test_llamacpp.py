@@ -68,6 +68,7 @@ def test_a_session_gives_the_logits_of_the_whole_in_pieces(lm: LlamaLM, source: 
     session.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2"])  # Gemma keeps a cache of windows beside that of whole texts
 def test_a_sequence_grows_beyond_its_first_room(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = small.build(family, max_position_embeddings=4096)

@@ -32,6 +32,7 @@ def flips(run, seed, num):
     return [draw_flip(run, kinds[n % len(kinds)], rng) for n in range(num)]
 
 
+@pytest.mark.slow
 def test_a_flip_is_found_healed_or_without_effect(whole, tmp_path):
     recipe, run, expected = whole
     for flip in flips(run, "quick", 3):

@@ -90,6 +90,7 @@ def test_a_student_to_start_from_that_is_replaced_is_trained_anew(place, tiny_fo
     assert state_of(place / "run") == state_of(place / "fresh")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_only_touched_changes_nothing(place):
     recipe = recipe_in(place)
     run(recipe, place / "run", until="student")
@@ -99,6 +100,7 @@ def test_a_file_that_is_only_touched_changes_nothing(place):
     assert skipped(run(recipe, place / "run", until="student")) == ["data", "label", "student"]
 
 
+@pytest.mark.slow
 def test_records_of_earlier_versions_are_completed(place, tiny_folder):
     """They say nothing of contents: what is there then is what they were made of."""
     recipe = recipe_in(place)
@@ -113,6 +115,7 @@ def test_records_of_earlier_versions_are_completed(place, tiny_folder):
     assert done_again(run(recipe, place / "run", until="student")) == ["label", "student"]
 
 
+@pytest.mark.slow
 def test_a_schema_that_is_replaced_is_asked_again(place):
     pytest.importorskip("jsonschema")
     rule = {"kind": "verify", "verifier": {"kind": "json_schema", "path": "schema.json"}, "keep_wrong": True}

@@ -73,6 +73,7 @@ def label(recipe, run, server, stop_after=None) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["text", pytest.param("votes", marks=pytest.mark.slow)])
 def test_nothing_is_paid_twice_whoever_comes_between(target, server, prompts, tiny_llama, tmp_path):
     """Random visits of three settings, most of them stopped in the middle. Each ends with the store of a fresh run, for
@@ -95,6 +96,7 @@ def test_nothing_is_paid_twice_whoever_comes_between(target, server, prompts, ti
     assert all(paid[heat] <= requests[heat] for heat in HEATS), (paid, requests)
 
 
+@pytest.mark.slow
 def test_going_back_to_a_finished_store_costs_nothing(server, prompts, tiny_llama, tmp_path):
     """Finished, finished with others, begun anew, others still, and back: what is set aside is there once more."""
     one, two, three = (recipe_of(server, prompts, tiny_llama, heat, "text") for heat in HEATS)

@@ -65,6 +65,7 @@ def finished(tiny_llama, text_jsonl, tmp_path_factory):
     return recipe, run, limbeck.run_recipe(recipe, run)
 
 
+@pytest.mark.slow
 def test_summary_has_everything(finished):
     _, run, summary = finished
     assert summary == read_json(run / "summary.json", "")
@@ -83,6 +84,7 @@ def test_summary_has_everything(finished):
     assert (run / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_artifact_opens_with_plain_transformers_and_as_lm(finished):
     _, run, summary = finished
     folder = run / "train" / "student" / "artifact"
@@ -97,6 +99,7 @@ def test_artifact_opens_with_plain_transformers_and_as_lm(finished):
     assert f" {summary['student']['kl']:.4g} |" in card.text, "the table that a person reads shows the same number"
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(finished):
     recipe, run, summary = finished
     messages: list[str] = []
@@ -106,6 +109,7 @@ def test_a_second_run_does_nothing(finished):
     assert again["student"] == summary["student"]
 
 
+@pytest.mark.slow
 def test_only_what_depends_on_a_change_is_done_again(finished, tmp_path):
     recipe, run, _ = finished
     copy = tmp_path / "run"
@@ -205,12 +209,14 @@ def test_the_teacher_writes_replies(target, tiny_llama, tmp_path):
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_second_process_on_one_folder_is_refused(finished):
     recipe, run, _ = finished
     with RunDir.open(run), pytest.raises(RunDirError, match=str(os.getpid())):
         run_recipe(recipe, run)
 
 
+@pytest.mark.slow
 def test_corrupt_shard_is_named_and_labelled_alone(finished, tmp_path):
     recipe, run, _ = finished
     copy = tmp_path / "run"
@@ -253,6 +259,7 @@ def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_
         train(recipe, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_nan_is_never_saved(tiny_llama, text_jsonl, tmp_path):
     recipe = recipe_of(
         tiny_llama, text_jsonl, train__optimizer={"lr": 1e30}, train__clip=None, train__schedule={"kind": "constant"}

@@ -63,6 +63,7 @@ def test_fingerprints_are_those_of_earlier_versions(kind, files, monkeypatch):
     assert {stage: key[:8] for stage, key in keys.items()} == recorded(kind)
 
 
+@pytest.mark.slow
 def test_a_stage_is_one_entry(tiny_llama, text_jsonl, tmp_path, monkeypatch):
     """An entry in the list is run in its place, skipped when current, done again when its outputs are gone or its key
     is another one, recorded, summed up, and a name for `until`."""

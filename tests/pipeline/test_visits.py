@@ -79,6 +79,7 @@ CUTS = [(name, cut) for name in OTHERS for cut in (8, 40)]
 SLOW = [pytest.param(*pair, marks=pytest.mark.slow) for pair in CUTS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("other", "cut"), [("hot", 25), ("short", 20), *SLOW])
 def test_a_visit_that_is_cut_off_changes_nothing(other, cut, finished, fresh):
     assert not finished.visit(other, "evaluate", cut)
@@ -87,6 +88,7 @@ def test_a_visit_that_is_cut_off_changes_nothing(other, cut, finished, fresh):
     assert finished.left_behind() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))])
 def test_random_visits(seed, recipes, fresh, tmp_path):
     """Each of them ends as it would have in a folder of its own."""
@@ -131,6 +133,7 @@ def earlier(finished):
     return run
 
 
+@pytest.mark.slow
 def test_runs_of_earlier_versions_are_current_and_their_records_are_completed(earlier):
     assert earlier.visit("own", "evaluate")
     assert earlier.messages == [
@@ -140,12 +143,14 @@ def test_runs_of_earlier_versions_are_current_and_their_records_are_completed(ea
     assert all(record is not None and record.identity for record in records)
 
 
+@pytest.mark.slow
 def test_an_evaluation_of_an_earlier_version_is_kept(earlier, fresh):
     assert earlier.visit("short", "evaluate") and (earlier.path / "evaluate-earlier" / "scores.json").exists()
     assert earlier.visit("own", "evaluate")
     assert differing(earlier.path, fresh("own")) == []
 
 
+@pytest.mark.slow
 def test_records_of_earlier_versions_that_are_not_true_are_noticed(earlier, recipes, fresh, tmp_path):
     """A finished recipe, and another one that was killed in the store and the training which the records speak of."""
     other = Visits(tmp_path / "other", recipes)
@@ -167,6 +172,7 @@ SHARED = [(*pair, cut) for pair in [(16, 5), (5, 16)] for cut in (30, 60, 10**9)
 MORE = [pytest.param(*each, marks=pytest.mark.slow) for each in SHARED]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("limit", "other", "cut"), [(16, 5, 45), *MORE])
 def test_a_store_that_serves_two_recipes_lacks_no_row_of_either(limit, other, cut, recipes, tmp_path):
     """They differ in their rows alone: they share a store, and a shard that one of them left is not made of fewer rows

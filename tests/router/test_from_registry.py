@@ -55,6 +55,7 @@ def made(tmp_path_factory):
     return folder, registry, model, report, said
 
 
+@pytest.mark.slow
 def test_the_folder_has_everything_and_keeps_what_was_given(made):
     _, registry, _, report, said = made
     router = registry.path / "router"
@@ -117,6 +118,7 @@ def test_costs(made):
         fit_router(registry.path, RouteChoice(costs=COSTS, out_of_scope=folder / "missing.txt"))
 
 
+@pytest.mark.slow
 def test_costs_by_parameters_where_the_teachers_are_known(made, tmp_path):
     _, _, model, _, _ = made
     registry, said = Registry(tmp_path), []
@@ -166,6 +168,7 @@ def test_hostile_names_and_notes_are_escaped(made):
     assert "<script" not in text and "<img" not in text and "<b>" not in text and "\\u202e" in text
 
 
+@pytest.mark.slow
 def test_a_report_without_judged_prompts(made, tmp_path):
     _, _, model, _, _ = made
     registry = Registry(tmp_path / "other")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from limbeck.router.dataset import FitSettings
 from limbeck.router.fit import fit
 from limbeck.router.router import write
@@ -28,6 +30,7 @@ print(json.dumps([[one.expert, one.confidence] for one in map(router.decide, jso
 """
 
 
+@pytest.mark.slow
 def test_a_router_decides_without_torch(tmp_path: Path) -> None:
     router = fit(cases(), FitSettings(costs(), bits=12)).router
     with atomic_dir(tmp_path / "router") as tmp:

@@ -32,6 +32,7 @@ def saved(fitted, tmp_path):
     return tmp_path / "router"
 
 
+@pytest.mark.slow
 def test_prompts_go_where_their_words_belong(fitted):
     for kind in ("code", "medical", "maths"):
         decided = [fitted.router.decide(text) for text in prompts(kind, 60, seed=1)]
@@ -56,6 +57,7 @@ def test_an_expert_answers_where_it_is_expected_to_be_as_good(fitted):
     assert set(dear.decide(text).quality) == {"code", "maths", "medical", "teacher"}
 
 
+@pytest.mark.slow
 def test_without_judged_prompts_the_kind_alone_decides():
     bare = [replace(case, quality={}) for case in cases()]
     found = fit(bare, FitSettings(costs(), bits=14))
@@ -121,6 +123,7 @@ def test_it_opens_as_it_was_saved(fitted, saved):
     assert all(opened.decide(text) == fitted.router.decide(text) for text in prompts("code", 20, seed=4))
 
 
+@pytest.mark.slow
 def test_the_same_prompts_give_the_same_bytes(fitted, saved, tmp_path):
     again = fit(reversed(cases()), FitSettings(costs(), bits=14))
     with atomic_dir(tmp_path / "again") as tmp:

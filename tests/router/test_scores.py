@@ -29,6 +29,7 @@ def made():
     return fitted, json.loads(json.dumps(score_router(fitted, prompts("music", 50)), allow_nan=False))
 
 
+@pytest.mark.slow
 def test_kinds_and_scope(made):
     fitted, report = made
     counts = report["kinds"]["confusion"]

@@ -40,6 +40,7 @@ def pair_of(tiny_folder):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [family if family == "gemma2" else pytest.param(family, marks=pytest.mark.slow) for family in tiny.FAMILIES],
@@ -293,6 +294,7 @@ def test_a_planted_bug_is_named(bug, statement, pair_of, monkeypatch):
     assert named.raised is None, "measured, not stumbled over"
 
 
+@pytest.mark.slow
 def test_without_a_bug_nothing_is_named(pair_of):
     assert run_selftest(*pair_of("gpt2"), choice=QUICK).failed == []
 
@@ -305,6 +307,7 @@ def test_every_statement_can_fail():
 # ---- other pairs, other rows -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "choice",
     [

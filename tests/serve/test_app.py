@@ -381,6 +381,7 @@ class Failing:
                     raise EngineError("out of memory")
 
 
+@pytest.mark.slow
 def test_an_engine_that_dies_is_told_and_replaced(experts_folder: Any) -> None:
     made: list[Any] = []
 

@@ -48,6 +48,7 @@ def test_without_a_router_auto_is_refused_with_a_sentence(server: Any) -> None:
     assert found.status_code == 404 and "limbeck route fit" in found.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_auto_goes_where_the_router_says(experts_folder: Path) -> None:
     router = Router(by={"rain": Decided("weather", 0.97, "its words"), "loop": Decided("code", 0.8, "its words")})
     with running(experts_folder, router=router) as server:
@@ -63,6 +64,7 @@ def test_auto_goes_where_the_router_says(experts_folder: Path) -> None:
         assert lost.status_code == 404 and lost.json()["error"]["code"] == "out_of_scope"
 
 
+@pytest.mark.slow
 def test_a_conversation_stays_on_its_expert(experts_folder: Path) -> None:
     by = {"rain": Decided("weather"), "loop": Decided("code")}
     router = Router(by=by)
@@ -204,6 +206,7 @@ def test_a_backend_runs_an_expert(experts_folder: Path) -> None:
         assert not server.built.house.pool.places
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_cascade_asks_the_teacher_where_the_expert_is_unsure(experts_folder: Path, stream: bool) -> None:
     router = Router(Decided("code"), cascades={"code": Doubt(0.3)})
@@ -221,6 +224,7 @@ def test_the_cascade_asks_the_teacher_where_the_expert_is_unsure(experts_folder:
             assert found.json()["choices"][0]["message"]["content"] == plain
 
 
+@pytest.mark.slow
 def test_the_cascade_judges_completions_too(experts_folder: Path) -> None:
     router = Router(Decided("code"), cascades={"code": Doubt(0.3)})
     with teacher() as peer, running(experts_folder, *upstream(peer, "routing.cascade=true"), router=router) as server:

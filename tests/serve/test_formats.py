@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PROMPTS = ("The rain", "A cold wind blew", "Read me note 1, and then the second one.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "quant"), [("gguf", "q8_0"), pytest.param("onnx", "int8", marks=pytest.mark.slow)])
 def test_an_export_is_served(kind: str, quant: str, tiny_llama: Path, tmp_path: Path) -> None:
     settings = make_export(kind, quant, 1.0)  # a random model has no shape that eight bits would keep

@@ -203,6 +203,7 @@ def test_the_page_asks_nobody_else() -> None:
         assert not re.search(r"\son\w+=|style=", text)
 
 
+@pytest.mark.slow
 def test_what_the_page_shows_is_json(server: Running) -> None:
     found = server.client.get("/v1/experts").json()
     assert [one["name"] for one in found["experts"]] == ["code", "weather"]

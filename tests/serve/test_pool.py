@@ -45,6 +45,7 @@ class Opener:
         return open_expert
 
 
+@pytest.mark.slow
 def test_concurrent_first_requests_open_once_and_the_loop_stays_free(experts_folder: Path) -> None:
     opened = Opener()
     opened.may_go_on.clear()
@@ -59,6 +60,7 @@ def test_concurrent_first_requests_open_once_and_the_loop_stays_free(experts_fol
         assert server.events("expert_opened")[0]["bytes"] >= 2**20
 
 
+@pytest.mark.slow
 def test_room_is_made_by_closing_what_was_idle_longest(
     experts_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -81,6 +83,7 @@ def test_room_is_made_by_closing_what_was_idle_longest(
     assert "closed code@1.0.0: room" in said and any(text.startswith("opened weather@1.0.0 in") for text in said)
 
 
+@pytest.mark.slow
 def test_keys_and_values_count_and_stay_within_the_budget(
     experts_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +101,7 @@ def test_keys_and_values_count_and_stay_within_the_budget(
             assert pool.used <= pool.budget
 
 
+@pytest.mark.slow
 def test_what_is_in_use_is_never_closed(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from limbeck.serve import pool as pool_module
 
@@ -132,6 +136,7 @@ def test_an_expert_that_cannot_be_opened_is_refused_alone(experts_folder: Path) 
         assert opened.opened.count("code") == 1  # not tried again for a while
 
 
+@pytest.mark.slow
 def test_idle_experts_are_closed(experts_folder: Path) -> None:
     with running(experts_folder, "ttl_seconds=0.2") as server:
         assert server.chat(max_tokens=2).status_code == 200
@@ -139,6 +144,7 @@ def test_idle_experts_are_closed(experts_folder: Path) -> None:
         assert server.chat(max_tokens=2).status_code == 200
 
 
+@pytest.mark.slow
 def test_the_registry_is_looked_at_again(experts_folder: Path, tmp_path: Path, tiny_llama: Path) -> None:
     registry = Registry(tmp_path)
     registry.add("code", "1.0.0", expert_card("code"), tiny_llama)

@@ -210,6 +210,7 @@ def test_a_slow_body_is_refused(locked: Running) -> None:
     assert found.startswith(b"HTTP/1.1 408") and b"body_timeout" in found
 
 
+@pytest.mark.slow
 def test_a_second_request_may_take_its_time_between(experts_folder: Path) -> None:
     """Connections are kept open after an answer, and closed when they are idle for too long."""
     with contextlib.ExitStack() as held:
@@ -222,6 +223,7 @@ def test_a_second_request_may_take_its_time_between(experts_folder: Path) -> Non
         assert one.recv(4096) == b""
 
 
+@pytest.mark.slow
 def test_a_client_that_does_not_read_is_cut(experts_folder: Path) -> None:
     with running(experts_folder, "limits.write_seconds=0.3") as server:
         body = json.dumps({**BODY, "n": 8, "max_tokens": 100, "stream": True, "logprobs": True, "top_logprobs": 20})
@@ -243,6 +245,7 @@ def test_of_too_many_connections_the_longest_silent_gives_way(experts_folder: Pa
         assert silent[0].recv(4096).startswith(b"HTTP/1.1 503")
 
 
+@pytest.mark.slow
 def test_where_all_connections_are_at_work_another_is_refused(experts_folder: Path) -> None:
     opened = Opener()
     opened.may_go_on.clear()
@@ -286,6 +289,7 @@ def test_a_client_that_goes_away_cancels(server: Running) -> None:
         assert found["cancelled"] is True and found.get("completion_tokens", 0) < 400
 
 
+@pytest.mark.slow
 def test_a_request_that_takes_too_long_ends(experts_folder: Path) -> None:
     with running(experts_folder, "limits.request_seconds=0.06", "preload=[code]") as server:
         found = server.chat(n=8, max_tokens=100)
@@ -298,6 +302,7 @@ def test_a_request_that_takes_too_long_ends(experts_folder: Path) -> None:
 # ---- rates and queues ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_requests_per_minute(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONE_KEY", KEY)
     monkeypatch.setenv("OTHER_KEY", KEY[::-1])
@@ -320,6 +325,7 @@ def test_tokens_per_minute(experts_folder: Path) -> None:
         assert found.status_code == 429 and 60 <= used < 140 and "tokens" in found.json()["error"]["message"]
 
 
+@pytest.mark.slow
 def test_a_burst_beyond_the_queue_is_told_to_wait(experts_folder: Path) -> None:
     with running(experts_folder, "limits.max_in_flight=4") as server:
         server.chat()
@@ -450,6 +456,7 @@ def test_a_proxy_of_the_environment_is_not_used(experts_folder: Path, monkeypatc
 # ---- secrets ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_keys_and_prompts_are_told_nowhere(
     experts_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: Any
 ) -> None:
@@ -486,6 +493,7 @@ def test_keys_and_prompts_are_told_nowhere(
     assert "upstream_refused" in text and "expert_opened" in text  # or nothing was looked at
 
 
+@pytest.mark.slow
 def test_prompts_are_logged_where_that_is_asked_for(experts_folder: Path) -> None:
     with running(experts_folder, "log_prompts=true") as server:
         reply = server.chat("a prompt").json()["choices"][0]["message"]["content"]
@@ -510,6 +518,7 @@ def test_an_exception_is_logged_without_what_it_says(server: Running, monkeypatc
     assert "a secret of the client" not in "".join(server.lines) + found.text
 
 
+@pytest.mark.slow
 def test_a_client_cannot_write_a_line_of_the_log(server: Running) -> None:
     server.chat(model='x"}\n{"event": "forged"}', user="\x1b[2J")
     server.client.get("/v1/models/%0a%7b%22event%22%3a%22forged%22%7d")

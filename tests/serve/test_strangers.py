@@ -82,6 +82,7 @@ def always_answered(server: Running, name: str = "good") -> Iterator[list[float]
     assert not wrong and seconds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TEMPLATES)
 def test_a_template_holds_up_its_own_expert_alone(kind: str, tmp_path: Path, tiny_llama: Path) -> None:
     bad = with_template(tiny_llama, tmp_path / "bad", TEMPLATES[kind])
@@ -97,6 +98,7 @@ def test_a_template_holds_up_its_own_expert_alone(kind: str, tmp_path: Path, tin
         assert sorted(seconds)[len(seconds) // 2] < 2
 
 
+@pytest.mark.slow
 def test_damaged_and_lying_experts_are_refused_alone(tmp_path: Path, tiny_llama: Path) -> None:
     kinds = dict(enumerate([*DAMAGED, *LYING]))
     folders = {f"x{number}": damaged(tiny_llama, tmp_path / f"x{number}", kind) for number, kind in kinds.items()}
@@ -112,6 +114,7 @@ def test_damaged_and_lying_experts_are_refused_alone(tmp_path: Path, tiny_llama:
             assert server.chat(model=name).json()["error"] == error  # from memory: it is not tried again at once
 
 
+@pytest.mark.slow
 def test_what_makes_opening_fail_in_any_way_is_told(experts_folder: Path) -> None:
     def failing(settings: Any) -> Any:
         real = opener(settings)
@@ -133,6 +136,7 @@ def test_what_makes_opening_fail_in_any_way_is_told(experts_folder: Path) -> Non
         assert server.chat(model="weather").status_code == 200
 
 
+@pytest.mark.slow
 def test_opening_one_holds_up_no_other(experts_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that never ends is given up, and not tried again; the server ends without it."""
     ends = threading.Event()
@@ -289,6 +293,7 @@ def test_a_request_of_two_lengths_is_one_and_the_last(server: Running, lines: st
     assert found.startswith(b"HTTP/1.1 400") and found.count(b"HTTP/1.1") == 1 and b"connection: close" in found
 
 
+@pytest.mark.slow
 def test_wide_json_is_refused_soon(server: Running) -> None:
     """A megabyte of the smallest things, of which each is wrong."""
     for key, items in (("messages", "{},"), ("messages", "[],"), ("prompt", "-1,"), ("prompt", "{},"), ("stop", "1,")):

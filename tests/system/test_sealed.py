@@ -39,6 +39,7 @@ def test_what_is_sealed_is_plain_json_and_comes_back(value, indent):
     assert unseal(text) == value and unseal(text + b"\n") == value
 
 
+@pytest.mark.slow
 @given(OBJECTS, st.data())
 def test_a_changed_byte_is_found_or_without_effect(value, data):
     """Without effect: the name of the checksum, or white space behind it."""

@@ -222,6 +222,7 @@ def test_recomputed_activations_see_the_grid_too(teacher):
         torch.testing.assert_close(grad, two[1][name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler meets torch's own
 def test_a_compiled_layer_sees_the_grid():
     """From the step on at which it begins, although it was compiled before; the grid breaks no graph."""

@@ -215,6 +215,7 @@ def test_the_tests_are_nowhere_in_the_programs_memory():
     assert run(READS_TESTS, "assert f(17) == ''", "assert f(1) != 'quince-medlar'").ok
 
 
+@pytest.mark.slow
 @isolated
 def test_processes_share_one_limit_on_memory():
     """Each stays below the limit of one; together they do not."""
