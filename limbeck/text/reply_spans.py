@@ -108,10 +108,11 @@ class RenderedTurns:
         ends = self.whole.places(index, END, start, bound)
         after = ends[-1] if ends else start
         closing = self.whole.text[after:bound]
-        stop = self._last_stop(index, closing) if index == len(self.turns) - 1 else self._stop(index, closing, start)
+        told = self._last_stop if index == len(self.turns) - 1 else self._stop
+        stop = told(index, closing, start)
         return ReplyPlace(start, after, after + stop, self._thoughtless(index, start, bound))
 
-    def _last_stop(self, index: int, closing: str) -> int:
+    def _last_stop(self, index: int, closing: str, start: int) -> int:
         """Where the closing of the last turn ends in what follows its content: what stands once behind a conversation
         is not there where another turn follows."""
         found = [match.end() for match in self.special.finditer(closing)]
@@ -121,7 +122,7 @@ class RenderedTurns:
             return found[0]
         turns = [*self.turns[: index + 1], {"role": "user", "content": "?"}]
         try:
-            other = self._behind(index, turns)
+            other = self._behind(index, turns, start)
         except DataError:  # no other turn may follow
             other = closing
         return self._agreed(index, closing, other, alone=closing)
@@ -131,7 +132,7 @@ class RenderedTurns:
         other = self._behind(index, self.turns[: index + 1], start)
         return self._agreed(index, closing, other, alone=other)
 
-    def _behind(self, index: int, turns: Turns, start: int = 0) -> str:
+    def _behind(self, index: int, turns: Turns, start: int) -> str:
         """What stands behind the content of a turn in another rendering; behind `start` where no content is told."""
         found = self._marked(turns, self.render(turns, False))
         places = found.places(index, END, 0, len(found.text))

@@ -313,7 +313,7 @@ def say(content: str) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-CALL = {**say("Look."), "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}
+CALL: dict[str, Any] = {**say("Look."), "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}
 WORDS = ("assistant", "final", "user", "model", "</tool_call>")
 TALKS: dict[str, Turns] = {
     "one turn": [ask(), say("Yes, it is.")],
@@ -324,6 +324,8 @@ TALKS: dict[str, Turns] = {
 CALLED: dict[str, Turns] = {
     "a call at the end": [ask(), CALL],
     "a call and its result": [ask(), CALL, {"role": "tool", "content": "7"}, say("Seven.")],
+    "a silent call": [ask(), {**CALL, "content": ""}],
+    "a silent call and its result": [ask(), {**CALL, "content": ""}, {"role": "tool", "content": "7"}, say("Seven.")],
     "an answer, then a call": [ask(), say("Yes."), ask(), CALL],
 }
 CASES = [
@@ -342,10 +344,10 @@ def ours(family: Family) -> ChatTemplate:
 
 def oracle(family: Family, turns: Turns) -> tuple[str, list[str]]:
     template = family.template.replace("[[", "{%+ generation +%}").replace("]]", "{%+ endgeneration +%}")
-    texts, places = render_jinja_template(
-        conversations=[turns], chat_template=template, return_assistant_tokens_mask=True, **family.values
-    )
-    return texts[0], [texts[0][start:end] for start, end in places[0]]
+    given: dict[str, Any] = {"conversations": [turns], "chat_template": template, **family.values}
+    found: Any = render_jinja_template(return_assistant_tokens_mask=True, **given)
+    (text,), (places,) = found
+    return text, [text[start:end] for start, end in places]
 
 
 @pytest.mark.parametrize(("family", "turns"), CASES)
