@@ -58,7 +58,7 @@ def calls(each: str) -> str:
 
 def chatml(name: str, reply: str = f"[[{C}<|im_end|>]]\n", **more: Any) -> Family:
     head = "<|im_start|>assistant\n"
-    given = {"tokens": "<|im_start|> <|im_end|>", "ends": "<|im_end|>", "asks": head} | more
+    given: dict[str, Any] = {"tokens": "<|im_start|> <|im_end|>", "ends": "<|im_end|>", "asks": head} | more
     return Family(name, user=f"<|im_start|>user\n{C}<|im_end|>\n", reply=head + reply, **given)
 
 
@@ -313,7 +313,8 @@ def say(content: str) -> dict[str, Any]:
     return {"role": "assistant", "content": content}
 
 
-CALL: dict[str, Any] = {**say("Look."), "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]}
+CALLED_F = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALL: dict[str, Any] = {**say("Look."), "tool_calls": [CALLED_F]}
 WORDS = ("assistant", "final", "user", "model", "</tool_call>")
 TALKS: dict[str, Turns] = {
     "one turn": [ask(), say("Yes, it is.")],
