@@ -106,6 +106,22 @@ def test_a_chat_needs_a_template(chats, tiny_llama, tmp_path):
     assert "has no chat template" in problems(chats.override(f"teacher.path={folder}"))["data.source"]
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (("assistant\n' }}", "assistant\n<think>\n' }}"), "asks for a reply with '<think>'"),
+    ],
+)
+def test_what_a_template_does_to_replies_is_told(chats, tiny_llama, tmp_path, changed, said):
+    folder = shutil.copytree(tiny_llama, tmp_path / "other")
+    template = tiny.CHATML.replace(*changed)
+    assert template != tiny.CHATML
+    tiny.build_tokenizer(chat_template=template).save_pretrained(folder)
+    plain, found = (check_recipe(each, estimate=False) for each in (chats, chats.override(f"teacher.path={folder}")))
+    assert any(said in each for each in (*found.facts, *map(str, found.warnings)))
+    assert not any(said in each for each in (*plain.facts, *map(str, plain.warnings)))
+
+
 def test_plain_text_needs_none(recipe, tiny_llama, tmp_path):
     folder = shutil.copytree(tiny_llama, tmp_path / "base")
     tiny.build_tokenizer(chat_template=None).save_pretrained(folder)
