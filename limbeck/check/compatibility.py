@@ -177,8 +177,8 @@ def first_rows_encode(recipe: Recipe, opened: Opened) -> Iterator[Finding]:
         else:
             cut = " (cut to data.max_length)" if row.truncated else ""
             yield Fact(f"{example.source}: {_tokens(row, generates)}{cut}.")
-            replies += len(row.spans)
-            ended += sum(int(row.ids[end - 1]) in encoder.ends for _, end in row.spans)
+            found = encoder.count_ends(row)
+            replies, ended = replies + found[0], ended + found[1]
     if warning := never_ends(replies, ended):
         yield Doubt(Problem("data.source", warning))
     elif replies:

@@ -44,7 +44,8 @@ class DataSummary:
     `read` counts all rows; `bad` (malformed), `empty`, `unsupervised` (no token to learn from), `long_skipped` and
     `duplicates` were left out; `truncated` were cut. `available` are the usable rows of each split, `train` and
     `heldout` those used. `tokens` and `supervised` are of the rows used; `topics` their numbers by topic and split.
-    Of the available rows, `replies` are the supervised spans, `ended` those that end in a token which stops generation.
+    Of the available rows that were not cut, `replies` are the supervised spans, `ended` those that end in a token which
+    stops generation.
     """
 
     read: int = 0
@@ -150,8 +151,8 @@ def run_data(
         seen.add(int(id, 16))
         prompt = prompt_id(example)
         split = split_of(prompt if prompt in shared else id, data.holdout)  # type: ignore[arg-type]
-        summary.replies += len(encoded.spans)
-        summary.ended += sum(int(encoded.ids[end - 1]) in encoder.ends for _, end in encoded.spans)
+        replies, ended = encoder.count_ends(encoded)
+        summary.replies, summary.ended = summary.replies + replies, summary.ended + ended
         samples[split].add(
             Row(
                 id,

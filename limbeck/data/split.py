@@ -1,7 +1,8 @@
 """Who is held out, and who is used: pure functions of a row's content and the seed.
 
-The split of a row depends on nothing but its text. Duplicates share it, and it does not change when the data grows, is
-reordered, or is read from another file.
+The split of a row depends on nothing but its text, or on its prompt where several different rows have that one: they
+stay on one side. Duplicates share it, and it does not change when the data is reordered, or is read from another file.
+When the data grows it changes for rows alone whose prompt was not shared before.
 """
 
 from __future__ import annotations

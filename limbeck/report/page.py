@@ -387,6 +387,8 @@ COUNTS = {
     "heldout": ("held-out rows", True),
     "tokens": ("tokens", True),
     "supervised": ("supervised tokens", True),
+    "replies": ("replies", False),
+    "ended": ("replies that end in a token which stops generation", False),
     "truncated": ("rows cut to fit", False),
     "duplicates": ("duplicates dropped", False),
     "bad": ("malformed rows left out", False),

@@ -159,6 +159,12 @@ class Encoder:
         found: list[Any] = [self.tokenizer.eos_token_id, self._chat.end_id]
         return frozenset(id for id in found if isinstance(id, int))
 
+    def count_ends(self, row: Encoded) -> tuple[int, int]:
+        """Supervised replies, and how many of them end in one of `ends`. A row that was cut says nothing of it."""
+        if row.truncated:
+            return 0, 0
+        return len(row.spans), sum(int(row.ids[end - 1]) in self.ends for _, end in row.spans)
+
     # ---- text ----
 
     @cached_property

@@ -18,12 +18,14 @@ from limbeck.data.files import find_files, read_file
 from limbeck.data.prompts import prompt_id
 from limbeck.errors import DataError, LimbeckError
 from limbeck.system.rundir import RunDir
-from limbeck.text.encode import Example
+from limbeck.text.encode import Encoder, Example
 from tests import tiny
 from tests.recipes import tiny_recipe
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
 
     from limbeck.types import Row
 
@@ -123,6 +125,13 @@ def test_a_student_that_would_never_stop_is_told(tmp_path: Path) -> None:
     assert summary.ended == 0 and "never learn to end a reply" in summary.warnings[0]
     _, summary = make(tmp_path, rows, tiny.CHATML)
     assert summary.ended == summary.replies == 40 and not summary.warnings
+
+
+def test_rows_that_were_cut_say_nothing_of_how_replies_end(tiny_tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = Encoder(tiny_tokenizer, max_length=16, long_rows="truncate", chat_template=False, need_reply=True)
+    short, long = (encoder.encode(Example(text)) for text in ("a few words", "many words " * 40))
+    assert encoder.count_ends(short) == (1, 1)
+    assert long.truncated and encoder.count_ends(long) == (0, 0)
 
 
 def test_the_prompt_of_a_conversation_is_what_precedes_its_first_reply() -> None:

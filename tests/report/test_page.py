@@ -202,6 +202,11 @@ def test_what_the_data_stage_counted(files):
     assert facts["source"] == "the interpreter's standard library" and facts["topics"] == "9"
     assert facts["training rows"] == "4,171" and facts["duplicates dropped"] == "12"
     assert not [name for name in facts if "malformed" in name]  # none were
+    assert "replies" not in facts  # runs of earlier versions did not count them
+    counted = copy.deepcopy(files)
+    counted.summary["data"] = {"replies": 4200, "ended": 4171}
+    facts = dict(data_facts(counted))
+    assert facts["replies"] == "4,200" and facts["replies that end in a token which stops generation"] == "4,171"
 
 
 def test_shares_of_next_to_nothing_are_not_shown(files):
