@@ -247,6 +247,7 @@ def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_
     data[len(data) // 2] ^= 1
     (newest / "model.safetensors").write_bytes(data)
     (tmp_path / "run/stages/train.json").unlink()
+    shutil.rmtree(out / "artifact")  # one that is whole would stay
     _, messages = train(recipe, tmp_path / "run")
     assert any(newest.name in m and "skipped" in m for m in messages)
     said = [record.getMessage() for record in caplog.records if record.name == "limbeck.train.checkpoint"]
@@ -255,6 +256,7 @@ def test_damaged_checkpoint_falls_back_and_is_named(tiny_llama, text_jsonl, tmp_
     for step in (out / "checkpoints").glob("step-*"):
         (step / "state.json").unlink()
     (tmp_path / "run/stages/train.json").unlink()
+    shutil.rmtree(out / "artifact")  # one that is whole would stay
     with pytest.raises(StoreError, match="every checkpoint"):
         train(recipe, tmp_path / "run")
 

@@ -105,4 +105,5 @@ def test_an_artifact_that_is_gone_is_written_again(tiny_llama, text_jsonl, tmp_p
         recipe, tmp_path, until="train", estimate=False, on_message=messages.append, on_progress=progress.append
     )
     assert (artifact / "model.safetensors").read_bytes() == weights and progress == []
-    assert [message.split(":")[0] for message in messages] == ["data", "label", "student"]
+    assert [message.split(":")[0] for message in messages] == ["data", "label", "student", "train"]
+    assert "made again" in messages[-1]
