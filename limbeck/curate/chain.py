@@ -12,6 +12,7 @@ from limbeck.curate.filters import FILTERS
 from limbeck.curate.selection import TOGETHER
 from limbeck.errors import DataError
 from limbeck.recipe import QuotaRule
+from limbeck.text.visible import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,10 +92,5 @@ def _refuse_unknown_topics(number: int, rule: CurateRule, candidates: Sequence[C
     if unknown:
         raise DataError(
             f"rule {number} ({rule.kind}) names the topic {unknown[0]!r}, which no training reply has; there are: "
-            f"{_some(sorted(topics))}.{did_you_mean(unknown[0], topics)}"
+            f"{some(list(map(repr, sorted(topics))), NAMED)}.{did_you_mean(unknown[0], topics)}"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    some = ", ".join(repr(name) for name in names[:NAMED])
-    return f"{some} and {len(names) - NAMED} more" if len(names) > NAMED else some

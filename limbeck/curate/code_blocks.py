@@ -10,6 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from limbeck.curate.answers import without_thinking
+from limbeck.curate.sandbox.judging import collect_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -122,7 +123,7 @@ def used_by(sources: Sequence[str]) -> set[str]:
     used, defined = set[str](), set[str]()
     for source in sources:
         try:
-            _collect(symtable.symtable(source, "source", "exec"), used, defined)
+            collect_names(symtable.symtable(source, "source", "exec"), used, defined)
         except (SyntaxError, ValueError, RecursionError):
             continue
     return {name for name in used - defined if not hasattr(builtins, name)} or (used & _called(sources)) - defined
@@ -132,17 +133,6 @@ def _called(sources: Sequence[str]) -> set[str]:
     trees = [tree for source in sources if (tree := _parsed(source)) is not None]
     calls = [node.func for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Call)]
     return {call.id for call in calls if isinstance(call, ast.Name)}
-
-
-def _collect(table: symtable.SymbolTable, used: set[str], defined: set[str]) -> None:
-    top = table.get_type() == "module"
-    for symbol in table.get_symbols():
-        if symbol.is_referenced() and (top or symbol.is_global()):
-            used.add(symbol.get_name())
-        if (top or symbol.is_declared_global()) and (symbol.is_assigned() or symbol.is_imported()):
-            defined.add(symbol.get_name())
-    for child in table.get_children():
-        _collect(child, used, defined)
 
 
 def _parsed(source: str) -> ast.Module | None:

@@ -19,6 +19,7 @@ from limbeck.errors import LimbeckError, TeacherError
 from limbeck.models.int8 import prepare_for
 from limbeck.models.meta_size import BUILDING, refuse_lies, refuse_oversized
 from limbeck.models.weights import adapter_only, format_of, pickle_only, pointer_file
+from limbeck.text.visible import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -64,7 +65,7 @@ def load_model(
         raise
     except Exception as error:  # a damaged file or a config that lies reaches any line of transformers
         raise TeacherError(
-            f"the {who} {name!r} cannot be opened: {_brief(error)}. Allowed are a hub id, a folder with config.json "
+            f"the {who} {name!r} cannot be opened: {brief(error)}. Allowed are a hub id, a folder with config.json "
             "and safetensors weights, a .gguf file, or smollm2-135m. Files that are damaged must be taken anew."
         ) from error
     model, info = found
@@ -78,7 +79,7 @@ def load_config(folder: str, *, name: str, trust_remote_code: bool = False) -> P
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # numbers of the wrong kind or size reach any line of a family's config
         raise TeacherError(
-            f"the config of {name!r} cannot be read: {_brief(error)}. Allowed are a hub id, or a folder with the "
+            f"the config of {name!r} cannot be read: {brief(error)}. Allowed are a hub id, or a folder with the "
             "config.json of a causal language model."
         ) from error
 
@@ -106,24 +107,26 @@ def check_loading(model: PreTrainedModel, info: Mapping[str, Any], who: str) -> 
     if sizes := sorted(info["mismatched_keys"]):
         named = [f"{name} is {_size(file)} in the file and {_size(own)} by the config" for name, file, own in sizes]
         raise TeacherError(
-            f"{who} does not fit its config.json: {_some(named)}. Was the embedding resized, or is the config another "
-            "model's? Save both anew together (save_pretrained)."
+            f"{who} does not fit its config.json: {some(named, NAMED)}. Was the embedding resized, or is the config "
+            "another model's? Save both anew together (save_pretrained)."
         )
     if missing:
-        more = f" (they do have {_some(unexpected)}, which it has no place for)" if unexpected else ""
+        more = f" (they do have {some(unexpected, NAMED)}, which it has no place for)" if unexpected else ""
         raise TeacherError(
-            f"{who} is not whole: its files lack {_some(missing)} ({len(missing)} of {len(model.state_dict())} "
+            f"{who} is not whole: its files lack {some(missing, NAMED)} ({len(missing)} of {len(model.state_dict())} "
             f"weights), which would be random numbers{more}. Take the folder as it was published, or save the model "
             "anew (save_pretrained); config.json must be its own."
         )
     if dropped := [name for name in unexpected if _belongs(name, model)]:
         raise TeacherError(
-            f"{who} would not be what its files say: they hold {_some(dropped)}, which a model of its config.json does "
-            "not use (scales of quantized weights, biases, or layers that the config does not count). Use the config "
+            f"{who} would not be what its files say: they hold {some(dropped, NAMED)}, which a model of its config.json "
+            "does not use (scales of quantized weights, biases, or layers that the config does not count). Use the config "
             "that was published with them, or a folder of weights that are not quantized."
         )
     if unexpected:
-        return (f"{who}: {len(unexpected)} weights belong to parts that are not used here ({_some(unexpected)}).",)
+        return (
+            f"{who}: {len(unexpected)} weights belong to parts that are not used here ({some(unexpected, NAMED)}).",
+        )
     return ()
 
 
@@ -152,11 +155,7 @@ def _size(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape))
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
-
-
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """An error of another library on one line, short enough to stand inside one of ours."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 600 else f"{words[:600]} ..."

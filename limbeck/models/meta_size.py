@@ -63,10 +63,10 @@ def refuse_oversized(path: str | Path, *, trust_remote_code: bool = False) -> No
     """Raise TeacherError for a model whose config.json cannot be built, or would be built larger than its weights are:
     in bounded time and memory, whatever stands there. What has no weights here yet is held to the bounds of
     `check_config`; what is no model is left to whoever opens it, and so is code of its own, where that may run."""
-    weights = refuse_lies(path)
+    folder = _folder(path)
+    weights = refuse_lies(folder)
     if weights is None or trust_remote_code:
         return
-    folder = _folder(path)
     try:
         with BUILDING:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)

@@ -21,6 +21,7 @@ from limbeck.errors import TeacherError
 from limbeck.models.finite import advice, wrong_weights
 from limbeck.models.rotary import LENGTH_BOUND, forget_length, length_bound, rope_kinds, rotary_modules
 from limbeck.text.packing import pack
+from limbeck.text.visible import some
 from limbeck.types import Row
 
 if TYPE_CHECKING:
@@ -146,8 +147,7 @@ def _refuse_numbers(model: PreTrainedModel, logits_NV: Tensor) -> None:
     if not bool(wrong_N.any()):
         return
     found = list(wrong_weights(model))
-    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-    held = f"NaN or infinity is in the weights {', '.join(found[:3])}{more}" if found else "all its weights are finite"
+    held = f"NaN or infinity is in the weights {some(found, 3)}" if found else "all its weights are finite"
     raise TeacherError(
         f"the model ({model.config.model_type}) gives no numbers: its logits are not finite from token "
         f"{int(wrong_N.nonzero()[0])} of a probe on; {held}. {advice(model.dtype)}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limbeck.recipe import GenerateMode, HfTeacher, PretrainedStudent, ScratchStudent, VerifyRule
+from limbeck.text.visible import some
 
 if TYPE_CHECKING:
     from limbeck.pipeline.context import RunContext
@@ -71,5 +72,4 @@ def _teacher(context: RunContext) -> Content:
 def changed(before: Content, now: Content) -> str:
     """The names whose content is another, in words; "" without any."""
     names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    some = ", ".join(names[:NAMED])
-    return f"{some} and {len(names) - NAMED} more" if len(names) > NAMED else some
+    return some(names, NAMED)

@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from limbeck.errors import TeacherError
+from limbeck.models.loading import brief
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -140,12 +141,6 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     """The output head, [V, D]; the token embedding itself where they are tied."""
     layer: Any = model.get_output_embeddings()
     return layer.weight
-
-
-def brief(error: Exception) -> str:
-    """An error of another library on one line, short enough to stand inside one of ours."""
-    words = " ".join(str(error).split()) or type(error).__name__
-    return words if len(words) <= 600 else words[:600] + " ..."
 
 
 def edit_config(config: PretrainedConfig, edit: Callable[[dict[str, Any]], None]) -> PretrainedConfig:

@@ -15,10 +15,10 @@ from limbeck.models.artifact import save_artifact
 from limbeck.models.card import make_card
 from limbeck.models.generation import joined_ids
 from limbeck.models.gguf_import import resolve_model
-from limbeck.models.loading import load_config, load_model
+from limbeck.models.loading import brief, load_config, load_model
 from limbeck.models.vocabulary import num_ids
 from limbeck.recipe import OpenAITeacher, PretrainedStudent, PruneStudent, ScratchStudent, name_of
-from limbeck.students.blocks import BUILD_ERRORS, brief, find_blocks
+from limbeck.students.blocks import BUILD_ERRORS, find_blocks
 from limbeck.students.prune import block_influence, check_keep, choose_layers, prune_layers
 from limbeck.students.scratch import build_scratch, count_parameters, embedding_parameters
 from limbeck.text.tokenizer import compare_tokenizers, load_tokenizer

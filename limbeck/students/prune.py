@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import DataError, RecipeError, TeacherError
+from limbeck.models.loading import brief
 from limbeck.students.blocks import (
     BUILD_ERRORS,
     BlockOutput,
     Blocks,
-    brief,
     edit_config,
     find_blocks,
     frozen,

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from limbeck.errors import RecipeError, TeacherError
+from limbeck.models.loading import brief
 from limbeck.students.blocks import (
     BUILD_ERRORS,
-    brief,
     edit_config,
     embedding_weight,
     find_blocks,

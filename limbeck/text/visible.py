@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 JOINERS = "\u200c\u200d"  # part of ordinary words and emoji
 LINES = "\n\t"
@@ -32,3 +36,9 @@ def shortened(text: str, limit: int) -> str:
     """One line of at most `limit` characters."""
     line = visible(" ".join(text.split()))
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """The first `most` of them, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -53,7 +53,7 @@ def names_of(tests: list[str]) -> Names:
     attributes: dict[str, set[str]] = {}
     bare: list[str] = []
     for test in tests:
-        _collect(symtable.symtable(test, "test", "exec"), used, defined)
+        collect_names(symtable.symtable(test, "test", "exec"), used, defined)
         owners = set()
         for node in ast.walk(ast.parse(test)):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -64,7 +64,8 @@ def names_of(tests: list[str]) -> Names:
     return Names(used - defined, attributes, set(bare))
 
 
-def _collect(table: symtable.SymbolTable, used: set[str], defined: set[str]) -> None:
+def collect_names(table: symtable.SymbolTable, used: set[str], defined: set[str]) -> None:
+    """Add the global names of a source, with all of its functions and classes, to those that it uses or defines."""
     top = table.get_type() == "module"
     for symbol in table.get_symbols():
         if symbol.is_referenced() and (top or symbol.is_global()):
@@ -72,7 +73,7 @@ def _collect(table: symtable.SymbolTable, used: set[str], defined: set[str]) -> 
         if (top or symbol.is_declared_global()) and (symbol.is_assigned() or symbol.is_imported()):
             defined.add(symbol.get_name())
     for child in table.get_children():
-        _collect(child, used, defined)
+        collect_names(child, used, defined)
 
 
 def offered(names: dict[str, Any], wanted: Names, line: Line) -> dict[str, Any]:
