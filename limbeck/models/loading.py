@@ -119,9 +119,9 @@ def check_loading(model: PreTrainedModel, info: Mapping[str, Any], who: str) -> 
         )
     if dropped := [name for name in unexpected if _belongs(name, model)]:
         raise TeacherError(
-            f"{who} would not be what its files say: they hold {some(dropped, NAMED)}, which a model of its config.json "
-            "does not use (scales of quantized weights, biases, or layers that the config does not count). Use the config "
-            "that was published with them, or a folder of weights that are not quantized."
+            f"{who} would not be what its files say: they hold {some(dropped, NAMED)}, which a model of its "
+            "config.json does not use (scales of quantized weights, biases, or layers that the config does not count). "
+            "Use the config that was published with them, or a folder of weights that are not quantized."
         )
     if unexpected:
         return (
